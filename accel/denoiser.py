@@ -1,0 +1,172 @@
+"""The denoiser seam: how guidance, stitching, caching and precision wrap a network, and how the wrap comes off.
+
+`pipe.unet` (or `pipe.transformer`) stays the very same object: only its instance attribute `forward` is shadowed while
+methods are attached, so its config, dtype, device and hooks keep working. Methods see normalised `Inputs` and return
+the prediction as one tensor.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel.errors import IncompatibleError
+from accel.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One denoiser call: all arguments by name. `parts` names the equal row blocks of the batch, in order."""
+
+    kwargs: dict[str, Any]
+    sample_name: str
+    parts: tuple[str, ...] = ("all",)
+
+    @property
+    def sample(self) -> torch.Tensor:
+        return self.kwargs[self.sample_name]
+
+    @property
+    def rows(self) -> int:
+        return len(self.sample)
+
+    def take(self, part: str) -> Inputs:
+        """Only the rows of one part; every batched argument is sliced alike."""
+        size = self.rows // len(self.parts)
+        start = self.parts.index(part) * size
+        sliced = {k: _slice(v, self.rows, start, size) for k, v in self.kwargs.items()}
+        return replace(self, kwargs=sliced, parts=(part,))
+
+    def with_parts(self, parts: tuple[str, ...]) -> Inputs:
+        return replace(self, parts=parts)
+
+    def with_kwargs(self, **changes: Any) -> Inputs:
+        return replace(self, kwargs=self.kwargs | changes)
+
+
+Denoise = Callable[[Inputs], torch.Tensor]
+
+
+def _slice(value: Any, rows: int, start: int, size: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value[start : start + size] if value.dim() and len(value) == rows else value
+    if isinstance(value, dict):
+        return {k: _slice(v, rows, start, size) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_slice(v, rows, start, size) for v in value)
+    return value
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        # The timestep keeps its precision: its embedding is computed in float32 whatever the weights are.
+        return {k: v if k == "timestep" else _cast(v, dtype) for k, v in value.items()}
+    return type(value)(_cast(v, dtype) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+class Method:
+    """Base of everything that attaches at the denoiser seam; subclasses are frozen dataclasses (their config).
+
+    EPOCH is part of a run's identity: raise it when a change alters the numbers that the method produces.
+    """
+
+    EPOCH = 1
+
+    def check(self, nets: dict[str, nn.Module], recipe: Any) -> None:
+        """Raise IncompatibleError when this method cannot work on `nets` or within `recipe`."""
+
+    def attach(self, node: Node, inner: Denoise) -> Denoise:
+        """Return the callable that replaces `inner` on `node`; undo work goes on `node.undo`."""
+        return inner
+
+
+@dataclass
+class Node:
+    """One network within a recipe: its module, its name in traces, the clock and the undo stack.
+
+    `dtype` is what floating-point inputs (not the timestep) are cast to for the network; predictions are cast back.
+    """
+
+    name: str
+    net: nn.Module
+    clock: Trajectory
+    undo: ExitStack
+    count_macs: bool = False
+    artefact: dict[str, torch.Tensor] | None = None
+    layout: str = "uncond_first"
+    dtype: torch.dtype | None = None
+    _return_dict: bool = False
+
+    def __post_init__(self) -> None:
+        self._return_dict = _takes_return_dict(self.net)
+
+    def evaluate(self, inputs: Inputs, forward: Callable[..., Any], mode: str = "full") -> torch.Tensor:
+        """Run `forward` on `inputs`, note it in the trace and return the prediction tensor."""
+        kwargs = inputs.kwargs if self.dtype is None else _cast(inputs.kwargs, self.dtype)
+        if self._return_dict:
+            kwargs = kwargs | {"return_dict": False}
+        if self.count_macs:
+            from accel.evaluation.macs import count_macs
+
+            output, macs = count_macs(lambda: forward(**kwargs))
+        else:
+            output, macs = forward(**kwargs), None
+        self.clock.note(self.name, mode, inputs.rows, macs)
+        prediction = output[0] if isinstance(output, tuple) else output
+        return prediction if self.dtype is None else prediction.to(inputs.sample.dtype)
+
+
+def denoiser_name(pipe: Any) -> str:
+    """Attribute name of the pipeline's denoiser: `unet` or `transformer`."""
+    for name in ("unet", "transformer"):
+        if isinstance(getattr(pipe, name, None), nn.Module):
+            return name
+    raise IncompatibleError(f"{type(pipe).__name__} has neither `unet` nor `transformer`; nothing to accelerate.")
+
+
+def signature_of(net: nn.Module) -> inspect.Signature:
+    """Signature of the class's own forward, whatever shadows it on the instance."""
+    target = getattr(net, "_orig_mod", net)  # torch.compile's wrapper
+    return inspect.signature(type(target).forward)
+
+
+def _takes_return_dict(net: nn.Module) -> bool:
+    return "return_dict" in signature_of(net).parameters
+
+
+@contextmanager
+def shadow_forward(net: nn.Module, denoise: Denoise, clock: Trajectory) -> Iterator[None]:
+    """Route calls of `net` through `denoise` until the context ends, then restore `net` exactly."""
+    signature, return_dict = signature_of(net), _takes_return_dict(net)
+    sample_name = list(signature.parameters)[1]
+    had, before = "forward" in net.__dict__, net.__dict__.get("forward")
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(net, *args, **kwargs).arguments
+        kwargs = {k: v for k, v in list(bound.items())[1:] if k not in ("return_dict", "kwargs")}
+        kwargs |= bound.get("kwargs", {})
+        inputs = Inputs(kwargs, sample_name)
+        clock.enter(inputs.rows)
+        prediction = denoise(inputs)
+        if return_dict and bound.get("return_dict", True):
+            from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+            return Transformer2DModelOutput(sample=prediction)
+        return (prediction,) if return_dict else prediction
+
+    net.forward = forward
+    try:
+        yield
+    finally:
+        if had:
+            net.forward = before
+        else:
+            del net.forward

@@ -1,0 +1,45 @@
+"""Errors that a user can act on: what was found, what is allowed, what mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class AccelError(Exception):
+    """A problem in what the user asked for; its text is the whole message, no traceback needed."""
+
+
+class ConfigError(AccelError, ValueError):
+    """A value that is out of range, unknown or contradictory."""
+
+
+class IncompatibleError(AccelError):
+    """Two methods (or a method and a pipeline) that cannot work together; carries the reason."""
+
+
+class IntegrityError(AccelError):
+    """A file whose content does not match its hash, or that is missing or damaged."""
+
+
+def unknown(kind: str, found: str, allowed: Iterable[str]) -> ConfigError:
+    """Error for an unknown name: the near matches first, then all that is allowed."""
+    allowed = sorted(allowed)
+    near = get_close_matches(found, allowed, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return ConfigError(f"unknown {kind} {found!r}.{hint} Allowed: {', '.join(allowed)}.")
+
+
+def check_int(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raise unless `value` is an integer in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        allowed = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
+        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}.")
+
+
+def check_float(name: str, value: object, low: float, high: float | None = None) -> None:
+    """Raise unless `value` is a finite number in [low, high]."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    if not number or value < low or (high is not None and value > high):
+        allowed = f"a number >= {low}" if high is None else f"a number in [{low}, {high}]"
+        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}.")

@@ -1,0 +1,1 @@
+"""Evaluation: generated samples to features, scores with intervals, and cost."""

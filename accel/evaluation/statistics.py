@@ -1,0 +1,155 @@
+"""Values with intervals: the delete-group jackknife, and paired comparison on common seeds.
+
+Delete-group jackknife: Quenouille 1956; Efron & Tibshirani 1993, ch. 11; unequal group sizes: Busing, Meijer &
+van der Leeden 1999. It is used instead of the bootstrap because FID is biased in N: resampling with replacement adds
+that bias a second time and its percentile intervals then miss even the mean of the statistic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from accel.errors import ConfigError, check_int
+
+CONFIDENCE = 0.95
+
+
+def groups(n: int, count: int = 20) -> np.ndarray:
+    """Group index of each of `n` samples: `count` contiguous groups whose sizes differ by at most one.
+
+    g_i = floor(i count / n), shape (n,). Contiguous, so that a group is a range of seeds, as a shard is.
+    Raises ConfigError unless 2 <= count <= n: a group must hold a sample and one group has no spread. (A metric may
+    need more samples than that to be defined without a group; it checks this itself.)
+    """
+    check_int("count", count, 2)
+    check_int("n", n, 1)
+    if n < count:
+        raise ConfigError(f"found {n} samples for {count} jackknife groups; needed: at least one for each group.")
+    return np.arange(n) * count // n
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic of `n` samples, its 95 % interval and the delete-group values that the interval comes from.
+
+    `value` is the statistic T_n of the whole sample, and [lo, hi] = T_n -+ t(0.975, G - 1) se is centred on it: it
+    covers E[T_n], "what this number would be on other seeds at the same n". That is what a table prints and compares,
+    because a published FID is FID_n too. For a statistic with bias c / n (FID, recall) the interval does *not* cover
+    the limit n -> infinity. `corrected` approximates that limit, with the bias removed to first order, and
+    `corrected_interval` (same se, centred on it) covers it; both agree for an unbiased statistic such as a mean or KID.
+    The interval is not clipped to the range of the statistic, so a FID near 0 may have lo < 0.
+
+    `replicates[g]` is T of the n - m_g samples outside group g. They are kept so that two estimates on common seeds can
+    be compared later without their features, see `paired`.
+    """
+
+    value: float
+    lo: float
+    hi: float
+    n: int
+    replicates: tuple[float, ...]
+    corrected: float
+
+    @classmethod
+    def from_replicates(cls, value: float, replicates: Sequence[float], n: int) -> Estimate:
+        """Estimate from T_n and its G delete-group values T_(g), groups as `groups(n, G)` gives them.
+
+        corrected = G T_n - sum_g (1 - m_g / n) T_(g);  se as in `standard_error`. Busing et al. 1999, eq. 5-8; for
+        equal groups it is the textbook G T_n - (G - 1) mean_g T_(g). Raises ConfigError for a non-finite value.
+        """
+        values = np.asarray(replicates, dtype=np.float64)
+        sizes = np.bincount(groups(n, len(values)))
+        if not (math.isfinite(value) and np.isfinite(values).all()):
+            bad = [g for g in range(len(values)) if not math.isfinite(values[g])]
+            raise ConfigError(f"the statistic is {value} and not finite without groups {bad}; needed: finite numbers.")
+        # The textbook form, rearranged around T_n: no cancellation of G T_n when all replicates are nearly equal.
+        corrected = float(value + np.sum((1 - sizes / n) * (value - values)))
+        half = float(student_t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * standard_error(value, values, n)
+        return cls(float(value), value - half, value + half, int(n), tuple(values.tolist()), corrected)
+
+    @property
+    def se(self) -> float:
+        """Jackknife standard error, of `value` and (to first order) of `corrected`."""
+        return standard_error(self.value, self.replicates, self.n)
+
+    @property
+    def corrected_interval(self) -> tuple[float, float]:
+        """95 % interval of the limit n -> infinity: `corrected` -+ the half-width of [lo, hi]."""
+        half = (self.hi - self.lo) / 2
+        return self.corrected - half, self.corrected + half
+
+    @property
+    def tie(self) -> bool:
+        """Whether the interval of a difference contains 0, so that the two sides are not told apart."""
+        return self.lo <= 0 <= self.hi
+
+    def to_dict(self) -> dict:
+        """Plain JSON types; `from_dict` gives back an equal estimate."""
+        return {**asdict(self), "replicates": list(self.replicates)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping) -> Estimate:
+        """Inverse of `to_dict`. Raises ConfigError when a key is missing or unknown."""
+        needed = [field.name for field in fields(cls)]
+        if set(data) != set(needed):
+            raise ConfigError(f"an estimate has the keys {sorted(data)}; needed: exactly {sorted(needed)}.")
+        return cls(**{**data, "replicates": tuple(data["replicates"])})
+
+
+def standard_error(value: float, replicates: Sequence[float], n: int) -> float:
+    """Delete-group jackknife standard error for group sizes m_g that need not be equal.
+
+    se^2 = (1 / G) sum_g (P_g - P)^2 / (h_g - 1),  P_g = h_g T_n - (h_g - 1) T_(g),  h_g = n / m_g, where
+    P = sum_g (m_g / n) P_g. For a mean, P_g is the mean of group g. Busing et al. 1999, eq. 8.
+    """
+    replicates = np.asarray(replicates, dtype=np.float64)
+    h = n / np.bincount(groups(n, len(replicates)))
+    pseudo = (h - 1) * (value - replicates)  # P_g - T_n: the shift by T_n drops out of the variance
+    centred = pseudo - np.sum(pseudo / h)
+    return float(np.sqrt(np.mean(centred**2 / (h - 1))))
+
+
+def jackknife(statistic: Callable[[np.ndarray], float], n: int, count: int = 20) -> Estimate:
+    """Estimate of `statistic`, a function of the indices (sorted, int, of 0..n-1) of the samples that are kept.
+
+    Calls it count + 1 times: on all samples, then without each group. A metric with a cheaper way to its delete-group
+    values goes to `Estimate.from_replicates` directly.
+    """
+    group = groups(n, count)
+    value = float(statistic(np.arange(n)))
+    return Estimate.from_replicates(value, [float(statistic(np.flatnonzero(group != g))) for g in range(count)], n)
+
+
+def paired(a: Estimate, b: Estimate) -> Estimate:
+    """Difference a - b of two estimates on common seeds, with the interval of the difference.
+
+    D_(g) = A_(g) - B_(g): group g holds the same seeds on both sides, so what the seeds contribute to both cancels, and
+    the interval is narrower than that of two independent runs the more alike their samples are. The bias in n mostly
+    cancels too. Neither happens when the seeds differ, which cannot be seen from the numbers: the caller must know.
+    Raises ConfigError when n or the number of groups differ.
+    """
+    for what, left, right in (("n", a.n, b.n), ("groups", len(a.replicates), len(b.replicates))):
+        if left != right:
+            raise ConfigError(f"a paired comparison of {what} = {left} with {what} = {right}; needed: the same {what}.")
+    differences = [left - right for left, right in zip(a.replicates, b.replicates)]
+    return Estimate.from_replicates(a.value - b.value, differences, a.n)
+
+
+def mean_estimate(values: Sequence[float], count: int = 20) -> Estimate:
+    """Mean of one value per sample, shape (n,), with its interval; for PSNR, CLIP score and the like.
+
+    A jackknife of a mean is the t-interval over group means. Raises ConfigError for another shape, for non-finite
+    values (naming the first sample), and for fewer samples than groups.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1:
+        raise ConfigError(f"per-sample values have shape {values.shape}; allowed: one number for each sample.")
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise ConfigError(f"{len(bad)} of {len(values)} values are not finite, the first at sample {bad[0]}.")
+    return jackknife(lambda kept: values[kept].mean(), len(values), count)

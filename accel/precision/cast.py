@@ -1,0 +1,42 @@
+"""Whole-network floating-point casts: weights and activations in one dtype, executed for real.
+
+The scheduler's arithmetic, the latents and the timestep keep their dtype; predictions are cast back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from accel.denoiser import Node
+from accel.errors import unknown
+from accel.precision.base import Precision
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Cast(Precision):
+    """Run the denoiser in `dtype`: float32, bfloat16 or float16. float32 on a float32 network changes nothing."""
+
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise unknown("precision.dtype", self.dtype, DTYPES)
+
+    def prepare(self, node: Node) -> None:
+        dtype = DTYPES[self.dtype]
+        tensors = [t for t in (*node.net.parameters(), *node.net.buffers()) if t.is_floating_point() and t.dtype != dtype]
+        for tensor in tensors:
+            node.undo.callback(setattr, tensor, "data", tensor.data)
+            tensor.data = tensor.data.to(dtype)
+        if tensors:
+            node.dtype = dtype
+
+    def model_bytes(self, net: nn.Module) -> int:
+        size = torch.finfo(DTYPES[self.dtype]).bits // 8
+        tensors = [*net.parameters(), *net.buffers()]
+        return sum(t.numel() * (size if t.is_floating_point() else t.element_size()) for t in tensors)

@@ -1,0 +1,139 @@
+"""`Recipe` (what to combine) and `accelerate` (make a pipeline run it, then restore the pipeline)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel.denoiser import Method, Node, denoiser_name, shadow_forward
+from accel.errors import ConfigError, IncompatibleError, unknown
+from accel.guidance.base import Guidance
+from accel.precision.base import Precision
+from accel.samplers.base import Sampler
+from accel.samplers.grids import Grid
+from accel.stitching import TStitch
+from accel.trajectory import Evaluation, Trajectory, attach_clock
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One method, or None, for each axis. Nesting: guidance( stitch( cache( precision( net )))) under the sampler."""
+
+    sampler: Sampler | None = None
+    grid: Grid | None = None
+    guidance: Guidance | None = None
+    cache: Method | None = None
+    stitch: TStitch | None = None
+    precision: Precision | None = None
+
+    @property
+    def guidance_scale(self) -> float:
+        """What to pass to the pipeline as `guidance_scale`."""
+        return self.guidance.scale if self.guidance else 1.0
+
+    def methods(self) -> list[Method]:
+        """The denoiser-seam methods, outermost first."""
+        return [m for m in (self.guidance, self.stitch, self.cache, self.precision) if m is not None]
+
+    def check(self, pipe: Any, models: Mapping[str, nn.Module] | None = None) -> None:
+        """Raise ConfigError or IncompatibleError, with the reason, if `pipe` cannot run this recipe."""
+        nets = self.nets(pipe, models)
+        if self.grid and not self.sampler:
+            raise IncompatibleError(f"grid={self.grid.name} needs a sampler to place it; choose one, or grid=none.")
+        if self.sampler:
+            self.sampler.build(pipe.scheduler.config, self.grid)
+        for method in self.methods():
+            method.check(nets, self)
+
+    def nets(self, pipe: Any, models: Mapping[str, nn.Module] | None = None) -> dict[str, nn.Module]:
+        """The networks this recipe runs by name: the pipeline's own (`base`) first, then the stitched ones."""
+        models = models or {}
+        nets = {"base": getattr(pipe, denoiser_name(pipe))}
+        for name in self.stitch.models if self.stitch else ():
+            if name not in models:
+                raise unknown("stitch model", name, models)
+            nets[name] = models[name]
+        return nets
+
+
+@dataclass
+class Run:
+    """What happens inside `accelerate`: the clock, and the counts of its last trajectory."""
+
+    recipe: Recipe
+    clock: Trajectory
+    count_macs: bool = False
+    scheduler: Any = field(default=None, repr=False)
+
+    @property
+    def trace(self) -> list[Evaluation]:
+        """Every network evaluation of the last trajectory."""
+        return self.clock.trace
+
+    @property
+    def nfe(self) -> float:
+        """Network evaluations for each image: batch rows evaluated / images (CFG counts 2 an evaluation)."""
+        return sum(e.rows for e in self.trace) / max(1, self.clock.samples)
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates for each image that really executed in the denoiser."""
+        if not self.count_macs:
+            raise ConfigError("MACs were not counted; use accelerate(pipe, recipe, count_macs=True).")
+        return sum(e.macs for e in self.trace) / max(1, self.clock.samples)
+
+    @property
+    def strip(self) -> str:
+        """One word an evaluation: model initial and mode, e.g. `b:full b:shallow`."""
+        return " ".join(f"{e.model}:{e.mode}" for e in self.trace)
+
+
+@contextmanager
+def accelerate(
+    pipe: Any,
+    recipe: Recipe,
+    *,
+    models: Mapping[str, nn.Module] | None = None,
+    artefacts: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+    count_macs: bool = False,
+) -> Iterator[Run]:
+    """Make `pipe` run `recipe` inside the context; after it, also after an exception, `pipe` is what it was.
+
+    `models`: the networks that `recipe.stitch` names. `artefacts`: for each network name what a calibration made for it.
+    Guided recipes need the pipeline called with `guidance_scale=recipe.guidance_scale`.
+    """
+    recipe.check(pipe, models)
+    clock, name = Trajectory(), denoiser_name(pipe)
+    run = Run(recipe, clock, count_macs)
+    layout = "cond_first" if type(pipe).__name__ == "DiTPipeline" else "uncond_first"
+    with ExitStack() as undo:
+        denoisers, nodes = {}, {}
+        for key, net in recipe.nets(pipe, models).items():
+            node = Node(key, net, clock, undo, count_macs, (artefacts or {}).get(key), layout)
+            forward = net.forward
+            denoise = _plain(node, forward)
+            if recipe.precision:
+                recipe.precision.prepare(node)
+            denoisers[key] = recipe.cache.attach(node, denoise) if recipe.cache else denoise
+            nodes[key] = node
+        denoise = recipe.stitch.combine(denoisers, clock) if recipe.stitch else denoisers["base"]
+        if recipe.guidance:
+            denoise = recipe.guidance.attach(nodes["base"], denoise)
+        undo.enter_context(shadow_forward(nodes["base"].net, denoise, clock))
+
+        original = pipe.scheduler
+        scheduler = recipe.sampler.build(original.config, recipe.grid) if recipe.sampler else copy.deepcopy(original)
+        attach_clock(scheduler, clock, recipe.sampler.steps if recipe.sampler else None)
+        undo.callback(setattr, pipe, "scheduler", original)
+        pipe.scheduler = run.scheduler = scheduler
+        yield run
+
+
+def _plain(node: Node, forward):
+    return lambda inputs: node.evaluate(inputs, forward)

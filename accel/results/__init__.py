@@ -1,0 +1,1 @@
+"""Records, and what is rebuilt from them: tables, figures, wandb runs."""

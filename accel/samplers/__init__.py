@@ -1,0 +1,6 @@
+"""Samplers: what is put at the scheduler seam."""
+
+from accel.samplers.base import Sampler
+from accel.samplers.diffusers_schedulers import DiffusersSampler
+
+__all__ = ["DiffusersSampler", "Sampler"]

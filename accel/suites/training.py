@@ -1,0 +1,139 @@
+"""Training of the embedded suites' denoisers: noise prediction, EMA, checkpoints, exact resume.
+
+Loss: || eps - eps_theta(sqrt(ab_t) x_0 + sqrt(1 - ab_t) eps, t, c) ||^2 (Ho et al. 2020, eq. 14), label dropout for
+classifier-free guidance (Ho & Salimans 2022). Every random draw of step s comes from a generator seeded by (seed, s),
+so a resumed run repeats an uninterrupted one without stored RNG states. Checkpoints are safetensors.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from accel.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Hyper-parameters of one training run; part of the checkpoint, so that a changed one is not silently resumed."""
+
+    steps: int = 6000
+    batch: int = 128
+    lr: float = 6e-4
+    warmup: int = 200
+    weight_decay: float = 0.01
+    ema_decay: float = 0.999
+    label_dropout: float = 0.1
+    grad_clip: float = 1.0
+    seed: int = 0
+    checkpoint_every: int = 250
+
+
+def learning_rate(cfg: TrainConfig, step: int) -> float:
+    """Linear warm-up, then cosine decay to 2 % of the peak."""
+    if step < cfg.warmup:
+        return cfg.lr * (step + 1) / cfg.warmup
+    progress = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)
+    return cfg.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def noise_prediction_loss(net: nn.Module, scheduler, x0, labels, generator, null_label: int, dropout: float):
+    """Mean squared error of the predicted noise at uniformly drawn timesteps; x0 (B, C, H, W) in [-1, 1]."""
+    noise = torch.randn(x0.shape, generator=generator)
+    t = torch.randint(0, scheduler.config.num_train_timesteps, (len(x0),), generator=generator)
+    drop = torch.rand(len(x0), generator=generator) < dropout
+    labels = torch.where(drop, torch.full_like(labels, null_label), labels)
+    device = next(net.parameters()).device
+    x0, noise, t, labels = x0.to(device), noise.to(device), t.to(device), labels.to(device)
+    predicted = net(scheduler.add_noise(x0, noise, t), t, class_labels=labels, return_dict=False)[0]
+    return nn.functional.mse_loss(predicted.float(), noise)
+
+
+def train(
+    net: nn.Module,
+    loss_fn: Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor],
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    cfg: TrainConfig,
+    checkpoint: Path,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> dict[str, torch.Tensor]:
+    """Train `net` and return its EMA weights (float32, CPU); resumes from `checkpoint` when that file exists.
+
+    images (N, C, H, W) in model range, labels (N,). `on_step(step, loss)` is called after every step.
+    """
+    net.to(device).train()
+    params = dict(net.named_parameters())
+    opt = torch.optim.AdamW(params.values(), lr=cfg.lr, weight_decay=cfg.weight_decay)
+    ema = {k: p.detach().clone() for k, p in params.items()}
+    start = _resume(checkpoint, cfg, params, ema, opt) if checkpoint.exists() else 0
+    for step in range(start, cfg.steps):
+        generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
+        torch.manual_seed(cfg.seed * 1_000_003 + step)  # dropout layers draw from the global generator
+        index = torch.randint(0, len(images), (cfg.batch,), generator=generator)
+        for group in opt.param_groups:
+            group["lr"] = learning_rate(cfg, step)
+        loss = loss_fn(net, images[index], labels[index], generator)
+        loss.backward()
+        nn.utils.clip_grad_norm_(params.values(), cfg.grad_clip)
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+        decay = min(cfg.ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(ema.values()), [p.detach() for p in params.values()], 1 - decay)
+        on_step(step + 1, float(loss.detach()))
+        if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps:
+            _save(checkpoint, cfg, step + 1, params, ema, opt)
+    buffers = {k: v.cpu() for k, v in net.named_buffers() if k in net.state_dict()}
+    return {k: v.cpu() for k, v in ema.items()} | buffers
+
+
+def _save(path: Path, cfg: TrainConfig, step: int, params, ema, opt) -> None:
+    tensors = {}
+    for name, p in params.items():
+        state = opt.state[p]
+        tensors |= {
+            f"net.{name}": p.detach(),
+            f"ema.{name}": ema[name],
+            f"m.{name}": state["exp_avg"],
+            f"v.{name}": state["exp_avg_sq"],
+        }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, {"step": str(step), **_identity(cfg)})
+    os.replace(temporary, path)
+
+
+def _resume(path: Path, cfg: TrainConfig, params, ema, opt) -> int:
+    with safe_open(path, "pt") as file:
+        meta = file.metadata()
+    if {k: v for k, v in meta.items() if k != "step"} != _identity(cfg):
+        raise ConfigError(
+            f"{path} was made with other training settings: {meta}, now {_identity(cfg)}. "
+            "Delete it to start again, or restore the settings to resume."
+        )
+    tensors = load_file(path)
+    step = int(meta["step"])
+    with torch.no_grad():
+        for name, p in params.items():
+            p.copy_(tensors[f"net.{name}"])
+            ema[name].copy_(tensors[f"ema.{name}"])
+            opt.state[p] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": tensors[f"m.{name}"].to(p.device),
+                "exp_avg_sq": tensors[f"v.{name}"].to(p.device),
+            }
+    return step
+
+
+def _identity(cfg: TrainConfig) -> dict[str, str]:
+    return {k: str(v) for k, v in asdict(cfg).items() if k != "checkpoint_every"}

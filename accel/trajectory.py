@@ -1,0 +1,159 @@
+"""The clock: one object that knows where in the sampling trajectory a denoiser call is.
+
+It is driven by the scheduler alone: `set_timesteps` begins a trajectory, `step` moves it on. Caches, stitches and
+guidance ask it and never count calls themselves, so nothing leaks from one batch of images to the next, and samplers
+with several evaluations a step (Heun) are counted right.
+
+Terms: a *stage* is one `scheduler.step` call; a *step* is one solver step and holds `scheduler.order` stages (Heun: 2);
+*slot* is the stage's place within its step; *call* numbers the denoiser calls within one stage.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from accel.errors import AccelError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One network evaluation that really happened. `rows` counts batch rows, `macs` all of them (None: not counted)."""
+
+    step: int
+    stage: int
+    call: int
+    timestep: float
+    sigma: float
+    model: str
+    mode: str
+    rows: int
+    macs: int | None = None
+
+
+@dataclass
+class Trajectory:
+    """Position in the current trajectory and the trace of what was evaluated; see the module's terms."""
+
+    stage: int = -1
+    call: int = -1
+    num_steps: int = 0
+    samples: int = 0
+    rows: int = 0
+    trace: list[Evaluation] = field(default_factory=list)
+    runs: int = 0
+    _scheduler: object = None
+    _timesteps: torch.Tensor | None = None
+    _stages: int = 0
+    _order: int = 1
+    _offset: int = 0
+    _resets: list[Callable[[], None]] = field(default_factory=list)
+    _checks: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        """Solver step index, counted from the first step of this run (img2img starts at 0 too)."""
+        return self.stage // self._order
+
+    @property
+    def slot(self) -> int:
+        """Which evaluation of the solver step this is (0 for single-evaluation samplers)."""
+        return self.stage % self._order
+
+    @property
+    def timestep(self) -> float:
+        """The timestep of this stage (read from a CPU copy: asking never synchronises a GPU)."""
+        return float(self._timesteps[self._offset + self.stage])
+
+    @property
+    def sigma(self) -> float:
+        """Noise level of this stage: sigma / alpha for variance-preserving models, sigma of [0, 1] for flow models."""
+        sigmas = getattr(self._scheduler, "sigmas", None)
+        if sigmas is not None and self._offset + self.stage < len(sigmas):
+            return float(sigmas[self._offset + self.stage])
+        alpha_bar = float(self._scheduler.alphas_cumprod[int(round(self.timestep))])
+        return ((1 - alpha_bar) / alpha_bar) ** 0.5
+
+    def on_reset(self, reset: Callable[[], None]) -> None:
+        """Call `reset` at the begin and the end of every trajectory: the place to drop per-run state."""
+        self._resets.append(reset)
+
+    def on_stage(self, check: Callable[[], None]) -> None:
+        """Call `check` after each scheduler step, when the number of samples is known."""
+        self._checks.append(check)
+
+    def begin(self, scheduler) -> None:
+        """Start a trajectory over `scheduler.timesteps`; every method's state is reset."""
+        self._scheduler = scheduler
+        self._timesteps = torch.as_tensor(scheduler.timesteps).cpu()
+        self._order = int(getattr(scheduler, "order", 1))
+        self.stage, self.call, self.num_steps, self._stages = 0, -1, 0, 0
+        self.samples = self.rows = 0
+        self.trace.clear()
+        self._reset()
+
+    def enter(self, rows: int) -> None:
+        """Note one denoiser call with `rows` batch rows (called by the outermost wrapper only)."""
+        if self._scheduler is None or self.stage < 0:
+            raise AccelError("the denoiser was called before scheduler.set_timesteps(); call it to begin a trajectory.")
+        if self._stages == 0:
+            self._locate()
+        if self.stage >= self._stages:
+            raise AccelError(
+                f"the denoiser was called after the last of {self._stages} evaluations; "
+                "call scheduler.set_timesteps() to begin a new trajectory."
+            )
+        self.call += 1
+        self.rows = rows
+
+    def advance(self, samples: int) -> None:
+        """Note one `scheduler.step` on `samples` images."""
+        self.samples = samples
+        for check in self._checks:
+            check()
+        self.stage += 1
+        self.call = -1
+        if self._stages and self.stage == self._stages:
+            self.runs += 1
+            self._reset()
+
+    def note(self, model: str, mode: str, rows: int, macs: int | None) -> None:
+        """Append one network evaluation to the trace."""
+        where = (self.step, self.stage, self.call, self.timestep, self.sigma)
+        self.trace.append(Evaluation(*where, model, mode, rows, macs))
+
+    def _locate(self) -> None:
+        # The begin index is set by img2img pipelines after set_timesteps, so it is read at the first evaluation.
+        self._offset = int(getattr(self._scheduler, "begin_index", None) or 0)
+        self._stages = len(self._timesteps) - self._offset
+        self.num_steps = -(-self._stages // self._order)
+
+    def _reset(self) -> None:
+        for reset in self._resets:
+            reset()
+
+
+def attach_clock(scheduler, clock: Trajectory, steps: int | None = None) -> None:
+    """Make `scheduler` drive `clock`, by instance attributes only (the class is untouched).
+
+    With `steps` the number of inference steps that a pipeline asks for is replaced: the recipe decides.
+    """
+    set_timesteps, step = scheduler.set_timesteps, scheduler.step
+
+    @functools.wraps(set_timesteps)
+    def clocked_set_timesteps(num_inference_steps=None, *args, **kwargs):
+        explicit = kwargs.get("timesteps") is not None or kwargs.get("sigmas") is not None
+        set_timesteps(num_inference_steps if steps is None or explicit else steps, *args, **kwargs)
+        clock.begin(scheduler)
+
+    @functools.wraps(step)
+    def clocked_step(model_output, timestep, sample, *args, **kwargs):
+        result = step(model_output, timestep, sample, *args, **kwargs)
+        clock.advance(len(sample))
+        return result
+
+    scheduler.set_timesteps = clocked_set_timesteps
+    scheduler.step = clocked_step
