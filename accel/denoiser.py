@@ -80,6 +80,11 @@ class Method:
 
     EPOCH = 1
 
+    @property
+    def label(self) -> str:
+        """Short name for tables, with the settings that matter."""
+        return type(self).__name__.lower()
+
     def check(self, nets: dict[str, nn.Module], recipe: Any) -> None:
         """Raise IncompatibleError when this method cannot work on `nets` or within `recipe`."""
 

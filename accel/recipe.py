@@ -18,7 +18,7 @@ from accel.precision.base import Precision
 from accel.samplers.base import Sampler
 from accel.samplers.grids import Grid
 from accel.stitching import TStitch
-from accel.trajectory import Evaluation, Trajectory, attach_clock
+from accel.trajectory import NetworkCall, Trajectory, attach_clock
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,36 @@ class Recipe:
     def guidance_scale(self) -> float:
         """What to pass to the pipeline as `guidance_scale`."""
         return self.guidance.scale if self.guidance else 1.0
+
+    @property
+    def label(self) -> str:
+        """The recipe in one line, e.g. `dpmpp_2m-10 + deepcache3b1`."""
+        parts = (self.sampler, self.guidance, self.stitch, self.cache, self.precision)
+        grid = f"@{self.grid.name}" if self.grid else ""
+        names = [p.label for p in parts if p is not None]
+        return (names[0] + grid + "".join(f" + {n}" for n in names[1:])) if names else "plain"
+
+    def axes(self) -> dict[str, str | int]:
+        """Name of the method on each axis, `none` where there is none."""
+        return {
+            "sampler": self.sampler.name if self.sampler else "none",
+            "steps": self.sampler.steps if self.sampler else 0,
+            "grid": self.grid.name if self.grid else "none",
+            "guidance": self.guidance.label if self.guidance else "none",
+            "cache": self.cache.label if self.cache else "none",
+            "stitch": self.stitch.label if self.stitch else "none",
+            "precision": self.precision.label if self.precision else "none",
+        }
+
+    @property
+    def simulated(self) -> bool:
+        """Whether any part imitates its arithmetic, so that the recipe must not be timed."""
+        return self.precision is not None and self.precision.kind == "simulated"
+
+    @property
+    def plain(self) -> bool:
+        """Whether the recipe is a sampler and guidance only: nothing that an equal-cost control would compare."""
+        return self.cache is None and self.stitch is None and self.precision is None
 
     def methods(self) -> list[Method]:
         """The denoiser-seam methods, outermost first."""
@@ -72,7 +102,7 @@ class Run:
     scheduler: Any = field(default=None, repr=False)
 
     @property
-    def trace(self) -> list[Evaluation]:
+    def trace(self) -> list[NetworkCall]:
         """Every network evaluation of the last trajectory."""
         return self.clock.trace
 
@@ -133,6 +163,10 @@ def accelerate(
         undo.callback(setattr, pipe, "scheduler", original)
         pipe.scheduler = run.scheduler = scheduler
         yield run
+
+
+def nothing() -> None:
+    """Target of every `none.yaml`: no method on this axis."""
 
 
 def _plain(node: Node, forward):

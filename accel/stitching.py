@@ -50,6 +50,10 @@ class TStitch(Method):
         if sum(self.fractions) > 1 + 1e-9:
             raise ConfigError(f"stitch.fractions {self.fractions} sum to {sum(self.fractions):g}; allowed: at most 1.")
 
+    @property
+    def label(self) -> str:
+        return "tstitch" + "+".join(f"{100 * f:g}%" for f in self.fractions)
+
     def milestones(self, num_steps: int) -> list[int]:
         """First step after each model's share: floor(cumulative fraction * num_steps + 1/2)."""
         total, ends = 0.0, []

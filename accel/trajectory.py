@@ -20,7 +20,7 @@ from accel.errors import AccelError
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class NetworkCall:
     """One network evaluation that really happened. `rows` counts batch rows, `macs` all of them (None: not counted)."""
 
     step: int
@@ -43,7 +43,7 @@ class Trajectory:
     num_steps: int = 0
     samples: int = 0
     rows: int = 0
-    trace: list[Evaluation] = field(default_factory=list)
+    trace: list[NetworkCall] = field(default_factory=list)
     runs: int = 0
     _scheduler: object = None
     _timesteps: torch.Tensor | None = None
@@ -123,7 +123,7 @@ class Trajectory:
     def note(self, model: str, mode: str, rows: int, macs: int | None) -> None:
         """Append one network evaluation to the trace."""
         where = (self.step, self.stage, self.call, self.timestep, self.sigma)
-        self.trace.append(Evaluation(*where, model, mode, rows, macs))
+        self.trace.append(NetworkCall(*where, model, mode, rows, macs))
 
     def _locate(self) -> None:
         # The begin index is set by img2img pipelines after set_timesteps, so it is read at the first evaluation.

@@ -32,6 +32,10 @@ class DeepCache(Method):
         check_int("cache.interval", self.interval, 1)
         check_int("cache.branch", self.branch, 1)
 
+    @property
+    def label(self) -> str:
+        return f"deepcache{self.interval}b{self.branch}"
+
     def check(self, nets, recipe) -> None:
         for name, net in nets.items():
             skips = skip_count(net, name)

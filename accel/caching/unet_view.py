@@ -38,7 +38,9 @@ def skip_count(net: nn.Module, name: str = "the denoiser") -> int:
         )
     blocks = [*net.down_blocks, *net.up_blocks]
     if any(hasattr(b, "skip_conv") or not hasattr(b, "resnets") for b in blocks):
-        raise IncompatibleError(f"{name} has blocks ({type(blocks[0]).__name__}) whose skips cannot be cut; use cache=none.")
+        raise IncompatibleError(
+            f"{name} has blocks ({type(blocks[0]).__name__}) whose skips cannot be cut; use cache=none."
+        )
     return sum(len(b.resnets) for b in net.up_blocks)
 
 

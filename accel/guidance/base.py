@@ -26,7 +26,9 @@ class Guidance(Method):
     def check(self, nets, recipe) -> None:
         for name, net in nets.items():
             config = getattr(net, "config", {})
-            if not (config.get("num_class_embeds") or config.get("cross_attention_dim") or config.get("caption_channels")):
+            if not (
+                config.get("num_class_embeds") or config.get("cross_attention_dim") or config.get("caption_channels")
+            ):
                 raise IncompatibleError(
                     f"guidance needs a conditional denoiser, but {name!r} has neither classes nor cross-attention; "
                     "use guidance=none."

@@ -20,6 +20,10 @@ from accel.guidance.base import Guidance
 class CFG(Guidance):
     """Classifier-free guidance at every step: two network rows an image and evaluation. scale 1: none."""
 
+    @property
+    def label(self) -> str:
+        return f"cfg{self.scale:g}"
+
 
 @dataclass(frozen=True)
 class IntervalCFG(Guidance):
@@ -34,6 +38,10 @@ class IntervalCFG(Guidance):
         check_float("guidance.sigma_hi", self.sigma_hi, 0.0)
         if self.sigma_lo >= self.sigma_hi:
             raise ConfigError(f"guidance interval ({self.sigma_lo}, {self.sigma_hi}] is empty; sigma_lo must be lower.")
+
+    @property
+    def label(self) -> str:
+        return f"cfg{self.scale:g}({self.sigma_lo:g},{self.sigma_hi:g}]"
 
     def guide(self, inputs, inner, node):
         if self.sigma_lo < node.clock.sigma <= self.sigma_hi:

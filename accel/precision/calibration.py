@@ -44,7 +44,9 @@ def observe(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, torch.Tensor]
             handle.remove()
 
 
-def calibrate(pipe: Any, recipe: Recipe, sample: Callable[[], Any], models: Mapping[str, nn.Module] | None = None) -> Ranges:
+def calibrate(
+    pipe: Any, recipe: Recipe, sample: Callable[[], Any], models: Mapping[str, nn.Module] | None = None
+) -> Ranges:
     """Ranges for each network of `recipe` while `sample()` (a call of `pipe`) runs it in full precision."""
     nets = recipe.nets(pipe, models)
     layers = {f"{n}/{k}": m for n, net in nets.items() for k, m in quantisable(net, recipe.precision.keep).items()}

@@ -27,9 +27,15 @@ class Cast(Precision):
         if self.dtype not in DTYPES:
             raise unknown("precision.dtype", self.dtype, DTYPES)
 
+    @property
+    def label(self) -> str:
+        return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[self.dtype]
+
     def prepare(self, node: Node) -> None:
         dtype = DTYPES[self.dtype]
-        tensors = [t for t in (*node.net.parameters(), *node.net.buffers()) if t.is_floating_point() and t.dtype != dtype]
+        tensors = [
+            t for t in (*node.net.parameters(), *node.net.buffers()) if t.is_floating_point() and t.dtype != dtype
+        ]
         for tensor in tensors:
             node.undo.callback(setattr, tensor, "data", tensor.data)
             tensor.data = tensor.data.to(dtype)

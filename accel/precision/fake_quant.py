@@ -41,6 +41,10 @@ class FakeQuant(Precision):
                 check_int(f"precision.{name}", getattr(self, name), 2, 16)
 
     @property
+    def label(self) -> str:
+        return f"w{self.weight_bits}a{self.activation_bits}(sim)"
+
+    @property
     def calibrated(self) -> bool:
         return self.activation_bits != FLOAT_BITS
 
@@ -96,7 +100,9 @@ class QuantisedLayer(nn.Module):
         object.__setattr__(self, "layer", layer)
         self.weight_bits, self.activation_bits = weight_bits, activation_bits
         weight = layer.weight.detach()
-        self.register_buffer("weight", weight if weight_bits == FLOAT_BITS else fake_quantise_weight(weight, weight_bits))
+        self.register_buffer(
+            "weight", weight if weight_bits == FLOAT_BITS else fake_quantise_weight(weight, weight_bits)
+        )
         if activation_bits != FLOAT_BITS:
             self.scale, self.zero_point = affine_parameters(float(limits[0]), float(limits[1]), activation_bits)
 

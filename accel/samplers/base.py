@@ -14,6 +14,7 @@ class Sampler:
     EPOCH = 1
     name: str
     steps: int
+    label: str
 
     def build(self, config: dict[str, Any], grid: Any = None) -> Any:
         """A scheduler for a model trained with scheduler `config`, on the timestep `grid` (None: the sampler's own)."""

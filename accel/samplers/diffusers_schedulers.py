@@ -36,6 +36,10 @@ class DiffusersSampler(Sampler):
             if key not in accepted:
                 raise unknown(f"option of {self.scheduler}", key, set(accepted) - {"self"})
 
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.steps}"
+
     def build(self, config: Mapping[str, Any], grid: Grid | None = None) -> Any:
         """The scheduler on the model's own noise schedule; ConfigError when `steps` exceeds it."""
         total = config.get("num_train_timesteps", 1000)

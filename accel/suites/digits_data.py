@@ -16,6 +16,7 @@ import torch
 SIZE = 16
 CLASSES = 10
 HELD_OUT = 512
+TRAIN = 1285
 
 
 @lru_cache(maxsize=1)

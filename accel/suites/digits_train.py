@@ -9,18 +9,21 @@ from safetensors.torch import save_file
 from torch import nn
 
 from accel.suites import digits_data as data
+from accel.suites.base import ASSETS, write_manifest
+from accel.suites.digits import data_hash
 from accel.suites.digits_models import NULL_LABEL, SCHEDULER, DigitClassifier, build_unet
 from accel.suites.training import TrainConfig, noise_prediction_loss, train
 
-ASSETS = Path(__file__).parent / "assets" / "digits"
 PARTS = {
     "classifier": TrainConfig(steps=3000, batch=128, lr=2e-3, weight_decay=0.05, label_dropout=0.0, seed=3),
-    "small": TrainConfig(steps=12000, batch=128, lr=1.5e-3, seed=2),
+    "small": TrainConfig(steps=10000, batch=128, lr=1.5e-3, seed=2),
     "large": TrainConfig(steps=6000, batch=128, lr=6e-4, seed=1),
 }
 
 
-def train_part(part: str, work: Path, assets: Path = ASSETS, device: str = "cpu", on_step=lambda step, loss: None):
+def train_part(
+    part: str, work: Path, assets: Path = ASSETS / "digits", device: str = "cpu", on_step=lambda step, loss: None
+):
     """Train one part (see PARTS) on the train split and write its fp16 weights under `assets`."""
     images, labels = data.load("train")
     torch.manual_seed(PARTS[part].seed)
@@ -37,6 +40,7 @@ def train_part(part: str, work: Path, assets: Path = ASSETS, device: str = "cpu"
     weights = train(net, loss, x, labels, PARTS[part], work / f"{part}.safetensors", device, on_step)
     net.cpu().eval().load_state_dict(weights)
     save_part(part, net, assets)
+    write_manifest(assets, {"data:train": data_hash("train")})
     return net
 
 

@@ -35,9 +35,9 @@ def exact_solution(
     """Solution at `rho_end` of the probability-flow ODE that passes through `x_start` at `rho_start`.
 
     d x_bar / d rho = eps_u + s (eps_c - eps_u), s = `guidance_scale`, eps_u = the null label's prediction.
-    `x_start` (B, C, H, W) and the result (same shape, float64) are in variance-preserving scale (at rho 0 the result is x0); `labels` as in
-    `MixtureDenoiser.noise_prediction`. `rho_end` > `rho_start` runs the ODE towards noise. Solver: DOP853 in
-    u = asinh(rho / c); `solution_error` measures its error (below 1e-10 at these tolerances).
+    `x_start` (B, C, H, W) and the result (same shape, float64) are in variance-preserving scale; at rho 0 the result
+    is x0. `labels` as in `MixtureDenoiser.noise_prediction`. `rho_end` > `rho_start` runs the ODE towards noise.
+    Solver: DOP853 in u = asinh(rho / c); `solution_error` measures its error (below 1e-10 at these tolerances).
     Raises ConfigError for a model that is not float64 or a value out of range, AccelError if the solver fails.
     """
     # c = smallest standard deviation. The solution is smooth in log rho above c and in rho below it: asinh is both,
@@ -90,17 +90,19 @@ def _integrate(model, x_start, labels, rhos, guidance_scale, tolerances, to_vari
     if model.dtype != torch.float64:
         raise ConfigError(f"model is {model.dtype}; allowed: torch.float64, e.g. MixtureDenoiser(**model.config).")
     rhos, (rtol, atol) = tuple(map(float, rhos)), tolerances
-    for name, value in zip(("rho_start", "rho_end"), rhos):
+    for name, value in zip(("rho_start", "rho_end"), rhos, strict=True):
         check_float(name, value, 0.0, MAX_RHO)
     check_float("guidance_scale", guidance_scale, 0.0)
     check_float("rtol", rtol, MIN_RTOL, 1.0)
     check_float("atol", atol, 0.0, 1.0)
     model.check_shape(x_start)
     labels = model.expand_labels(labels, len(x_start))
+    if not bool(x_start.isfinite().all()):
+        raise ConfigError("x_start is not finite; allowed: finite numbers.")
     x = x_start.to(model.device, torch.float64)
     solutions = [
         _integrate_chunk(model, part, part_labels, rhos, guidance_scale, tolerances, to_variable, to_rho)
-        for part, part_labels in zip(x.split(CHUNK), labels.split(CHUNK))
+        for part, part_labels in zip(x.split(CHUNK), labels.split(CHUNK), strict=True)
     ]
     return torch.cat(solutions).to(x_start.device)
 

@@ -87,13 +87,14 @@ class MixtureDenoiser(ModelMixin, ConfigMixin):
         self.register_buffer("log_rho", torch.from_numpy(log_rho), persistent=False)  # (T,), follows from the config
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs) -> MixtureDenoiser:
+    def from_pretrained(cls, *args, **kwargs):
         """As ModelMixin's; `torch_dtype` is honoured (ModelMixin leaves float64 buffers as they are)."""
-        model = super().from_pretrained(*args, **kwargs)
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
         dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
-        if isinstance(dtype, torch.dtype) and isinstance(model, cls):
+        if isinstance(dtype, torch.dtype) and model.dtype != dtype:
             model.to(dtype)
-        return model
+        return loaded
 
     @property
     def null_label(self) -> int:
@@ -103,7 +104,7 @@ class MixtureDenoiser(ModelMixin, ConfigMixin):
     def forward(
         self,
         sample: torch.Tensor,
-        timestep: torch.Tensor | float | int,
+        timestep: torch.Tensor | float,
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
@@ -117,7 +118,7 @@ class MixtureDenoiser(ModelMixin, ConfigMixin):
         predicted = self.noise_prediction(sample, self.rho(timestep), class_labels)
         return UNet2DOutput(sample=predicted) if return_dict else (predicted,)
 
-    def rho(self, timestep: torch.Tensor | float | int) -> torch.Tensor:
+    def rho(self, timestep: torch.Tensor | float) -> torch.Tensor:
         """rho = sigma / alpha of a timestep in [0, T - 1], same shape as `timestep`.
 
         Between integers log rho is linear in t: the inverse of `_sigma_to_t` of diffusers' schedulers, so that
@@ -165,7 +166,8 @@ class MixtureDenoiser(ModelMixin, ConfigMixin):
         normal = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
         # Drawn on the CPU in float64, so that one seed gives one data set on every device and in every dtype.
         normal, index = normal.to(self.means.device, self._compute_dtype), index.to(self.means.device)
-        x0 = self.means[index] + torch.einsum("bde,be->bd", self.rotations[index], self.stds[index] * normal)
+        means, stds, rotations = (b[index].to(normal.dtype) for b in (self.means, self.stds, self.rotations))
+        x0 = means + torch.einsum("bde,be->bd", rotations, stds * normal)
         return x0.reshape(n, *self.sample_shape).to(self.dtype)
 
     def check_shape(self, x: torch.Tensor) -> None:

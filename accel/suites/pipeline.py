@@ -59,7 +59,7 @@ class PixelPipeline(DiffusionPipeline):
         for t in self.progress_bar(self.scheduler.timesteps):
             inputs = torch.cat([x, x]) if guided else x
             inputs = self.scheduler.scale_model_input(inputs, t)
-            predicted = self.unet(inputs, t, **condition, return_dict=False)[0]
+            predicted = self.unet(inputs.to(self.unet.dtype), t, **condition, return_dict=False)[0].to(x.dtype)
             if guided:
                 uncond, cond = predicted.chunk(2)
                 predicted = uncond + guidance_scale * (cond - uncond)
@@ -87,7 +87,7 @@ class PixelPipeline(DiffusionPipeline):
             return randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
         if tuple(latents.shape) != shape:
             raise ConfigError(f"latents have shape {tuple(latents.shape)}; allowed: {shape}.")
-        return latents.to(self.device, self.unet.dtype)
+        return latents.to(self.device)  # its own dtype: the sampler's arithmetic is not the network's
 
     def _condition(self, labels: torch.Tensor, guided: bool) -> dict[str, torch.Tensor]:
         if self.null_label is None:

@@ -1,0 +1,71 @@
+"""Counted cost of a recipe: evaluations, multiply-accumulates and peak tensor memory of one real trajectory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from accel.evaluation.generate import generate
+from accel.precision.base import plain_bytes
+from accel.recipe import Recipe, accelerate
+from accel.suites.base import Suite
+
+
+class PeakTensorMemory(TorchDispatchMode):
+    """Peak bytes of live tensors that operations return within the context (workspaces inside kernels are not seen).
+
+    Deterministic and the same on every machine, unlike resident memory; on CUDA use torch.cuda.max_memory_allocated.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._track(tensor.untyped_storage(), known)
+        return result
+
+    def _track(self, storage: torch.UntypedStorage, known: set[int]) -> None:
+        key = storage._cdata
+        if key in self._seen or key in known:
+            return
+        self._seen.add(key)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+def counted_cost(
+    pipe: Any,
+    suite: Suite,
+    recipe: Recipe,
+    models: Mapping[str, nn.Module] | None = None,
+    artefacts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Steps, NFE, MACs an image, model bytes, peak tensor bytes (batch 1) and the trace strip of one trajectory."""
+    with accelerate(pipe, recipe, models=models, artefacts=artefacts, count_macs=True) as run:
+        generate(pipe, suite, recipe, seed=0, start=0, stop=1, batch=1)
+        counts = {"steps": run.clock.num_steps, "nfe": run.nfe, "macs": run.macs, "strip": run.strip}
+    nets = recipe.nets(pipe, models).values()
+    size = recipe.precision.model_bytes if recipe.precision else plain_bytes
+    with accelerate(pipe, recipe, models=models, artefacts=artefacts):
+        weights = sum(plain_bytes(net) for net in nets)
+        with PeakTensorMemory() as memory:
+            generate(pipe, suite, recipe, seed=0, start=0, stop=1, batch=1)
+    return counts | {"model_bytes": sum(size(net) for net in nets), "peak_bytes": weights + memory.peak}

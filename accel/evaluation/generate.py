@@ -1,0 +1,62 @@
+"""Images of a run: sample i always starts from noise of its own CPU generator, whatever batch, rank or order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from accel.errors import AccelError, ConfigError
+from accel.recipe import Recipe
+from accel.suites.base import Suite
+
+
+def sample_seed(base: int, index: int) -> int:
+    """63-bit seed of sample `index` of base seed `base`; neighbouring seeds give unrelated streams."""
+    return int.from_bytes(hashlib.sha256(f"{base}:{index}".encode()).digest()[:8], "big") >> 1
+
+
+def generators(base: int, start: int, stop: int) -> list[torch.Generator]:
+    """One CPU generator for each of samples start..stop-1; it draws the initial noise and then any step noise."""
+    return [torch.Generator().manual_seed(sample_seed(base, i)) for i in range(start, stop)]
+
+
+def batches(start: int, stop: int, batch: int) -> Iterator[tuple[int, int]]:
+    for a in range(start, stop, batch):
+        yield a, min(a + batch, stop)
+
+
+def generate(pipe: Any, suite: Suite, recipe: Recipe, seed: int, start: int, stop: int, batch: int) -> torch.Tensor:
+    """Final images (stop - start, C, H, W), unclipped, on the CPU; `pipe` must be accelerated with `recipe` already."""
+    images = []
+    for a, b in batches(start, stop, batch):
+        try:
+            result = pipe(
+                **suite.conditions(a, b),
+                generator=generators(seed, a, b),
+                guidance_scale=recipe.guidance_scale,
+                output_type="pt",
+            )
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise AccelError(
+                f"out of memory with evaluation.batch={batch}; try evaluation.batch={max(1, batch // 2)}. "
+                "The batch size does not change a run's id, so finished shards are kept."
+            ) from error
+        images.append(result.images.cpu())
+    stacked = torch.cat(images)
+    if not torch.isfinite(stacked).all():
+        bad = int((~torch.isfinite(stacked)).flatten(1).any(1).sum())
+        raise ConfigError(f"{recipe.label}: {bad} of {len(stacked)} images are not finite; the recipe diverges.")
+    return stacked
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out (torch has several ways to say so)."""
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        s in text for s in ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+    )

@@ -1,0 +1,39 @@
+"""Scores of a run from its shards: quality of the features, per-sample means, distance to the converged trajectory."""
+
+from __future__ import annotations
+
+import torch
+
+from accel.evaluation.quality import quality
+from accel.evaluation.shards import Tensors
+from accel.evaluation.statistics import Estimate, mean_estimate
+from accel.suites.base import Suite
+
+EPOCH = 1  # raise when a change alters the values that are computed from the same shards
+
+
+def score_images(suite: Suite, images: torch.Tensor, start: int) -> Tensors:
+    """What a shard stores for samples start..: the images, fp16 features and per-sample scores (`score.<metric>`)."""
+    with torch.inference_mode():
+        features = suite.features(images)
+        scores = suite.per_sample(images, start)
+    tensors = {"images": images} | {f"score.{k}": v for k, v in scores.items()}
+    return tensors if features is None else tensors | {"features": features.half()}
+
+
+def distances(images: torch.Tensor, converged: torch.Tensor) -> torch.Tensor:
+    """Root mean square difference of each image to the same sample's converged one: (B, C, H, W) x 2 -> (B,)."""
+    return (images.double() - converged.double()).flatten(1).square().mean(1).sqrt()
+
+
+def score(suite: Suite, shards: Tensors, converged: torch.Tensor | None) -> dict[str, Estimate]:
+    """All values with intervals. `converged` holds the exact images of the first samples (None: it is itself)."""
+    values: dict[str, Estimate] = {}
+    if suite.feature_space and "features" in shards:
+        values |= quality(shards["features"].double(), suite.reference().features, suite.feature_space)
+    for name, tensor in shards.items():
+        if name.startswith("score."):
+            values[name.removeprefix("score.")] = mean_estimate(tensor.double().numpy())
+    if converged is not None:
+        values["distance"] = mean_estimate(distances(shards["images"][: len(converged)], converged).numpy())
+    return values

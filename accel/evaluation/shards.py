@@ -1,0 +1,94 @@
+"""Shards: samples [start, stop) of a run as one file; the unit of resume and of distribution.
+
+A shard is a safetensors file that holds the images, their fp16 features and per-sample scores, and a sha256 of its
+tensors. Boundaries are multiples of the shard size, so that a larger N only adds shards. A damaged shard is detected
+when it is read, reported and computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from accel.results.records import write_atomic
+
+Tensors = dict[str, torch.Tensor]
+
+
+def boundaries(n: int, size: int) -> list[tuple[int, int]]:
+    """[0, size), [size, 2 size), ..., the last one cut at n."""
+    return [(a, min(a + size, n)) for a in range(0, n, size)]
+
+
+def _digest(tensors: Tensors) -> str:
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name].contiguous()
+        total.update(f"{name}:{t.dtype}:{tuple(t.shape)};".encode())
+        total.update(t.view(torch.uint8).numpy().tobytes() if t.dim() else t.numpy().tobytes())
+    return total.hexdigest()
+
+
+class ShardStore:
+    """The shards of one run (one generation id)."""
+
+    def __init__(self, root: Path, run: str) -> None:
+        self.folder = Path(root) / "shards" / run
+        self.damaged: list[str] = []
+
+    def path(self, start: int, stop: int) -> Path:
+        return self.folder / f"{start:06d}-{stop:06d}.safetensors"
+
+    def save(self, start: int, stop: int, tensors: Tensors) -> None:
+        tensors = {k: v.contiguous() for k, v in tensors.items()}
+        write_atomic(self.path(start, stop), save(tensors, {"sha256": _digest(tensors)}))
+
+    def load(self, start: int, stop: int) -> Tensors | None:
+        """The shard's tensors, or None if it is not there or damaged (then its path is added to `damaged`)."""
+        path = self.path(start, stop)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+                intact = file.metadata().get("sha256") == _digest(tensors)
+        except (SafetensorError, OSError, AttributeError):
+            intact = False
+        if not intact:
+            self.damaged.append(str(path))
+            return None
+        return tensors
+
+    def missing(self, n: int, size: int) -> list[tuple[int, int]]:
+        """Shards of the first n samples that are still to be computed; damaged ones are among them."""
+        return [(a, b) for a, b in boundaries(n, size) if self.load(a, b) is None]
+
+    def gather(self, n: int, size: int) -> Tensors:
+        """All tensors of the first n samples, concatenated; every shard must be there."""
+        parts = [self.load(a, b) for a, b in boundaries(n, size)]
+        return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock between processes; freed by the system when the process dies. Yields whether it is held."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = True
+        except BlockingIOError:
+            held = False
+        yield held
+    finally:
+        os.close(handle)

@@ -1,0 +1,96 @@
+"""Latency by interleaved repetitions: A, B, A, B, ... so that a drift of the machine's speed cancels in the ratio.
+
+Every round times the recipe once and the baseline twice; the baseline against itself is the A/A floor, below which a
+ratio says nothing. Medians with 95 % intervals by bootstrap over rounds. CUDA: events around the whole pipeline call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from accel.errors import ConfigError
+from accel.evaluation.generate import generate
+from accel.recipe import Recipe, accelerate
+from accel.suites.base import Suite
+
+
+def stopwatch(run: Callable[[], Any], device: torch.device | str = "cpu") -> float:
+    """Seconds that `run` takes, all of its GPU work included."""
+    if torch.device(device).type != "cuda":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize(device)
+    begin.record()
+    run()
+    end.record()
+    torch.cuda.synchronize(device)
+    return begin.elapsed_time(end) / 1000
+
+
+Arm = Callable[[], AbstractContextManager[Callable[[], Any]]]
+
+
+def interleave(arms: Mapping[str, Arm], repetitions: int, device="cpu", warmup: int = 1) -> dict[str, np.ndarray]:
+    """Seconds of each arm, shape (repetitions,): rounds visit the arms in turn, every other round backwards.
+
+    An arm is a context that gives what is to be timed; entering and leaving it (set-up) is not timed.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for r in range(-warmup, repetitions):
+        for name in list(arms)[:: 1 if r % 2 == 0 else -1]:
+            with arms[name]() as run:
+                elapsed = stopwatch(run, device)
+            if r >= 0:
+                seconds[name].append(elapsed)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def median_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> dict[str, float]:
+    """Median with its 95 % percentile-bootstrap interval."""
+    index = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    lo, hi = np.quantile(np.median(values[index], axis=1), [0.025, 0.975])
+    return {"value": float(np.median(values)), "lo": float(lo), "hi": float(hi)}
+
+
+def time_recipe(
+    pipe: Any,
+    suite: Suite,
+    recipe: Recipe,
+    baseline: Recipe,
+    *,
+    models: Mapping[str, nn.Module] | None = None,
+    artefacts: Mapping[str, Any] | None = None,
+    batch: int = 8,
+    repetitions: int = 9,
+) -> dict[str, Any]:
+    """ms/image of `recipe` and `baseline`, speed-up (ratio of rounds) and A/A floor. Simulated recipes are refused."""
+    if recipe.simulated or baseline.simulated:
+        raise ConfigError(
+            f"{recipe.label} is simulated: its time would be that of the imitation, so it is never timed."
+        )
+
+    @contextmanager
+    def arm(which: Recipe) -> Iterator[Callable[[], Any]]:
+        with accelerate(pipe, which, models=models, artefacts=artefacts if which is recipe else None):
+            yield lambda: generate(pipe, suite, which, seed=0, start=0, stop=batch, batch=batch)
+
+    arms = {"baseline": lambda: arm(baseline), "recipe": lambda: arm(recipe), "again": lambda: arm(baseline)}
+    seconds = interleave(arms, repetitions, pipe.device)
+    both = (seconds["baseline"] + seconds["again"]) / 2
+    return {
+        "ms_per_image": median_interval(seconds["recipe"] * 1000 / batch),
+        "baseline_ms": median_interval(both * 1000 / batch),
+        "speedup": median_interval(both / seconds["recipe"]),
+        "aa": median_interval(seconds["baseline"] / seconds["again"]),
+        "repetitions": repetitions,
+        "batch": batch,
+    }

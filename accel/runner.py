@@ -1,0 +1,350 @@
+"""One run: ids, calibration, shards, scores, record, time. Whatever is already there is not computed again."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from accel.errors import ConfigError, IntegrityError, check_int
+from accel.evaluation.shards import ShardStore, boundaries, locked
+from accel.recipe import Recipe, accelerate
+from accel.results.records import Results, describe, digest, write_atomic
+from accel.suites.base import Suite
+
+MIN_N = 60  # 20 jackknife groups of at least three samples
+STRIP = 10  # samples in a record's picture
+CALIBRATION_SEED = 1_000_003  # never a seed of an evaluation
+CALIBRATION_N = 32
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How recipes are evaluated. `n`, `seed` and `distance_n` change numbers; the rest only how they are computed."""
+
+    n: int = 512
+    seed: int = 0
+    distance_n: int = 128
+    batch: int = 64
+    shard: int = 64
+    controls: bool = True
+    timing: bool = True
+    timing_batch: int = 8
+    repetitions: int = 9
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_int("evaluation.n", self.n, MIN_N)
+        check_int("evaluation.distance_n", self.distance_n, MIN_N)
+        for name in ("batch", "shard", "timing_batch"):
+            check_int(f"evaluation.{name}", getattr(self, name), 1)
+        check_int("evaluation.repetitions", self.repetitions, 3)
+        check_int("evaluation.seed", self.seed, 0)
+        if self.seed == CALIBRATION_SEED:
+            raise ConfigError(f"evaluation.seed {self.seed} is the seed of calibration samples; choose another.")
+
+    @property
+    def compared(self) -> int:
+        """Samples compared with the converged trajectory: `distance_n` up to whole shards, at most n."""
+        return min(self.n, -(-self.distance_n // self.shard) * self.shard)
+
+    def resolve_device(self) -> str:
+        available = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device == "auto":
+            return available
+        if torch.device(self.device).type == "cuda" and available == "cpu":
+            raise ConfigError(f"evaluation.device={self.device}, but torch sees no GPU; use evaluation.device=cpu.")
+        return self.device
+
+
+def quiet(message: str) -> None:
+    """The default listener for messages: nothing."""
+
+
+class Runner:
+    """Runs recipes of one suite into one results folder; the pipeline is loaded when it is first needed."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        evaluation: Evaluation,
+        results: Results,
+        say: Callable[[str], None] = quiet,
+        on_samples: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self.suite, self.evaluation, self.results = suite, evaluation, results
+        self.say, self.on_samples = say, on_samples
+        self.device = evaluation.resolve_device()
+        self._fingerprint = suite.fingerprint()
+
+    @cached_property
+    def pipe(self) -> Any:
+        return self.suite.pipeline().to(self.device)
+
+    @cached_property
+    def models(self) -> dict[str, torch.nn.Module]:
+        return {k: m.to(self.device) for k, m in self.suite.models().items()}
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise now, before any work, if this suite cannot run `recipe`."""
+        recipe.check(self.pipe, self.models)
+
+    # ids ---------------------------------------------------------------------------------------------------------
+
+    def generation_id(self, recipe: Recipe) -> str:
+        """Id of the samples: everything that changes them but their number. Device and batch size are not in it."""
+        return digest({"suite": self.suite.name, "weights": self._fingerprint, "recipe": describe(recipe),
+                       "seed": self.evaluation.seed})  # fmt: skip
+
+    def quality_id(self, recipe: Recipe) -> str:
+        """Id of the scores: the samples, their number, the reference and what they are compared with."""
+        from accel.evaluation.score import EPOCH
+
+        converged = self.suite.converged(recipe.guidance)
+        return digest({"samples": self.generation_id(recipe), "n": self.evaluation.n, "epoch": EPOCH,
+                       "reference": self.suite.reference_identity(), "compared": self.evaluation.compared,
+                       "converged": self.generation_id(converged)})  # fmt: skip
+
+    def timing_id(self, recipe: Recipe, baseline: Recipe) -> str:
+        """Id of a timing: recipe, baseline, device, threads, versions and batch."""
+        from accel.evaluation.environment import environment
+
+        e = self.evaluation
+        return digest({"samples": self.generation_id(recipe), "baseline": self.generation_id(baseline),
+                       "environment": environment(self.device), "batch": e.timing_batch,
+                       "repetitions": e.repetitions})  # fmt: skip
+
+    # quality -----------------------------------------------------------------------------------------------------
+
+    def find(self, kind: str, key: str) -> dict[str, Any] | None:
+        """A record, or None; a damaged one is reported and counts as absent."""
+        try:
+            return self.results.load(kind, key)
+        except IntegrityError as error:
+            self.say(f"{error} Computing it anew.")
+            return None
+
+    def quality(self, recipe: Recipe, wait: bool = True) -> dict[str, Any] | None:
+        """The quality record of `recipe`, computed if it is not there.
+
+        While another process computes it: wait for that, or without `wait` return None.
+        """
+        key = self.quality_id(recipe)
+        if record := self.find("quality", key):
+            return record
+        with locked(self._store(recipe).folder / ".lock", wait) as held:
+            if not held:
+                return None
+            if record := self.find("quality", key):  # another process was faster
+                return record
+            return self._compute_quality(recipe, key)
+
+    def _compute_quality(self, recipe: Recipe, key: str) -> dict[str, Any]:
+        from accel.evaluation.cost import counted_cost
+        from accel.evaluation.environment import environment
+        from accel.evaluation.score import score
+
+        e = self.evaluation
+        artefacts, setup = self.artefacts(recipe)
+        cost = counted_cost(self.pipe, self.suite, recipe, self.models, artefacts)
+        shards = self.shards(recipe, e.n, artefacts)
+        itself = self.generation_id(recipe) == self.generation_id(self.suite.converged(recipe.guidance))
+        exact = None if itself and not self._solved else self.converged_images(recipe)
+        values = score(self.suite, shards, exact)
+        self._picture(key, shards["images"])
+        record = {
+            "kind": "quality",
+            "id": key,
+            "label": recipe.label,
+            "axes": recipe.axes(),
+            "suite": self.suite.name,
+            "n": e.n,
+            "seed": e.seed,
+            "compared": e.compared,
+            "simulated": recipe.simulated,
+            "recipe": describe(recipe),
+            "values": {k: v.to_dict() for k, v in values.items()},
+            "cost": {k: v for k, v in cost.items() if k != "strip"} | {"setup_s": round(setup, 3)},
+            "strip": cost["strip"],
+            "samples": self.generation_id(recipe),
+            "weights": self._fingerprint,
+            "reference": self.suite.reference_identity(),
+            "environment": environment(self.device) | {"batch": e.batch},
+        }
+        self.results.save(record)
+        return record
+
+    def shards(self, recipe: Recipe, n: int, artefacts: Any = None) -> dict[str, torch.Tensor]:
+        """All tensors of the first n samples of `recipe`; only missing shards are generated."""
+        from accel.evaluation.generate import generate
+        from accel.evaluation.score import score_images
+
+        store, e = self._store(recipe), self.evaluation
+        missing = store.missing(n, e.shard)
+        for path in store.damaged:
+            self.say(f"shard {path} is damaged (its hash does not match); computing it anew.")
+        self.on_samples(n - sum(b - a for a, b in missing))
+        if missing:
+            with accelerate(self.pipe, recipe, models=self.models, artefacts=artefacts):
+                for a, b in missing:
+                    images = generate(self.pipe, self.suite, recipe, e.seed, a, b, e.batch)
+                    store.save(a, b, score_images(self.suite, images, a))
+                    self.on_samples(b - a)
+        return store.gather(n, e.shard)
+
+    def missing_samples(self, recipe: Recipe) -> int:
+        """How many of the run's samples are still to be generated."""
+        return sum(b - a for a, b in self._store(recipe).missing(self.evaluation.n, self.evaluation.shard))
+
+    def plain_macs(self, recipe: Recipe) -> float:
+        """MACs an image of a plain recipe: from its record, or counted now."""
+        from accel.evaluation.cost import counted_cost
+
+        if record := self.find("quality", self.quality_id(recipe)):
+            return record["cost"]["macs"]
+        return counted_cost(self.pipe, self.suite, recipe, self.models)["macs"]
+
+    def converged_images(self, recipe: Recipe) -> torch.Tensor:
+        """Images of the converged trajectory under the recipe's guidance, for the samples that are compared."""
+        converged = self.suite.converged(recipe.guidance)
+        n = self.evaluation.compared
+        if not self._solved:
+            return self.shards(converged, n)["images"]
+        store = ShardStore(self.results.root, digest({"exact": self.generation_id(converged)}))
+        for a, b in boundaries(n, self.evaluation.shard):
+            if store.load(a, b) is None:
+                solution = self.suite.solve(self.pipe, converged, self.evaluation.seed, a, b)
+                store.save(a, b, {"images": solution})
+        return store.gather(n, self.evaluation.shard)["images"]
+
+    def floor(self) -> dict[str, Any] | None:
+        """Record of real held-out images against the reference: no sampler can be expected to score below it."""
+        from accel.evaluation.quality import quality
+
+        held_out = self.suite.held_out()
+        if held_out is None:
+            return None
+        n = min(self.evaluation.n, len(held_out))
+        identity = {"real": self.suite.name, "n": n, "reference": self.suite.reference_identity()}
+        key = digest(identity)
+        if record := self.find("quality", key):
+            return record
+        values = quality(held_out[:n], self.suite.reference().features, self.suite.feature_space)
+        record = {
+            "kind": "quality",
+            "id": key,
+            "label": "real images (held out)",
+            "axes": {},
+            "suite": self.suite.name,
+            "n": n,
+            "seed": 0,
+            "simulated": False,
+            "recipe": {},
+            "values": {k: v.to_dict() for k, v in values.items()},
+            "cost": None,
+            "strip": "",
+            "reference": self.suite.reference_identity(),
+        }
+        self.results.save(record)
+        return record
+
+    # calibration ---------------------------------------------------------------------------------------------------
+
+    def artefacts(self, recipe: Recipe) -> tuple[dict[str, dict[str, torch.Tensor]] | None, float]:
+        """What the recipe's precision needs for each network, and the seconds that making it took (0: none needed)."""
+        if not (recipe.precision and recipe.precision.calibrated):
+            return None, 0.0
+        path = self.results.root / "artefacts" / f"{self.artefact_id(recipe)}.safetensors"
+        if path.exists():
+            return self._read_artefact(path)
+        from accel.evaluation.generate import generate
+        from accel.precision.calibration import calibrate
+
+        def sample() -> None:
+            generate(self.pipe, self.suite, recipe, CALIBRATION_SEED, 0, CALIBRATION_N, self.evaluation.batch)
+
+        start = time.perf_counter()
+        ranges = calibrate(self.pipe, recipe, sample, self.models)
+        seconds = time.perf_counter() - start
+        flat = {f"{net}/{layer}": t for net, layers in ranges.items() for layer, t in layers.items()}
+        write_atomic(path, save(flat | {"seconds": torch.tensor(seconds)}))
+        return ranges, seconds
+
+    def artefact_id(self, recipe: Recipe) -> str:
+        """A calibration depends on weights, sampler, steps, guidance, cache, stitch and precision."""
+        return digest({"calibration": CALIBRATION_N, "seed": CALIBRATION_SEED, "weights": self._fingerprint,
+                       "suite": self.suite.name, "recipe": describe(recipe)})  # fmt: skip
+
+    def _read_artefact(self, path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], float]:
+        flat = load(path.read_bytes())
+        seconds = float(flat.pop("seconds"))
+        ranges: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in flat.items():
+            net, _, layer = name.partition("/")
+            ranges.setdefault(net, {})[layer] = tensor
+        return ranges, seconds
+
+    # time ----------------------------------------------------------------------------------------------------------
+
+    def timing(self, recipe: Recipe, baseline: Recipe) -> dict[str, Any] | None:
+        """The timing record of `recipe` against `baseline` on this device; None for a simulated recipe."""
+        if recipe.simulated or not self.evaluation.timing:
+            return None
+        key = self.timing_id(recipe, baseline)
+        if record := self.find("timing", key):
+            return record
+        from accel.evaluation.environment import environment
+        from accel.evaluation.timing import time_recipe
+
+        e = self.evaluation
+        artefacts, _ = self.artefacts(recipe)
+        with locked(self.results.root / ".timing.lock"):  # never two timings at once
+            measured = time_recipe(self.pipe, self.suite, recipe, baseline, models=self.models, artefacts=artefacts,
+                                   batch=e.timing_batch, repetitions=e.repetitions)  # fmt: skip
+        where = environment(self.device)
+        record = {
+            "kind": "timing",
+            "id": key,
+            "quality": self.quality_id(recipe),
+            "baseline": self.quality_id(baseline),
+            "label": recipe.label,
+            "suite": self.suite.name,
+            "device_name": where["device_name"],
+            "threads": where["threads"],
+            "environment": where,
+            **measured,
+        }
+        self.results.save(record)
+        return record
+
+    def control(self, recipe: Recipe, cost: dict[str, Any], plain_cost: Callable[[Recipe], float]) -> Recipe:
+        """The plain sampler whose MACs an image come nearest to the accelerated recipe's `cost`."""
+        plain = replace(recipe, cache=None, stitch=None, precision=None)
+        steps = max(1, round(recipe.sampler.steps * cost["macs"] / plain_cost(plain)))
+        return replace(plain, sampler=replace(recipe.sampler, steps=min(steps, recipe.sampler.steps)))
+
+    # helpers -------------------------------------------------------------------------------------------------------
+
+    def _store(self, recipe: Recipe) -> ShardStore:
+        return ShardStore(self.results.root, self.generation_id(recipe))
+
+    @property
+    def _solved(self) -> bool:
+        # The suite has an exact solution of its own, so that no sampler stands in for it.
+        return type(self.suite).solve is not Suite.solve
+
+    def _picture(self, key: str, images: torch.Tensor) -> None:
+        from PIL import Image
+
+        strip = torch.cat(list(self.suite.to_uint8(images[:STRIP])), dim=-1).permute(1, 2, 0).numpy()
+        picture = Image.fromarray(strip[..., 0] if strip.shape[-1] == 1 else strip)
+        data = io.BytesIO()
+        picture.save(data, "png", optimize=True)
+        write_atomic(self.results.root / "records" / "quality" / f"{key}.png", data.getvalue())

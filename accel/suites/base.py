@@ -1,0 +1,144 @@
+"""What a suite is: a pipeline, what to generate for sample i, and the reference to compare with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel.errors import ConfigError, IntegrityError
+from accel.guidance.base import Guidance
+from accel.recipe import Recipe
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features (N, D) of the real data that FID and its kin compare with, and what identifies them."""
+
+    name: str
+    features: torch.Tensor
+    sha256: str
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.name, "n": len(self.features), "sha256": self.sha256}
+
+
+class Suite(ABC):
+    """A benchmark task. Subclasses are frozen dataclasses, so that a suite is its configuration."""
+
+    name: str
+    feature_space: str | None = None  # suffix of fid_* and kid_*; None: no feature network, no such metric
+
+    @abstractmethod
+    def pipeline(self) -> Any:
+        """A freshly loaded diffusers pipeline."""
+
+    def models(self) -> dict[str, nn.Module]:
+        """Further denoisers by name, for stitching."""
+        return {}
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of everything that decides what the pipeline generates."""
+
+    @abstractmethod
+    def conditions(self, start: int, stop: int) -> dict[str, Any]:
+        """Pipeline arguments that say what to generate for samples start..stop-1; a function of the index only."""
+
+    @abstractmethod
+    def converged(self, guidance: Guidance | None) -> Recipe:
+        """The recipe whose result counts as the exact solution for this guidance."""
+
+    def solve(self, pipe: Any, recipe: Recipe, seed: int, start: int, stop: int) -> torch.Tensor:
+        """The exact solution of samples start..stop-1; only suites that override this have one."""
+        raise ConfigError(f"suite {self.name!r} has no exact solution; its reference is the converged sampler.")
+
+    def features(self, images: torch.Tensor) -> torch.Tensor | None:
+        """Features (B, D) of pipeline output (B, C, H, W); None without a feature space."""
+        return None
+
+    def per_sample(self, images: torch.Tensor, start: int) -> dict[str, torch.Tensor]:
+        """Further scores of each sample, by metric name, each (B,)."""
+        return {}
+
+    def reference(self) -> Reference | None:
+        """The reference of the feature metrics."""
+        return None
+
+    def reference_identity(self) -> dict[str, Any] | None:
+        """What identifies the reference (name, n, sha256), without loading it."""
+        return None
+
+    def held_out(self) -> torch.Tensor | None:
+        """Features of real images that are not in the reference: their score is the real-vs-real floor."""
+        return None
+
+    def to_uint8(self, images: torch.Tensor) -> torch.Tensor:
+        """Pipeline output -> uint8 (B, C, H, W) for pictures."""
+        return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+@lru_cache(maxsize=64)
+def _file_hash(path: Path, size: int, modified: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, remembered while its size and time stay the same."""
+    stat = path.stat()
+    return _file_hash(path, stat.st_size, stat.st_mtime_ns)
+
+
+def write_manifest(folder: Path, extra: Mapping[str, str] | None = None) -> None:
+    """Record the sha256 of every weight file (and `extra` entries) below `folder`."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "MANIFEST.json")
+    content = {p.relative_to(folder).as_posix(): file_hash(p) for p in files} | dict(extra or {})
+    (folder / "MANIFEST.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def check_manifest(folder: Path, remedy: str) -> dict[str, str]:
+    """The manifest of `folder`, after checking every file against it; IntegrityError says what mends it."""
+    if not folder.is_dir() or not (folder / "MANIFEST.json").exists():
+        raise IntegrityError(f"no weights at {folder}. {remedy}")
+    content = json.loads((folder / "MANIFEST.json").read_text())
+    for name, expected in content.items():
+        path = folder / name
+        if name.startswith("data:"):
+            continue
+        if not path.exists():
+            raise IntegrityError(f"weights file {path} is missing. {remedy}")
+        if (found := file_hash(path)) != expected:
+            raise IntegrityError(
+                f"weights file {path} is damaged: sha256 {found[:12]}..., expected {expected[:12]}.... {remedy}"
+            )
+    return content
+
+
+def load_pipeline(cls: type, folder: Path | str, **kwargs: Any) -> Any:
+    """`cls.from_pretrained` on a local folder: safetensors only, no network, quiet; ConfigError if that fails."""
+    from diffusers.utils import logging
+
+    folder = Path(folder)
+    if not (folder / "model_index.json").exists():
+        raise ConfigError(f"{folder} is not a diffusers pipeline folder (it has no model_index.json).")
+    logging.disable_progress_bar()
+    try:
+        pipe = cls.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, **kwargs
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"cannot load {folder}: {error} Only safetensors weights are loaded, never pickles."
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -1,0 +1,108 @@
+"""Suite `digits`: class-conditional handwritten digits, 16x16 pixels, with denoisers `large` (base) and `small`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from accel.errors import IntegrityError
+from accel.guidance.base import Guidance
+from accel.recipe import Recipe
+from accel.samplers import DiffusersSampler
+from accel.suites import digits_data as data
+from accel.suites.base import ASSETS, Reference, Suite, check_manifest, load_pipeline
+from accel.suites.digits_models import DigitClassifier
+from accel.suites.pipeline import PixelPipeline
+
+REMEDY = "Restore it from the repository (git checkout), or train it again with `make train SUITE=digits`."
+
+
+@dataclass(frozen=True)
+class DigitsSuite(Suite):
+    """Classes are uniform: sample i is digit i mod 10. Reference: the 1,285 training images; floor: 512 held-out ones."""
+
+    weights: str = str(ASSETS / "digits")
+    converged_steps: int = 100
+    name: str = "digits"
+    feature_space: str = "digits"
+
+    def fingerprint(self) -> dict[str, str]:
+        manifest = check_manifest(Path(self.weights), REMEDY)
+        return {k: v for k, v in manifest.items() if k.endswith((".safetensors", "config.json"))}
+
+    def pipeline(self) -> PixelPipeline:
+        check_manifest(Path(self.weights), REMEDY)
+        return load_pipeline(PixelPipeline, Path(self.weights) / "large").to(torch.float32)
+
+    def models(self) -> dict[str, torch.nn.Module]:
+        return {"small": load_pipeline(PixelPipeline, Path(self.weights) / "small").unet.to(torch.float32)}
+
+    def conditions(self, start: int, stop: int) -> dict[str, Any]:
+        return {"class_labels": [i % data.CLASSES for i in range(start, stop)]}
+
+    def converged(self, guidance: Guidance | None) -> Recipe:
+        options = {"solver_order": 2, "final_sigmas_type": "zero"}
+        sampler = DiffusersSampler("DPMSolverMultistepScheduler", self.converged_steps, "dpmpp_2m", options)
+        return Recipe(sampler, guidance=guidance)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return classifier(self.weights).features(data.to_uint8(images))
+
+    def per_sample(self, images: torch.Tensor, start: int) -> dict[str, torch.Tensor]:
+        labels = torch.tensor(self.conditions(start, start + len(images))["class_labels"])
+        predicted = classifier(self.weights)(data.to_uint8(images)).argmax(1)
+        return {"accuracy": (predicted == labels).float()}
+
+    def reference(self) -> Reference:
+        return _reference(self.weights)
+
+    def reference_identity(self) -> dict[str, Any]:
+        manifest = check_manifest(Path(self.weights), REMEDY)
+        return {"name": "digits/train", "n": data.TRAIN, "sha256": _identity(manifest)}
+
+    def held_out(self) -> torch.Tensor:
+        with torch.inference_mode():
+            return classifier(self.weights).features(data.load("held_out")[0]).double()
+
+
+@lru_cache(maxsize=2)
+def classifier(weights: str) -> DigitClassifier:
+    """The feature classifier in float32, ready for inference."""
+    check_manifest(Path(weights), REMEDY)
+    net = DigitClassifier()
+    state = load_file(Path(weights) / "classifier.safetensors")
+    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    return net.eval().requires_grad_(False)
+
+
+@lru_cache(maxsize=2)
+def _reference(weights: str) -> Reference:
+    images, labels = data.load("train")
+    manifest = check_manifest(Path(weights), REMEDY)
+    found = data_hash("train")
+    if (expected := manifest.get("data:train")) != found:
+        raise IntegrityError(
+            f"the reference images differ: sha256 {found[:12]}..., expected {str(expected)[:12]}.... scikit-learn's "
+            "digits or Pillow's bicubic filter changed; install the versions of constraints.txt, or train again with "
+            "`make train SUITE=digits` for a new reference."
+        )
+    with torch.inference_mode():
+        features = classifier(weights).features(images).double()
+    return Reference("digits/train", features, _identity(manifest))
+
+
+def _identity(manifest: dict[str, str]) -> str:
+    # The images and the network that turns them into features: a change of either is another reference.
+    return hashlib.sha256((manifest["data:train"] + manifest["classifier.safetensors"]).encode()).hexdigest()
+
+
+def data_hash(part: str) -> str:
+    """sha256 of the images and labels of one part of the split."""
+    images, labels = data.load(part)
+    return hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()

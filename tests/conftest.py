@@ -1,0 +1,52 @@
+"""Shared fixtures: the shipped digits networks, tiny random ones of other kinds, and plain ways to run them."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import pytest
+import torch
+
+from accel.samplers import DiffusersSampler
+
+logging.getLogger("diffusers").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", category=FutureWarning)
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def digits():
+    from accel.suites.digits import DigitsSuite
+
+    return DigitsSuite()
+
+
+@pytest.fixture(scope="session")
+def pipe(digits):
+    """The digits pipeline; tests must leave it as they found it."""
+    return digits.pipeline()
+
+
+@pytest.fixture(scope="session")
+def models(digits):
+    return digits.models()
+
+
+@pytest.fixture
+def run(pipe):
+    """run(guidance_scale=1.0, count=2, first=0) -> images (count, 1, 16, 16) of the digits pipeline as it is now."""
+
+    def run(guidance_scale: float = 1.0, count: int = 2, first: int = 0, steps: int = 4, **kwargs):
+        generators = [torch.Generator().manual_seed(first + i) for i in range(count)]
+        labels = [(first + i) % 10 for i in range(count)]
+        return pipe(class_labels=labels, generator=generators, guidance_scale=guidance_scale,
+                    num_inference_steps=steps, output_type="pt", **kwargs).images  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def ddim():
+    """ddim(steps) -> the DDIM sampler."""
+    return lambda steps=4: DiffusersSampler("DDIMScheduler", steps, "ddim", {"set_alpha_to_one": True})

@@ -1,0 +1,169 @@
+"""The contract of every registered method (docs/design.md): a new YAML file is picked up here by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from registry import METHODS, PAIRS, recipe
+from snapshots import assert_same, snapshot
+
+from accel.errors import AccelError, ConfigError, IncompatibleError
+from accel.evaluation.generate import generate
+from accel.precision.calibration import calibrate
+from accel.recipe import Recipe, accelerate
+from accel.results.records import canonical, describe
+
+# The setting at which a method must change nothing, by class; "same" compares bit for bit with the plain pipeline.
+IDENTITY = {
+    "CFG": {"scale": 1.0},
+    "IntervalCFG": {"scale": 1.0},
+    "DeepCache": {"interval": 1},
+    "TStitch": {"fractions": (0.0,)},
+    "FakeQuant": {"weight_bits": 32, "activation_bits": 32},
+    "Cast": {"dtype": "float32"},
+}
+AT_DENOISER = [m for m in METHODS if m[0] not in ("sampler", "grid")]
+ids = "-".join
+
+
+def artefacts(pipe, digits, made: Recipe, models):
+    if made.precision is None or not made.precision.calibrated:
+        return None
+    return calibrate(pipe, made, lambda: generate(pipe, digits, made, 99, 0, 2, 2), models)
+
+
+@pytest.fixture
+def images(pipe, digits, models):
+    """images(recipe, start, stop, batch) -> samples of the recipe and its Run."""
+
+    def images(made: Recipe, start=0, stop=2, batch=2, count_macs=False):
+        own = artefacts(pipe, digits, made, models)
+        with accelerate(pipe, made, models=models, artefacts=own, count_macs=count_macs) as run:
+            return generate(pipe, digits, made, 5, start, stop, batch), run
+
+    return images
+
+
+@pytest.mark.parametrize("method", AT_DENOISER, ids=ids)
+def test_identity_setting_equals_the_plain_pipeline(method, images):
+    axis, choice = method
+    made = recipe(**{axis: choice})
+    config = getattr(made, axis)
+    assert type(config).__name__ in IDENTITY, f"say in IDENTITY at which setting {choice} changes nothing"
+    neutral = replace(made, **{axis: replace(config, **IDENTITY[type(config).__name__])})
+    assert torch.equal(images(neutral)[0], images(replace(made, **{axis: None}))[0])
+
+
+@pytest.mark.parametrize("method", AT_DENOISER, ids=ids)
+def test_method_changes_the_result(method, images):
+    """Guards the other tests: a method that silently does nothing would pass them all."""
+    axis, choice = method
+    made = recipe(**{axis: choice})
+    changed = not torch.equal(images(made)[0], images(replace(made, **{axis: None}))[0])
+    assert changed == (choice != "fp32")
+
+
+@pytest.mark.parametrize("method", METHODS, ids=ids)
+def test_detaching_restores_the_pipeline(method, pipe, models, digits, run):
+    axis, choice = method
+    made = recipe(**{axis: choice})
+    own = artefacts(pipe, digits, made, models)
+    before, nets = run(), list(models.values())
+    state = snapshot(pipe, nets)
+    with accelerate(pipe, made, models=models, artefacts=own):
+        run(made.guidance_scale)
+    assert_same(state, snapshot(pipe, nets))
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*args):
+        raise Interrupted
+
+    handle = pipe.unet.conv_out.register_forward_hook(interrupt)  # in the middle of a trajectory
+    try:
+        with pytest.raises(Interrupted), accelerate(pipe, made, models=models, artefacts=own):
+            for _ in range(2):  # a quantised conv_out does not call the original's hook
+                run(made.guidance_scale)
+            raise Interrupted
+    finally:
+        handle.remove()
+    assert_same(state, snapshot(pipe, nets))
+    assert torch.equal(before, run())
+
+
+@pytest.mark.parametrize("method", METHODS, ids=ids)
+def test_same_seeds_same_images(method, images):
+    made = recipe(**{method[0]: method[1]})
+    first, again = images(made, 0, 4, 4)[0], images(made, 0, 4, 4)[0]
+    assert torch.equal(first, again)
+    alone = images(made, 2, 3, 1)[0]
+    # Kernels sum in another order for another batch; quantisation turns that into single level flips.
+    loose = made.precision is not None and made.precision.label not in ("fp32",)
+    assert (first[2:3] - alone).abs().max() < (0.35 if loose else 2e-3)
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS, ids=lambda m: "-".join(m))
+def test_pairs_compose_or_refuse_with_a_reason(one, other, pipe, models, images):
+    axes = dict([one, other])
+    made = recipe(**axes)
+    try:
+        made.check(pipe, models)
+    except IncompatibleError as error:
+        assert len(str(error)) > 30, "a refusal gives its reason"
+        with pytest.raises(IncompatibleError), accelerate(pipe, made, models=models):
+            pass
+        return
+    result, run = images(made)
+    assert torch.isfinite(result).all()
+    assert run.clock.runs == 1
+    assert run.clock.num_steps == 4
+
+
+@pytest.mark.parametrize("method", METHODS, ids=ids)
+def test_config_round_trip(method):
+    import hydra.utils
+
+    from accel.__main__ import compose
+
+    axis, choice = method
+    node = compose([f"{axis}={choice}"])[axis]
+    config = hydra.utils.instantiate(node)
+    again = hydra.utils.instantiate(OmegaConf.create(OmegaConf.to_yaml(node)))
+    assert config == again
+    assert canonical(describe(config)) == canonical(describe(again))
+    assert getattr(config, "label", choice)
+
+
+def test_identity_distinguishes_settings():
+    a, b = recipe(cache="deepcache"), recipe(cache="deepcache")
+    assert describe(a) == describe(b)
+    assert describe(a) != describe(replace(a, cache=replace(a.cache, interval=5)))
+    assert describe(a) != describe(replace(a, sampler=replace(a.sampler, steps=5)))
+
+
+def test_nothing_leaks_from_one_batch_to_the_next(pipe, models, digits, images):
+    """Changing batch sizes within one context give what a fresh context gives."""
+    made = recipe(cache="deepcache", stitch="tstitch", guidance="interval")
+    fresh = [images(made, 0, n, n)[0] for n in (1, 3, 2)]
+    with accelerate(pipe, made, models=models):
+        inside = [generate(pipe, digits, made, 5, 0, n, n) for n in (1, 3, 2)]
+    for a, b in zip(fresh, inside, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_guided_recipe_needs_a_guided_pipeline_call(pipe, models, run):
+    made = recipe(guidance="cfg")
+    with accelerate(pipe, made), pytest.raises(AccelError, match="guidance_scale=2"):
+        run(guidance_scale=1.0)
+
+
+def test_incompatible_pair_is_refused_with_what_would_work(pipe, models):
+    made = recipe(cache="deepcache", stitch="tstitch")
+    too_deep = replace(made, cache=replace(made.cache, branch=8))  # `small` has six skip connections
+    with pytest.raises((IncompatibleError, ConfigError), match=r"'small' has 6 skip connections; allowed: 1\.\.6"):
+        too_deep.check(pipe, models)
+    replace(too_deep, stitch=None).check(pipe, models)
