@@ -17,12 +17,17 @@ _exit_codes = [0]
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 some cells failed, 2 the request is wrong, 130 interrupted."""
-    import hydra
-
+    arguments = sys.argv[1:]
     try:
-        check_choices(sys.argv[1:])
-        app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_job)
-        app()
+        check_choices(arguments)
+        if any(a.startswith("-") for a in arguments):  # --multirun, --cfg, --help, ...: Hydra's own application
+            import hydra
+
+            overrides = [a for a in arguments if not a.startswith("-")]
+            compose(expand_cells([overrides])[0])  # a typo is answered before Hydra starts any job
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_job)()
+        else:
+            _job(compose(arguments), arguments)
     except AccelError as error:
         _report(error)
     except KeyboardInterrupt:
@@ -36,7 +41,7 @@ def _report(error: AccelError) -> None:
     _exit_codes.append(2)
 
 
-def _job(cfg: Any) -> None:
+def _job(cfg: Any, overrides: list[str] | None = None) -> None:
     import logging
     import warnings
 
@@ -45,20 +50,20 @@ def _job(cfg: Any) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*`lr_scheduler.step|.*TypedStorage|.*__array_wrap__")
     try:
-        study = build_study(cfg)
+        study = build_study(cfg, overrides)
         if cfg.plan:
             study.plan()
             return
-        from accel.results.records import check_writable
-
-        check_writable(study.results.root)
         _exit_codes.append(1 if study.run() else 0)
     except AccelError as error:  # in a multirun the other jobs go on
         _report(error)
 
 
-def build_study(cfg: Any) -> Any:
-    """The study that a composed configuration describes; everything is instantiated, so bad values raise here."""
+def build_study(cfg: Any, overrides: list[str] | None = None) -> Any:
+    """The study that a composed configuration describes; everything is instantiated, so bad values raise here.
+
+    `overrides` are those of the command line (default: Hydra's own record of them); they hold for every cell too.
+    """
     import torch
     from hydra.core.hydra_config import HydraConfig
 
@@ -71,10 +76,10 @@ def build_study(cfg: Any) -> Any:
         torch.set_num_threads(cfg.threads)
     if cfg.wandb not in ("offline", "online", "disabled"):
         raise unknown("wandb mode", str(cfg.wandb), ["offline", "online", "disabled"])
-    task = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    recipes = (
-        [recipe_of(compose([*task, *cell])) for cell in expand_cells(cfg.cells)] if cfg.cells else [recipe_of(cfg)]
-    )
+    if overrides is None:
+        overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    task = [o for o in overrides if o.partition("=")[0].lstrip("+") not in ("cells", "baseline")]
+    cells = [compose([*task, *cell]) for cell in expand_cells(cfg.cells)] if cfg.cells else [cfg]
     return Study(
         name=cfg.study,
         title=cfg.title,
@@ -82,7 +87,7 @@ def build_study(cfg: Any) -> Any:
         evaluation=instantiate(cfg.evaluation),
         results=Results(cfg.results),
         baseline=recipe_of(compose(list(cfg.baseline))),
-        cells=recipes,
+        cells=[recipe_of(cell) for cell in cells],
         merge=not cfg.cells,
         wandb=cfg.wandb,
     )
@@ -146,7 +151,7 @@ def expand_cells(cells: Any) -> list[list[str]]:
     parser, expanded = OverridesParser.create(), []
     for cell in cells:
         overrides = cell.split() if isinstance(cell, str) else list(cell)
-        choices = []
+        choices: list[list[str]] = []
         for override in parser.parse_overrides(overrides):
             sweep = override.is_sweep_override()
             key = override.get_key_element()

@@ -135,13 +135,15 @@ def accelerate(
 ) -> Iterator[Run]:
     """Make `pipe` run `recipe` inside the context; after it, also after an exception, `pipe` is what it was.
 
-    `models`: the networks that `recipe.stitch` names. `artefacts`: for each network name what a calibration made for it.
+    `models`: the networks that `recipe.stitch` names. `artefacts`: what a calibration made, by network name.
     Guided recipes need the pipeline called with `guidance_scale=recipe.guidance_scale`.
     """
     recipe.check(pipe, models)
-    clock, name = Trajectory(), denoiser_name(pipe)
+    clock = Trajectory()
     run = Run(recipe, clock, count_macs)
+    # DiTPipeline stacks (conditional, null) and steps both; every other pipeline (null, conditional), and steps one.
     layout = "cond_first" if type(pipe).__name__ == "DiTPipeline" else "uncond_first"
+    copies = 2 if layout == "cond_first" and recipe.guidance_scale > 1 else 1
     with ExitStack() as undo:
         denoisers, nodes = {}, {}
         for key, net in recipe.nets(pipe, models).items():
@@ -159,7 +161,7 @@ def accelerate(
 
         original = pipe.scheduler
         scheduler = recipe.sampler.build(original.config, recipe.grid) if recipe.sampler else copy.deepcopy(original)
-        attach_clock(scheduler, clock, recipe.sampler.steps if recipe.sampler else None)
+        attach_clock(scheduler, clock, recipe.sampler.steps if recipe.sampler else None, copies)
         undo.callback(setattr, pipe, "scheduler", original)
         pipe.scheduler = run.scheduler = scheduler
         yield run

@@ -194,8 +194,9 @@ class Runner:
         if missing:
             with accelerate(self.pipe, recipe, models=self.models, artefacts=artefacts):
                 for a, b in missing:
-                    images = generate(self.pipe, self.suite, recipe, e.seed, a, b, e.batch)
-                    store.save(a, b, score_images(self.suite, images, a))
+                    with locked(self._device_lock, shared=True):
+                        images = generate(self.pipe, self.suite, recipe, e.seed, a, b, e.batch)
+                    store.save(a, b, score_images(self.suite, images, self.suite.conditions(a, b)))
                     self.on_samples(b - a)
         return store.gather(n, e.shard)
 
@@ -226,17 +227,20 @@ class Runner:
 
     def floor(self) -> dict[str, Any] | None:
         """Record of real held-out images against the reference: no sampler can be expected to score below it."""
-        from accel.evaluation.quality import quality
+        from accel.evaluation.score import score, score_images
 
         held_out = self.suite.held_out()
         if held_out is None:
             return None
-        n = min(self.evaluation.n, len(held_out))
+        images, conditions = held_out
+        n = min(self.evaluation.n, len(images))
         identity = {"real": self.suite.name, "n": n, "reference": self.suite.reference_identity()}
         key = digest(identity)
         if record := self.find("quality", key):
             return record
-        values = quality(held_out[:n], self.suite.reference().features, self.suite.feature_space)
+        tensors = score_images(self.suite, images[:n], {k: v[:n] for k, v in conditions.items()})
+        values = score(self.suite, tensors, None)
+        self._picture(key, tensors["images"])
         record = {
             "kind": "quality",
             "id": key,
@@ -305,7 +309,7 @@ class Runner:
 
         e = self.evaluation
         artefacts, _ = self.artefacts(recipe)
-        with locked(self.results.root / ".timing.lock"):  # never two timings at once
+        with locked(self._device_lock):  # nobody else times or generates meanwhile
             measured = time_recipe(self.pipe, self.suite, recipe, baseline, models=self.models, artefacts=artefacts,
                                    batch=e.timing_batch, repetitions=e.repetitions)  # fmt: skip
         where = environment(self.device)
@@ -334,6 +338,10 @@ class Runner:
 
     def _store(self, recipe: Recipe) -> ShardStore:
         return ShardStore(self.results.root, self.generation_id(recipe))
+
+    @property
+    def _device_lock(self) -> Path:
+        return self.results.root / "shards" / ".device.lock"
 
     @property
     def _solved(self) -> bool:

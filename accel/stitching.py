@@ -25,6 +25,7 @@ SHARED = (
     "out_channels",
     "sample_size",
     "num_class_embeds",
+    "num_embeds_ada_norm",
     "cross_attention_dim",
     "addition_embed_type",
 )

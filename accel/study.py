@@ -12,7 +12,7 @@ from rich.table import Table
 
 from accel.errors import AccelError, IncompatibleError
 from accel.recipe import Recipe
-from accel.results.records import Results
+from accel.results.records import Results, check_writable
 from accel.runner import Evaluation, Runner
 from accel.suites.base import Suite
 
@@ -39,6 +39,7 @@ class Study:
         with self._progress() as progress:
             runner = self._runner(progress)
             refused = self._refusals(runner)
+            check_writable(self.results.root)
             jobs = self._jobs(runner, refused)
             bar = progress.add_task("cells", total=len(jobs) + 1)
             rows.add_floor(runner.floor())
@@ -57,7 +58,7 @@ class Study:
                     timing = runner.timing(job.recipe, self.baseline)
                 except (AccelError, RuntimeError, ValueError) as error:
                     rows.add_failure(job, error)
-                    self.console.print(f"[red]failed[/] {job.recipe.label}: {error}", markup=True, highlight=False)
+                    self.console.print(f"failed: {job.recipe.label}: {error}", style="red", markup=False)
                 else:
                     rows.add(job, quality, timing)
                     if not before:
@@ -90,6 +91,8 @@ class Study:
             log_study(self.results, self.name, mode=self.wandb)
         print_study(self.results, self.name, self.console)
         self.console.print("written: " + ", ".join(str(p) for p in paths), highlight=False, soft_wrap=True)
+        if track and self.wandb == "offline":
+            self.console.print(f"offline wandb runs: {self.results.root / 'wandb'} (upload: wandb sync --sync-all)")
 
     def plan(self) -> None:
         """Show each cell, what of it is done and how long the rest will take; run nothing."""
@@ -109,8 +112,8 @@ class Study:
             table.add_row(recipe.label, "refused", "", "", reason)
         self.console.print(table)
         self.console.print(
-            f"At most about {total:.0f} s of sampling (caching, stitching and interval guidance not deducted), plus timing "
-            "and one equal-cost control for each accelerated cell. Nothing was run or written."
+            f"At most about {total:.0f} s of sampling (caching, stitching and interval guidance not deducted), plus "
+            "timing and one equal-cost control for each accelerated cell. Nothing was run or written."
         )
 
     def _jobs(self, runner: Runner, refused: list[tuple[Recipe, str]]) -> list[_Job]:
@@ -154,7 +157,10 @@ class Study:
         def on_samples(count: int) -> None:
             progress.advance(progress.samples, count)
 
-        return Runner(self.suite, self.evaluation, self.results, lambda m: progress.console.print(m), on_samples)
+        def say(message: str) -> None:
+            progress.console.print(message, markup=False, highlight=False)
+
+        return Runner(self.suite, self.evaluation, self.results, say, on_samples)
 
     def _progress(self) -> _Progress:
         columns = (TextColumn("{task.description:<44}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),

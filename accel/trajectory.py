@@ -74,7 +74,7 @@ class Trajectory:
         sigmas = getattr(self._scheduler, "sigmas", None)
         if sigmas is not None and self._offset + self.stage < len(sigmas):
             return float(sigmas[self._offset + self.stage])
-        alpha_bar = float(self._scheduler.alphas_cumprod[int(round(self.timestep))])
+        alpha_bar = float(self._scheduler.alphas_cumprod[round(self.timestep)])
         return ((1 - alpha_bar) / alpha_bar) ** 0.5
 
     def on_reset(self, reset: Callable[[], None]) -> None:
@@ -136,10 +136,11 @@ class Trajectory:
             reset()
 
 
-def attach_clock(scheduler, clock: Trajectory, steps: int | None = None) -> None:
+def attach_clock(scheduler, clock: Trajectory, steps: int | None = None, copies: int = 1) -> None:
     """Make `scheduler` drive `clock`, by instance attributes only (the class is untouched).
 
-    With `steps` the number of inference steps that a pipeline asks for is replaced: the recipe decides.
+    With `steps` the number of inference steps that a pipeline asks for is replaced: the recipe decides. `copies`: rows
+    that the scheduler gets for each image.
     """
     set_timesteps, step = scheduler.set_timesteps, scheduler.step
 
@@ -152,7 +153,7 @@ def attach_clock(scheduler, clock: Trajectory, steps: int | None = None) -> None
     @functools.wraps(step)
     def clocked_step(model_output, timestep, sample, *args, **kwargs):
         result = step(model_output, timestep, sample, *args, **kwargs)
-        clock.advance(len(sample))
+        clock.advance(len(sample) // copies)
         return result
 
     scheduler.set_timesteps = clocked_set_timesteps

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from accel.denoiser import denoiser_name
+
 
 def snapshot(pipe, models=()) -> dict:
     """Everything about a pipeline that attaching a method could leave changed."""
-    nets = [pipe.unet, *models]
+    nets = [getattr(pipe, denoiser_name(pipe)), *models]
     return {
         "weights": [{k: v.clone() for k, v in net.state_dict().items()} for net in nets],
         "dtypes": [{k: v.dtype for k, v in net.state_dict().items()} for net in nets],

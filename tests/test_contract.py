@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -85,10 +86,9 @@ def test_detaching_restores_the_pipeline(method, pipe, models, digits, run):
 
     handle = pipe.unet.conv_out.register_forward_hook(interrupt)  # in the middle of a trajectory
     try:
-        with pytest.raises(Interrupted), accelerate(pipe, made, models=models, artefacts=own):
-            for _ in range(2):  # a quantised conv_out does not call the original's hook
-                run(made.guidance_scale)
-            raise Interrupted
+        with contextlib.suppress(Interrupted), accelerate(pipe, made, models=models, artefacts=own):
+            run(made.guidance_scale)
+            raise Interrupted  # a quantised conv_out does not call the original's hook
     finally:
         handle.remove()
     assert_same(state, snapshot(pipe, nets))
@@ -112,10 +112,9 @@ def test_pairs_compose_or_refuse_with_a_reason(one, other, pipe, models, images)
     made = recipe(**axes)
     try:
         made.check(pipe, models)
-    except IncompatibleError as error:
-        assert len(str(error)) > 30, "a refusal gives its reason"
-        with pytest.raises(IncompatibleError), accelerate(pipe, made, models=models):
-            pass
+    except IncompatibleError:
+        with pytest.raises(IncompatibleError, match=r".{30,}"), accelerate(pipe, made, models=models):
+            pass  # refused with a reason, and before anything ran
         return
     result, run = images(made)
     assert torch.isfinite(result).all()

@@ -114,7 +114,7 @@ def test_return_dict_keeps_its_meaning(pipe, ddim):
 
 
 def test_img2img_start_begins_its_own_schedule(pipe, models, ddim):
-    """A pipeline that starts in the middle of the timesteps: the first evaluation is full, fractions are of the rest."""
+    """A pipeline that starts in the middle of the timesteps: the first evaluation is full."""
     recipe = Recipe(DiffusersSampler("EulerDiscreteScheduler", 10), cache=DeepCache(2, 1))
     with torch.no_grad(), accelerate(pipe, recipe) as traced:
         pipe.scheduler.set_timesteps(10)
@@ -152,7 +152,7 @@ def test_refusals_name_what_is_allowed(pipe, models):
     euler = DiffusersSampler("DDIMScheduler", 5)
     with pytest.raises(ConfigError, match=r"allowed: 1\.\.9"):
         Recipe(euler, cache=DeepCache(branch=10)).check(pipe)
-    with pytest.raises(ConfigError, match="unknown stitch model 'smal'. Did you mean small"):
+    with pytest.raises(ConfigError, match=r"unknown stitch model 'smal'\. Did you mean small"):
         Recipe(euler, stitch=TStitch(("smal",))).check(pipe, models)
     with pytest.raises(IncompatibleError, match="it takes: trailing"):
         Recipe(euler, grid=Grid("karras")).check(pipe)

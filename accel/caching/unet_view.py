@@ -33,8 +33,8 @@ def skip_count(net: nn.Module, name: str = "the denoiser") -> int:
     """Number of skip connections of a UNet; IncompatibleError when `net` is not a UNet that a view can truncate."""
     if not all(isinstance(getattr(net, a, None), nn.ModuleList) for a in ("down_blocks", "up_blocks")):
         raise IncompatibleError(
-            f"{name} ({type(net).__name__}) has no down and up blocks; this cache needs the skip connections of a UNet. "
-            "Use cache=none, or a model with a UNet."
+            f"{name} ({type(net).__name__}) has no down and up blocks; this cache needs the skip connections of a "
+            "UNet. Use cache=none, or a model with a UNet."
         )
     blocks = [*net.down_blocks, *net.up_blocks]
     if any(hasattr(b, "skip_conv") or not hasattr(b, "resnets") for b in blocks):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from accel.evaluation.quality import quality
@@ -12,11 +14,11 @@ from accel.suites.base import Suite
 EPOCH = 1  # raise when a change alters the values that are computed from the same shards
 
 
-def score_images(suite: Suite, images: torch.Tensor, start: int) -> Tensors:
-    """What a shard stores for samples start..: the images, fp16 features and per-sample scores (`score.<metric>`)."""
+def score_images(suite: Suite, images: torch.Tensor, conditions: dict[str, Any]) -> Tensors:
+    """What a shard stores: the images, fp16 features and per-sample scores (`score.<metric>`)."""
     with torch.inference_mode():
         features = suite.features(images)
-        scores = suite.per_sample(images, start)
+        scores = suite.per_sample(images, conditions)
     tensors = {"images": images} | {f"score.{k}": v for k, v in scores.items()}
     return tensors if features is None else tensors | {"features": features.half()}
 

@@ -77,15 +77,18 @@ class ShardStore:
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold an exclusive lock between processes; freed by the system when the process dies. Yields whether it is held."""
+def locked(path: Path, wait: bool = True, shared: bool = False) -> Iterator[bool]:
+    """Hold a lock between processes, freed by the system when the process dies; yields whether it is held.
+
+    `shared` locks exclude exclusive ones only, so that many may generate while nobody times.
+    """
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
             held = True
         except BlockingIOError:
             held = False

@@ -1,6 +1,7 @@
 """Whole-network floating-point casts: weights and activations in one dtype, executed for real.
 
-The scheduler's arithmetic, the latents and the timestep keep their dtype; predictions are cast back.
+The scheduler's arithmetic, the latents and the timestep keep their dtype; predictions are cast back. Exception: a
+pipeline that draws its noise in the network's dtype (DiTPipeline) keeps its latents in that dtype, as for its users.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ class FakeQuant(Precision):
         for name, net in nets.items():
             if not quantisable(net, self.keep):
                 raise IncompatibleError(
-                    f"{name!r} ({type(net).__name__}) has no convolution or linear layer to quantise; use precision=none."
+                    f"{name!r} ({type(net).__name__}) has no convolution or linear layer to quantise; "
+                    "use precision=none."
                 )
 
     def prepare(self, node: Node) -> None:
@@ -64,8 +65,8 @@ class FakeQuant(Precision):
             found = "none" if ranges is None else f"ranges for {len(ranges)} layers"
             raise ConfigError(
                 f"W{self.weight_bits}A{self.activation_bits} needs activation ranges for the {len(layers)} layers of "
-                f"{node.name!r}, found {found}; make them with accel.precision.calibration.calibrate(pipe, recipe, ...) "
-                "and pass them as `artefacts`, or run the experiment with `python -m accel`, which calibrates by itself."
+                f"{node.name!r}, found {found}; make them with accel.precision.calibration.calibrate(pipe, recipe, ...)"
+                " and pass them as `artefacts`, or run it with `python -m accel`, which calibrates by itself."
             )
         for name, layer in layers.items():
             parent, _, child = name.rpartition(".")
@@ -128,7 +129,7 @@ def fake_quantise_weight(weight: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def affine_parameters(low: float, high: float, bits: int) -> tuple[float, int]:
-    """Scale and zero point of levels 0 .. 2^b - 1 that cover [min(low, 0), max(high, 0)], zero exactly representable."""
+    """Scale and zero point of levels 0 .. 2^b - 1 that cover [min(low, 0), max(high, 0)]; zero is a level."""
     low, high, top = min(low, 0.0), max(high, 0.0), 2**bits - 1
     scale = max((high - low) / top, 1e-12)
     return scale, int(min(top, max(0, round(-low / scale))))

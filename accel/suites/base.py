@@ -67,8 +67,8 @@ class Suite(ABC):
         """Features (B, D) of pipeline output (B, C, H, W); None without a feature space."""
         return None
 
-    def per_sample(self, images: torch.Tensor, start: int) -> dict[str, torch.Tensor]:
-        """Further scores of each sample, by metric name, each (B,)."""
+    def per_sample(self, images: torch.Tensor, conditions: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Further scores of each sample under its condition, by metric name, each (B,)."""
         return {}
 
     def reference(self) -> Reference | None:
@@ -79,8 +79,9 @@ class Suite(ABC):
         """What identifies the reference (name, n, sha256), without loading it."""
         return None
 
-    def held_out(self) -> torch.Tensor | None:
-        """Features of real images that are not in the reference: their score is the real-vs-real floor."""
+    def held_out(self) -> tuple[torch.Tensor, dict[str, Any]] | None:
+        """Real images (N, C, H, W) in the pipeline's range that are not in the reference, and their conditions; their
+        score is the real-vs-real floor. None without real data."""
         return None
 
     def to_uint8(self, images: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ REMEDY = "Restore it from the repository (git checkout), or train it again with 
 
 @dataclass(frozen=True)
 class DigitsSuite(Suite):
-    """Classes are uniform: sample i is digit i mod 10. Reference: the 1,285 training images; floor: 512 held-out ones."""
+    """Classes are uniform: sample i is digit i mod 10. Reference: 1,285 training images; floor: 512 held-out ones."""
 
     weights: str = str(ASSETS / "digits")
     converged_steps: int = 100
@@ -54,10 +54,14 @@ class DigitsSuite(Suite):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         return classifier(self.weights).features(data.to_uint8(images))
 
-    def per_sample(self, images: torch.Tensor, start: int) -> dict[str, torch.Tensor]:
-        labels = torch.tensor(self.conditions(start, start + len(images))["class_labels"])
+    def per_sample(self, images: torch.Tensor, conditions: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """`accuracy`: the classifier sees the wanted class. `nearest`: RMS distance to the nearest training image, to
+        be held against that of held-out images: much smaller means that training images are reproduced."""
+        labels = torch.tensor(conditions["class_labels"])
         predicted = classifier(self.weights)(data.to_uint8(images)).argmax(1)
-        return {"accuracy": (predicted == labels).float()}
+        train = data.to_model(data.load("train")[0]).flatten(1)
+        nearest = torch.cdist(images.float().clamp(-1, 1).flatten(1), train).amin(1) / train.shape[1] ** 0.5
+        return {"accuracy": (predicted == labels).float(), "nearest": nearest}
 
     def reference(self) -> Reference:
         return _reference(self.weights)
@@ -66,9 +70,9 @@ class DigitsSuite(Suite):
         manifest = check_manifest(Path(self.weights), REMEDY)
         return {"name": "digits/train", "n": data.TRAIN, "sha256": _identity(manifest)}
 
-    def held_out(self) -> torch.Tensor:
-        with torch.inference_mode():
-            return classifier(self.weights).features(data.load("held_out")[0]).double()
+    def held_out(self) -> tuple[torch.Tensor, dict[str, Any]]:
+        images, labels = data.load("held_out")
+        return data.to_model(images), {"class_labels": labels.tolist()}
 
 
 @lru_cache(maxsize=2)
@@ -83,7 +87,7 @@ def classifier(weights: str) -> DigitClassifier:
 
 @lru_cache(maxsize=2)
 def _reference(weights: str) -> Reference:
-    images, labels = data.load("train")
+    images, _ = data.load("train")
     manifest = check_manifest(Path(weights), REMEDY)
     found = data_hash("train")
     if (expected := manifest.get("data:train")) != found:

@@ -9,13 +9,15 @@ from accel.suites.digits_data import CLASSES, SIZE
 
 NULL_LABEL = CLASSES  # the eleventh class embedding: "no class", used by classifier-free guidance
 
+# Linear betas reach sigma / alpha = 157: noise without a trace of the image, as sampling starts from. Predicting the
+# velocity keeps x_0 well conditioned there; of a predicted noise, an error of 1 % would be one of 157 % in x_0.
 SCHEDULER = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
     "beta_end": 0.02,
     "beta_schedule": "linear",
     "clip_sample": False,
-    "prediction_type": "epsilon",
+    "prediction_type": "v_prediction",
     "timestep_spacing": "trailing",
 }
 

@@ -1,4 +1,4 @@
-"""`make train SUITE=digits`: reproduces every weight that suite `digits` ships, with progress, checkpoints and resume."""
+"""`make train SUITE=digits`: every weight that suite `digits` ships, with progress, checkpoints and resume."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from accel.suites import digits_data as data
 from accel.suites.base import ASSETS, write_manifest
 from accel.suites.digits import data_hash
 from accel.suites.digits_models import NULL_LABEL, SCHEDULER, DigitClassifier, build_unet
-from accel.suites.training import TrainConfig, noise_prediction_loss, train
+from accel.suites.training import TrainConfig, train, velocity_loss
 
 PARTS = {
     "classifier": TrainConfig(steps=3000, batch=128, lr=2e-3, weight_decay=0.05, label_dropout=0.0, seed=3),
-    "small": TrainConfig(steps=10000, batch=128, lr=1.5e-3, seed=2),
-    "large": TrainConfig(steps=6000, batch=128, lr=6e-4, seed=1),
+    "small": TrainConfig(steps=9000, batch=128, lr=1.5e-3, seed=2),
+    "large": TrainConfig(steps=8000, batch=64, lr=6e-4, seed=1),
 }
 
 
@@ -35,7 +35,7 @@ def train_part(
         net, x, scheduler = build_unet(part), data.to_model(images), DDPMScheduler(**SCHEDULER)
 
         def loss(net, x0, labels, generator):
-            return noise_prediction_loss(net, scheduler, x0, labels, generator, NULL_LABEL, PARTS[part].label_dropout)
+            return velocity_loss(net, scheduler, x0, labels, generator, NULL_LABEL, PARTS[part].label_dropout)
 
     weights = train(net, loss, x, labels, PARTS[part], work / f"{part}.safetensors", device, on_step)
     net.cpu().eval().load_state_dict(weights)

@@ -47,7 +47,7 @@ class MixtureSuite(Suite):
         return Recipe(DiffusersSampler("DPMSolverMultistepScheduler", 200, "dpmpp_2m", options), guidance=guidance)
 
     def solve(self, pipe: PixelPipeline, recipe: Recipe, seed: int, start: int, stop: int) -> torch.Tensor:
-        """Integrates d(x/alpha)/d(rho) from the last training timestep, where every trailing grid starts, to rho = 0."""
+        """Integrates d(x/alpha)/d(rho) from the last training timestep, where trailing grids start, to rho = 0."""
         net = pipe.unet
         shape = (1, *net.sample_shape)
         noise = [torch.randn(shape, generator=g, dtype=torch.float64) for g in generators(seed, start, stop)]

@@ -1,8 +1,9 @@
-"""Training of the embedded suites' denoisers: noise prediction, EMA, checkpoints, exact resume.
+"""Training of the embedded suites' denoisers: velocity prediction, EMA, checkpoints, exact resume.
 
-Loss: || eps - eps_theta(sqrt(ab_t) x_0 + sqrt(1 - ab_t) eps, t, c) ||^2 (Ho et al. 2020, eq. 14), label dropout for
-classifier-free guidance (Ho & Salimans 2022). Every random draw of step s comes from a generator seeded by (seed, s),
-so a resumed run repeats an uninterrupted one without stored RNG states. Checkpoints are safetensors.
+Loss: || v - v_theta(alpha x_0 + sigma eps, t, c) ||^2 with v = alpha eps - sigma x_0 (Salimans & Ho 2022, app. D), and
+label dropout for classifier-free guidance (Ho & Salimans 2022). Every random draw of step s comes from a generator
+seeded by (seed, s), so a resumed run repeats an uninterrupted one without stored RNG states. Checkpoints are
+safetensors.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def learning_rate(cfg: TrainConfig, step: int) -> float:
     return cfg.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def noise_prediction_loss(net: nn.Module, scheduler, x0, labels, generator, null_label: int, dropout: float):
-    """Mean squared error of the predicted noise at uniformly drawn timesteps; x0 (B, C, H, W) in [-1, 1]."""
+def velocity_loss(net: nn.Module, scheduler, x0, labels, generator, null_label: int, dropout: float):
+    """Mean squared error of the predicted velocity at uniformly drawn timesteps; x0 (B, C, H, W) in [-1, 1]."""
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.randint(0, scheduler.config.num_train_timesteps, (len(x0),), generator=generator)
     drop = torch.rand(len(x0), generator=generator) < dropout
@@ -54,7 +55,7 @@ def noise_prediction_loss(net: nn.Module, scheduler, x0, labels, generator, null
     device = next(net.parameters()).device
     x0, noise, t, labels = x0.to(device), noise.to(device), t.to(device), labels.to(device)
     predicted = net(scheduler.add_noise(x0, noise, t), t, class_labels=labels, return_dict=False)[0]
-    return nn.functional.mse_loss(predicted.float(), noise)
+    return nn.functional.mse_loss(predicted.float(), scheduler.get_velocity(x0, noise, t))
 
 
 def train(

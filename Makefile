@@ -1,0 +1,59 @@
+# Every target works on a fresh machine: the environment in .venv is made when it is not there.
+PYTHON  ?= python3
+VENV    ?= .venv
+RESULTS ?= outputs
+SUITE   ?= digits
+ARGS    ?=
+PY      := $(VENV)/bin/python
+READY   := $(VENV)/.ready
+.DEFAULT_GOAL := help
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.10 or newer, or set PYTHON=..."; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than Python 3.10; set PYTHON=python3.11 (or newer)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.PHONY: help setup demo test lint train sweep plan tables figures results bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make the environment (.venv)
+
+demo: $(READY) ## sweep samplers, caching, stitching and precision on real digits; table, plots, offline wandb runs
+	$(PY) -m accel experiment=demo results=$(RESULTS) $(ARGS)
+
+test: $(READY) ## the whole test suite
+	$(PY) -m pytest $(ARGS)
+
+lint: $(READY) ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+train: $(READY) ## train the shipped weights again: make train SUITE=digits ARGS="--part small"
+	$(PY) scripts/train.py --suite $(SUITE) $(ARGS)
+
+sweep: $(READY) ## Hydra multirun: make sweep ARGS="sampler=ddim,unipc sampler.steps=5,10"
+	$(PY) -m accel --multirun results=$(RESULTS) $(ARGS)
+
+plan: $(READY) ## what the demo would run, what is done and how long it takes; runs nothing
+	$(PY) -m accel experiment=demo plan=true results=$(RESULTS) $(ARGS)
+
+tables: $(READY) ## rebuild the tables of every study from its records
+	$(PY) scripts/rebuild.py tables --results $(RESULTS)
+
+figures: $(READY) ## rebuild the figures of every study from its records
+	$(PY) scripts/rebuild.py figures --results $(RESULTS)
+
+results: $(READY) ## compute the tracked tables in results/ (all studies)
+	$(PY) -m accel experiment=demo results=results $(ARGS)
+	$(PY) -m accel experiment=judge results=results $(ARGS)
+	$(PY) scripts/bench.py --results results
+
+bench: $(READY) ## overhead of the harness: pipeline inside accelerate(empty recipe) against the bare pipeline
+	$(PY) scripts/bench.py --results $(RESULTS)
+
+clean: ## remove the environment, caches and everything under outputs/
+	rm -rf $(VENV) outputs .pytest_cache .ruff_cache *.egg-info

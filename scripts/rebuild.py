@@ -1,0 +1,39 @@
+"""Rebuild tables or figures of every study in a results folder from its records; nothing is computed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from accel.errors import AccelError
+from accel.results.records import Results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["tables", "figures"])
+    parser.add_argument("--results", default="outputs")
+    args = parser.parse_args()
+    results = Results(args.results)
+    if not results.studies():
+        sys.exit(f"error: no study in {args.results}/studies; run one first, e.g. `make demo`.")
+    try:
+        for study in results.studies():
+            for path in writer(args.what)(results, study):
+                print(path)
+    except AccelError as error:
+        sys.exit(f"error: {error}")
+
+
+def writer(what: str):
+    if what == "tables":
+        from accel.results.tables import write_tables
+
+        return write_tables
+    from accel.results.figures import write_figures
+
+    return write_figures
+
+
+if __name__ == "__main__":
+    main()

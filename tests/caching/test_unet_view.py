@@ -1,0 +1,144 @@
+"""Truncated views on every kind of UNet: the defining relation, exact restore, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+
+from accel.caching.unet_view import ShallowView, skip_count
+from accel.errors import IncompatibleError
+
+torch.manual_seed(0)
+
+
+def unet2d(**changes):
+    settings = {
+        "sample_size": 16, "in_channels": 1, "out_channels": 1, "layers_per_block": 2, "norm_num_groups": 4,
+        "block_out_channels": (8, 16, 16), "num_class_embeds": 5, "attention_head_dim": 4,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    }  # fmt: skip
+    return UNet2DModel(**settings | changes).eval(), {"class_labels": torch.tensor([1, 2])}
+
+
+def unet_sd(**changes):
+    """Stable Diffusion's UNet in miniature: cross-attention, three resolutions."""
+    settings = {
+        "sample_size": 16, "in_channels": 1, "out_channels": 1, "layers_per_block": 2, "norm_num_groups": 4,
+        "block_out_channels": (8, 16, 16), "cross_attention_dim": 12, "attention_head_dim": 4,
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    }  # fmt: skip
+    return UNet2DConditionModel(**settings | changes).eval(), {"encoder_hidden_states": torch.randn(2, 5, 12)}
+
+
+def unet_sdxl():
+    net, condition = unet_sd(
+        addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=32,
+        use_linear_projection=True, transformer_layers_per_block=(1, 2, 1),
+    )  # fmt: skip
+    added = {"text_embeds": torch.randn(2, 8), "time_ids": torch.randn(2, 6)}
+    return net, condition | {"added_cond_kwargs": added}
+
+
+KINDS = {
+    "UNet2DModel": unet2d,
+    "one layer": lambda: unet2d(layers_per_block=1),
+    "three layers": lambda: unet2d(layers_per_block=3),
+    "ADM style": lambda: unet2d(
+        downsample_type="resnet", upsample_type="resnet", resnet_time_scale_shift="scale_shift"
+    ),
+    "SD": unet_sd,
+    "SDXL": unet_sdxl,
+    "no mid block": lambda: unet_sd(mid_block_type=None),
+}
+CASES = [(kind, skips) for kind, make in KINDS.items() for skips in range(1, skip_count(make()[0]) + 1)]
+
+
+def overwritten_forward(net, view: ShallowView, stored: torch.Tensor, x, t, condition):
+    """A full forward in which the first channels of the entry resnet's input are overwritten by `stored`."""
+    entry = net.up_blocks[view.entry_block].resnets[view.entry_layer]
+
+    def overwrite(module, args, kwargs):
+        hidden = args[0].clone()
+        hidden[:, : stored.shape[1]] = stored
+        return (hidden, *args[1:]), kwargs
+
+    handle = entry.register_forward_pre_hook(overwrite, with_kwargs=True)
+    try:
+        return net(x, t, **condition).sample
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "skips"), CASES)
+def test_shallow_equals_a_full_forward_with_the_entry_overwritten(kind, skips):
+    """The definition of DeepCache: only the stored tensor is old, everything outside it is computed at (x_t, t)."""
+    net, condition = KINDS[kind]()
+    view = ShallowView(net, skips)
+    x, later = torch.randn(2, 1, 16, 16), torch.randn(2, 1, 16, 16)
+    full, stored = view.capture(lambda: net(x, 500, **condition).sample)
+    torch.testing.assert_close(full, net(x, 500, **condition).sample, atol=0, rtol=0)
+
+    same = view.forward(stored, sample=x, timestep=500, **condition).sample
+    torch.testing.assert_close(same, full, atol=1e-6, rtol=1e-5)
+
+    shallow = view.forward(stored, sample=later, timestep=300, **condition).sample
+    expected = overwritten_forward(net, view, stored, later, 300, condition)
+    torch.testing.assert_close(shallow, expected, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(shallow, net(later, 300, **condition).sample, atol=1e-4), "the cache is really stale"
+
+
+@torch.no_grad()
+def test_deeper_branches_cost_more_and_the_deepest_saves_least():
+    from accel.evaluation.macs import count_macs
+
+    net, condition = unet_sd()
+    _, full = count_macs(lambda: net(torch.randn(2, 1, 16, 16), 1, **condition))
+    costs = []
+    for skips in range(1, skip_count(net) + 1):
+        view = ShallowView(net, skips)
+        _, stored = view.capture(lambda: net(torch.randn(2, 1, 16, 16), 1, **condition))
+        x = torch.randn(2, 1, 16, 16)
+        costs.append(count_macs(lambda v=view, s=stored, x=x: v.forward(s, sample=x, timestep=1, **condition))[1])
+    assert costs == sorted(costs)
+    assert costs[0] < 0.2 * full
+    assert costs[-1] < full
+
+
+@torch.no_grad()
+def test_the_original_is_untouched_and_its_parameters_are_shared():
+    net, _ = unet_sd()
+    before = [(n, id(m)) for n, m in net.named_modules()]
+    view = ShallowView(net, 3)
+    assert [(n, id(m)) for n, m in net.named_modules()] == before
+    own = {id(p) for p in net.parameters()}
+    assert {id(p) for p in view.view.parameters()} <= own
+
+
+@torch.no_grad()
+def test_odd_sizes_and_controlnet_residuals():
+    net, condition = unet_sd()
+    x = torch.randn(2, 1, 20, 12)
+    view = ShallowView(net, 2)
+    full, stored = view.capture(lambda: net(x, 500, **condition).sample)
+    assert torch.allclose(view.forward(stored, sample=x, timestep=500, **condition).sample, full, atol=1e-6)
+
+    shapes = [(2, 8, 16, 16)] * 3 + [(2, 8, 8, 8)] + [(2, 16, 8, 8)] * 2 + [(2, 16, 4, 4)] * 3
+    residuals = {
+        "down_block_additional_residuals": tuple(torch.randn(s) for s in shapes),
+        "mid_block_additional_residual": torch.randn(2, 16, 4, 4),
+    }
+    x = torch.randn(2, 1, 16, 16)
+    full, stored = view.capture(lambda: net(x, 500, **condition, **residuals).sample)
+    assert torch.allclose(
+        view.forward(stored, sample=x, timestep=500, **condition, **residuals).sample, full, atol=1e-6
+    )
+
+
+def test_networks_without_skips_are_refused():
+    dit = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=4, in_channels=1, num_layers=1, sample_size=8)
+    with pytest.raises(IncompatibleError, match="skip connections of a UNet"):
+        skip_count(dit, "base")

@@ -1,0 +1,252 @@
+"""The command line as its user meets it: wrong requests, resume, extension, kills, two processes, plans."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from accel import __main__ as cli
+
+QUICK = [
+    "evaluation.n=64", "evaluation.distance_n=64", "evaluation.shard=32", "evaluation.timing=false",
+    "evaluation.controls=false", "suite.converged_steps=3", "wandb=disabled", 'baseline=["sampler=ddim","sampler.steps=2"]',
+]  # fmt: skip
+CELLS = 'cells=[["sampler=euler","sampler.steps=2,3"],["sampler=unipc","sampler.steps=3","cache=deepcache"]]'
+
+
+@pytest.fixture
+def accel(monkeypatch, capsys, tmp_path):
+    """accel(*overrides) -> (exit code, everything printed); results go below tmp_path/results."""
+
+    def accel(*overrides: str) -> tuple[int, str]:
+        flags = [o for o in overrides if o.startswith("-")]
+        rest = [o for o in overrides if not o.startswith("-")]
+        monkeypatch.setattr(sys, "argv", ["accel", *flags, *QUICK, f"results={tmp_path}/results", *rest])
+        monkeypatch.setattr(cli, "_exit_codes", [0])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        return stop.value.code, printed.out + printed.err
+
+    return accel
+
+
+BAD = {
+    "unknown sampler": (["sampler=dpmpp_3"], "unknown sampler 'dpmpp_3'. Did you mean dpmpp_2m"),
+    "unknown cache": (["cache=deepcach"], "unknown cache 'deepcach'. Did you mean deepcache"),
+    "unknown suite": (["suite=digit"], "unknown suite 'digit'. Did you mean digits"),
+    "unknown in a cell": (['cells=[["sampler=eulr"]]'], "unknown sampler 'eulr'. Did you mean euler"),
+    "unknown setting": (["sampler.step=5"], "unknown setting sampler. 'step'. Did you mean steps"),
+    "unknown evaluation setting": (["evaluation.seeed=5"], "Did you mean seed"),
+    "unknown setting in a multirun": (
+        ["-m", "sampler.step=5,6"],
+        "unknown setting sampler. 'step'. Did you mean steps",
+    ),
+    "steps 0": (["sampler.steps=0"], "sampler.steps is 0; allowed: an integer >= 1"),
+    "steps negative": (["sampler.steps=-5"], "sampler.steps is -5"),
+    "steps beyond the schedule": (["sampler.steps=1001"], "allowed: 1..1000"),
+    "steps not a number": (["sampler.steps=ten"], "sampler.steps is 'ten'"),
+    "N = 0": (["evaluation.n=0"], "evaluation.n is 0; allowed: an integer >= 60"),
+    "interval 0": (["cache=deepcache", "cache.interval=0"], "cache.interval is 0"),
+    "branch out of range": (["cache=deepcache", "cache.branch=10"], "allowed: 1..9"),
+    "fraction": (
+        ["stitch=tstitch", "stitch.fractions=[1.4]"],
+        "stitch.fractions is 1.4; allowed: a number in [0.0, 1.0]",
+    ),
+    "incompatible pair": (["cache=deepcache", "cache.branch=8", "stitch=tstitch"], "'small' has 6 skip connections"),
+    "grid of another sampler": (["sampler=ddim", "grid=karras"], "it takes: trailing, linspace, leading"),
+    "stitch model": (["stitch=tstitch", "stitch.models=[smal]"], "unknown stitch model 'smal'. Did you mean small"),
+    "wandb mode": (["wandb=offlin"], "unknown wandb mode 'offlin'. Did you mean offline"),
+    "missing weights": (["+suite.weights=/nowhere"], "no weights at /nowhere. Restore it"),
+    "device": (["evaluation.device=cuda"], "evaluation.device=cpu"),
+    "bits": (["precision=w8a8", "precision.weight_bits=1"], "precision.weight_bits is 1"),
+    "batch": (["evaluation.batch=0"], "evaluation.batch is 0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_wrong_requests_get_one_clear_error_and_leave_nothing(case, accel, tmp_path):
+    import torch
+
+    if case == "device" and torch.cuda.is_available():
+        pytest.skip("this machine has the GPU that the request asks for")
+    overrides, said = BAD[case]
+    code, printed = accel(*overrides)
+    assert code == 2, printed
+    assert said in printed
+    assert printed.count("error:") == 1
+    assert "Traceback" not in printed
+    assert not (tmp_path / "results").exists(), "nothing may be written"
+
+
+def test_results_folder_that_cannot_be_written(accel, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, printed = accel(f"results={tmp_path}/file/results")
+    assert code == 2
+    assert "Choose a writable folder with results=<folder>" in printed
+
+
+def shards(root: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in sorted(root.rglob("shards/*/*.safetensors"))}
+
+
+def test_run_resume_extend_and_damage(accel, tmp_path):
+    root = tmp_path / "results"
+    code, printed = accel(CELLS, "study=s")
+    assert code == 0, printed
+    rows = json.loads((root / "studies/s.json").read_text())["rows"]
+    assert [r["role"] for r in rows] == ["floor", "reference", "baseline", "cell", "cell", "cell"]
+    table, first = (root / "tables/s.md").read_text(), shards(root)
+
+    code, printed = accel(CELLS, "study=s")
+    assert code == 0
+    assert "0 of 6 rows computed now" in printed
+    assert (root / "tables/s.md").read_text() == table
+    assert shards(root) == first
+
+    # A larger N computes only the difference.
+    code, printed = accel(CELLS, "study=s", "evaluation.n=128")
+    assert code == 0
+    more = shards(root)
+    assert {k: more[k] for k in first} == first
+    assert len(more) == 2 * len(first)
+    # One more value computes only its cell.
+    code, printed = accel(CELLS.replace("2,3", "2,3,4"), "study=s", "evaluation.n=128")
+    assert "1 of 7 rows computed now" in printed
+
+    # A damaged shard and a damaged record are found by their hashes, reported and computed anew.
+    victim = next(p for p in sorted(root.glob("shards/*/*.safetensors")) if "000000-000032" in p.name)
+    data = bytearray(victim.read_bytes())
+    data[-5] ^= 1
+    victim.write_bytes(data)
+    run = victim.parent.name
+    for path in root.glob("records/quality/*.json"):
+        record = json.loads(path.read_text())
+        if record.get("samples") == run:
+            path.write_text(path.read_text()[:200])
+            damaged = path
+    code, printed = accel(CELLS, "study=s", "evaluation.n=128")
+    assert code == 0
+    flat = "".join(printed.split())
+    assert "".join(f"shard {victim} is damaged".split()) in flat
+    assert "".join(f"{damaged} is damaged".split()) in flat
+    assert json.loads(damaged.read_text())["samples"] == run
+
+
+def test_refused_cells_are_listed_with_the_reason_and_the_others_run(accel, tmp_path):
+    cells = 'cells=[["sampler=ddim","sampler.steps=3","grid=karras"],["sampler=euler","sampler.steps=3","grid=karras"]]'
+    assert accel(cells, "study=s")[0] == 0
+    assert "DDIMScheduler has no use_karras_sigmas" in (tmp_path / "results/tables/s.md").read_text()
+    rows = json.loads((tmp_path / "results/studies/s.json").read_text())["rows"]
+    assert [bool(r["refused"]) for r in rows] == [False, False, False, False, True]
+
+
+def test_equal_cost_controls_are_added(accel, tmp_path):
+    cells = 'cells=[["sampler=euler","sampler.steps=6","cache=deepcache"]]'
+    assert accel(cells, "study=s", "evaluation.controls=true")[0] == 0
+    study = json.loads((tmp_path / "results/studies/s.json").read_text())
+    cell, control = study["rows"][-2:]
+    assert (control["role"], control["of"]) == ("control", "euler-6 + deepcache3b1")
+    macs = [
+        json.loads((tmp_path / f"results/records/quality/{r['quality']}.json").read_text())["cost"]["macs"]
+        for r in (cell, control)
+    ]
+    per_step = macs[1] / int(control["label"].split("-")[1])
+    assert abs(macs[0] - macs[1]) <= per_step / 2
+
+
+def test_timing_is_recorded_against_the_baseline(accel, tmp_path):
+    assert accel("sampler=euler", "sampler.steps=2", "evaluation.timing=true", "evaluation.repetitions=3")[0] == 0
+    records = [json.loads(p.read_text()) for p in (tmp_path / "results/records/timing").glob("*.json")]
+    by_label = {r["label"]: r for r in records}
+    assert set(by_label) == {"dpmpp_2m-3", "ddim-2", "euler-2"}
+    timed = by_label["euler-2"]
+    assert timed["baseline"] == by_label["ddim-2"]["quality"]
+    assert timed["ms_per_image"]["lo"] <= timed["ms_per_image"]["value"] <= timed["ms_per_image"]["hi"]
+    assert timed["speedup"]["value"] > 0
+    assert {"device_name", "threads", "batch", "aa"} <= set(timed)
+
+
+def test_plan_runs_and_writes_nothing(accel, tmp_path):
+    code, printed = accel(CELLS, "plan=true")
+    assert code == 0
+    assert "euler-2" in printed
+    assert "0/64" in printed
+    assert "Nothing was run or written" in printed
+    assert not (tmp_path / "results").exists()
+
+
+def test_multirun_collects_its_jobs_in_one_study(accel, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, printed = accel("--multirun", "sampler=ddim,euler", "sampler.steps=2,3")
+    assert code == 0, printed
+    labels = [r["label"] for r in json.loads((tmp_path / "results/studies/adhoc_digits.json").read_text())["rows"]]
+    assert {"ddim-2", "ddim-3", "euler-2", "euler-3"} <= set(labels)
+    assert len(labels) == len(set(labels))
+
+
+def command(root: Path) -> list[str]:
+    return [sys.executable, "-m", "accel", *QUICK, CELLS, "study=s", f"results={root}", "evaluation.shard=8",
+            "evaluation.batch=8", "threads=1"]  # fmt: skip
+
+
+def test_killed_in_the_middle_and_started_again_gives_the_same_table(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(command(killed), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while len(shards(killed)) < 11 and time.time() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = shards(killed)
+    assert 11 <= len(finished) < 40, "the kill must come in the middle"
+
+    for root in (killed, whole):
+        subprocess.run(command(root), env=environment, check=True, capture_output=True)
+    assert {k: v for k, v in shards(killed).items() if k in finished} == finished, "a finished shard was recomputed"
+    assert len(shards(killed)) == len(shards(whole))
+    for name in ("s.md", "s.csv"):
+        assert (killed / "tables" / name).read_text() == (whole / "tables" / name).read_text()
+
+
+def test_two_processes_share_a_results_folder(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    root = tmp_path / "shared"
+    both = [
+        subprocess.Popen(command(root), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in "ab"
+    ]
+    printed = [p.communicate(timeout=240)[0].decode() for p in both]
+    assert [p.returncode for p in both] == [0, 0], printed
+    assert len(json.loads((root / "studies/s.json").read_text())["rows"]) == 6
+    assert len(list(root.glob("records/quality/*.json"))) == 6
+    assert not list(root.rglob(".*.json.*")), "no temporary file stays behind"
+
+
+def test_every_experiment_and_every_choice_composes(monkeypatch):
+    for axis, names in cli.groups().items():
+        for name in names:
+            if axis == "experiment":
+                study = cli.build_study(cli.compose([f"experiment={name}"]))
+                assert len(study.cells) >= 12
+            elif axis in cli.AXES:
+                cli.recipe_of(cli.compose([f"{axis}={name}"]))
+            else:
+                cli.instantiate(cli.compose([f"{axis}={name}"])[axis])
+
+
+def test_cells_expand_commas_as_alternatives():
+    assert cli.expand_cells([["sampler=ddim,heun", "sampler.steps=5,10"], ["stitch.fractions=[0.2,0.3]"]]) == [
+        ["sampler=ddim", "sampler.steps=5"],
+        ["sampler=ddim", "sampler.steps=10"],
+        ["sampler=heun", "sampler.steps=5"],
+        ["sampler=heun", "sampler.steps=10"],
+        ["stitch.fractions=[0.2,0.3]"],
+    ]
