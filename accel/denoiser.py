@@ -98,6 +98,7 @@ class Node:
     """One network within a recipe: its module, its name in traces, the clock and the undo stack.
 
     `dtype` is what floating-point inputs (not the timestep) are cast to for the network; predictions are cast back.
+    `evaluating` tells whether the network runs now.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Node:
     artefact: dict[str, torch.Tensor] | None = None
     layout: str = "uncond_first"
     dtype: torch.dtype | None = None
+    evaluating: bool = False
     _return_dict: bool = False
 
     def __post_init__(self) -> None:
@@ -118,12 +120,16 @@ class Node:
         kwargs = inputs.kwargs if self.dtype is None else _cast(inputs.kwargs, self.dtype)
         if self._return_dict:
             kwargs = kwargs | {"return_dict": False}
-        if self.count_macs:
-            from accel.evaluation.macs import count_macs
+        self.evaluating = True
+        try:
+            if self.count_macs:
+                from accel.evaluation.macs import count_macs
 
-            output, macs = count_macs(lambda: forward(**kwargs))
-        else:
-            output, macs = forward(**kwargs), None
+                output, macs = count_macs(lambda: forward(**kwargs))
+            else:
+                output, macs = forward(**kwargs), None
+        finally:
+            self.evaluating = False
         self.clock.note(self.name, mode, inputs.rows, macs)
         prediction = output[0] if isinstance(output, tuple) else output
         return prediction if self.dtype is None else prediction.to(inputs.sample.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accel.__main__ import AXES, compose, groups, recipe_of
+from accel.config import AXES, compose, groups, recipe_of
 
 # Small settings, so that a contract test takes a fraction of a second.
 QUICK = {

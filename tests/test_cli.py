@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from accel import __main__ as cli
+from accel import config
 
 QUICK = [
     "evaluation.n=64", "evaluation.distance_n=64", "evaluation.shard=32", "evaluation.timing=false",
@@ -29,7 +30,6 @@ def accel(monkeypatch, capsys, tmp_path):
         flags = [o for o in overrides if o.startswith("-")]
         rest = [o for o in overrides if not o.startswith("-")]
         monkeypatch.setattr(sys, "argv", ["accel", *flags, *QUICK, f"results={tmp_path}/results", *rest])
-        monkeypatch.setattr(cli, "_exit_codes", [0])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         printed = capsys.readouterr()
@@ -231,19 +231,19 @@ def test_two_processes_share_a_results_folder(tmp_path):
 
 
 def test_every_experiment_and_every_choice_composes(monkeypatch):
-    for axis, names in cli.groups().items():
+    for axis, names in config.groups().items():
         for name in names:
             if axis == "experiment":
-                study = cli.build_study(cli.compose([f"experiment={name}"]))
+                study = cli.build_study(config.compose([f"experiment={name}"]))
                 assert len(study.cells) >= 12
-            elif axis in cli.AXES:
-                cli.recipe_of(cli.compose([f"{axis}={name}"]))
+            elif axis in config.AXES:
+                config.recipe_of(config.compose([f"{axis}={name}"]))
             else:
-                cli.instantiate(cli.compose([f"{axis}={name}"])[axis])
+                config.instantiate(config.compose([f"{axis}={name}"])[axis])
 
 
 def test_cells_expand_commas_as_alternatives():
-    assert cli.expand_cells([["sampler=ddim,heun", "sampler.steps=5,10"], ["stitch.fractions=[0.2,0.3]"]]) == [
+    assert config.expand_cells([["sampler=ddim,heun", "sampler.steps=5,10"], ["stitch.fractions=[0.2,0.3]"]]) == [
         ["sampler=ddim", "sampler.steps=5"],
         ["sampler=ddim", "sampler.steps=10"],
         ["sampler=heun", "sampler.steps=5"],

@@ -126,7 +126,7 @@ def test_pairs_compose_or_refuse_with_a_reason(one, other, pipe, models, images)
 def test_config_round_trip(method):
     import hydra.utils
 
-    from accel.__main__ import compose
+    from accel.config import compose
 
     axis, choice = method
     node = compose([f"{axis}={choice}"])[axis]
