@@ -86,6 +86,10 @@ class Recipe:
         models = models or {}
         nets = {"base": getattr(pipe, denoiser_name(pipe))}
         for name in self.stitch.models if self.stitch else ():
+            if not models:
+                raise IncompatibleError(
+                    f"there is no other model to stitch with, but {name!r} is named; use stitch=none."
+                )
             if name not in models:
                 raise unknown("stitch model", name, models)
             nets[name] = models[name]

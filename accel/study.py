@@ -120,6 +120,8 @@ class Study:
         seen = {runner.generation_id(recipe) for recipe, _ in refused}
         converged = self.suite.converged(None)
         jobs = [_Job(converged, "reference"), _Job(self.baseline, "baseline")]
+        if runner.generation_id(converged) == runner.generation_id(self.baseline):
+            del jobs[0]  # the table needs its baseline
         jobs += [_Job(recipe, "cell") for recipe in self.cells]
         unique = []
         for job in jobs:

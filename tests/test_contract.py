@@ -166,3 +166,17 @@ def test_incompatible_pair_is_refused_with_what_would_work(pipe, models):
     with pytest.raises((IncompatibleError, ConfigError), match=r"'small' has 6 skip connections; allowed: 1\.\.6"):
         too_deep.check(pipe, models)
     replace(too_deep, stitch=None).check(pipe, models)
+
+
+def test_compatibility_table_agrees_with_what_happens(digits, pipe, models):
+    """Both ways: every `no` of the generated table raises, every `yes` passes; one reason a number."""
+    from accel.compatibility import refusal, table
+
+    text = table(digits)
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| **")]
+    assert [row[0].strip("*") for row in rows] == [choice for _, choice in METHODS]
+    for (i, one), row in zip(enumerate(METHODS), rows, strict=True):
+        for j, other in enumerate(METHODS):
+            expected = None if one[0] == other[0] and one != other else refusal(pipe, models, *{one, other}) is None
+            assert row[1 + j].startswith({None: "", True: "yes", False: "no ("}[expected]), (one, other)
+            assert row[1 + j] == rows[j][1 + i], "the table is symmetric"

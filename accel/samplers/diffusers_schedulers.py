@@ -1,8 +1,8 @@
 """diffusers' own schedulers as baselines, with the settings that make them comparable.
 
-Every one starts at the last training timestep (`trailing` grid) and ends at sigma = 0, so that a difference between two
-rows is a difference of the solver. Deviation: `DEISMultistepScheduler` has no `final_sigmas_type`; it ends at
-sigma(t = 0), 0.01 for linear betas.
+Every one starts at the last training timestep (`trailing` grid), ends at sigma = 0 and leaves the predictions unclipped,
+so that a difference between two rows is a difference of the solver. Deviation: `DEISMultistepScheduler` has no
+`final_sigmas_type`; it ends at sigma(t = 0), 0.01 for linear betas.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from typing import Any
 from accel.errors import ConfigError, check_int, unknown
 from accel.samplers.base import Sampler
 from accel.samplers.grids import Grid
+
+# Over the model's own config where the class has the option; only some classes can clip.
+COMPARABLE = {"timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,10 @@ class DiffusersSampler(Sampler):
         object.__setattr__(self, "name", self.name or self.scheduler.removesuffix("Scheduler"))
         check_int("sampler.steps", self.steps, 1)
         cls = self._class()
-        accepted = inspect.signature(cls.__init__).parameters
+        accepted = inspect.signature(cls).parameters
         for key in self.options:
             if key not in accepted:
-                raise unknown(f"option of {self.scheduler}", key, set(accepted) - {"self"})
+                raise unknown(f"option of {self.scheduler}", key, accepted)
 
     @property
     def label(self) -> str:
@@ -49,7 +52,7 @@ class DiffusersSampler(Sampler):
                 f"allowed: 1..{total}."
             )
         cls = self._class()
-        own = {"timestep_spacing": "trailing"} if "timestep_spacing" in inspect.signature(cls).parameters else {}
+        own = {k: v for k, v in COMPARABLE.items() if k in inspect.signature(cls).parameters}
         overrides = own | self.options | (grid.options(cls) if grid else {})
         return cls.from_config(dict(config), **overrides)
 
@@ -57,7 +60,7 @@ class DiffusersSampler(Sampler):
         import diffusers
 
         cls = getattr(diffusers, self.scheduler, None)
-        if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+        if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin) and hasattr(cls, "from_config")):
             known = [n for n in dir(diffusers) if n.endswith("Scheduler") and not n.startswith("Flax")]
             raise unknown("diffusers scheduler", self.scheduler, known)
         return cls

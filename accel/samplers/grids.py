@@ -1,7 +1,8 @@
 """Timestep grids at the scheduler seam, by the options that diffusers' schedulers have for them.
 
 `trailing`, `linspace`, `leading`: Lin et al. 2024 (arXiv:2305.08891), Table 2; `karras`: Karras et al. 2022, eq. 5
-(rho = 7), the same power law in sigma; `exponential`: uniform in log sigma.
+(rho = 7), the same power law in sigma; `exponential`: uniform in log sigma. Both lead from the largest sigma of the
+training schedule to its smallest; from there the sampler takes its last step.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Grid:
     """A named timestep grid; `trailing` is what every suite uses unless told otherwise."""
 
     name: str = "trailing"
-    EPOCH = 1
+    EPOCH = 2
 
     def __post_init__(self) -> None:
         if self.name not in _OPTIONS:
@@ -43,4 +44,7 @@ class Grid:
                 f"{scheduler_class.__name__} has no {missing[0]}, so grid {self.name!r} cannot be used with it; "
                 f"it takes: {', '.join(fits) or 'its own grid only (grid=none)'}."
             )
+        if self.name in ("karras", "exponential") and "timestep_spacing" in accepted:
+            # Euler and Heun take the ends of the power law from the spacing: `trailing` would leave out the low sigmas.
+            return options | {"timestep_spacing": "linspace"}
         return dict(options)

@@ -1,0 +1,60 @@
+"""What composes with what: generated from the methods' own checks, for every pair of config choices of two axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from accel.config import AXES, compose, groups, recipe_of
+from accel.errors import ConfigError, IncompatibleError
+from accel.suites.base import Suite
+
+Method = tuple[str, str]  # axis, choice
+
+
+def methods() -> list[Method]:
+    """Every registered method: the YAML files of the axes' config groups."""
+    known = groups()
+    return [(axis, choice) for axis in AXES for choice in known[axis] if choice != "none"]
+
+
+def recipe_with(*chosen: Method, sampler: str = "dpmpp_2m"):
+    """Recipe of the chosen methods at their defaults; `sampler` unless one is chosen."""
+    axes = {"sampler": sampler} | dict(chosen)
+    return recipe_of(compose([f"{axis}={choice}" for axis, choice in axes.items()]))
+
+
+def refusal(pipe: Any, models: Mapping[str, nn.Module], *chosen: Method) -> str | None:
+    """Why the methods cannot work together on this pipeline, or None if they can."""
+    try:
+        recipe_with(*chosen).check(pipe, models)
+    except (IncompatibleError, ConfigError) as error:
+        return str(error)
+    return None
+
+
+def table(suite: Suite) -> str:
+    """Markdown matrix of all pairs: `yes`, or the number of the reason below; blank within one axis."""
+    known, reasons = methods(), []
+    pipe, models = suite.pipeline(), suite.models()
+
+    def cell(one: Method, other: Method) -> str:
+        if one[0] == other[0]:
+            return "" if one != other else mark(refusal(pipe, models, one))
+        return mark(refusal(pipe, models, one, other))
+
+    def mark(reason: str | None) -> str:
+        if reason is None:
+            return "yes"
+        if reason not in reasons:
+            reasons.append(reason)
+        return f"no ({reasons.index(reason) + 1})"
+
+    names = [choice for _, choice in known]
+    lines = [f"| {suite.name} | " + " | ".join(names) + " |", "|" + ":--|" * (len(names) + 1)]
+    for one in known:
+        lines.append(f"| **{one[1]}** | " + " | ".join(cell(one, other) for other in known) + " |")
+    notes = [f"{i + 1}. {reason}" for i, reason in enumerate(reasons)]
+    return "\n".join([*lines, "", *notes]) + "\n"

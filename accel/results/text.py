@@ -1,0 +1,88 @@
+"""Numbers as text: rounded to what their interval supports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from accel.evaluation.statistics import Estimate
+from accel.results.comparison import Study
+
+Interval = Estimate | Mapping[str, Any]  # quality values carry replicates, timings only value, lo, hi
+
+
+def metric_name(key: str | None) -> str:
+    """`fid_digits` -> `FID (digits)`: a Frechet distance is named after its feature space."""
+    head, _, space = (key or "quality").partition("_")
+    if head not in ("fid", "kid", "fd"):
+        return (key or "quality").replace("_", " ")
+    return f"{head.upper()} ({space})" if space else head.upper()
+
+
+def significant(value: float, digits: int = 3, plus: str = "") -> str:
+    """`digits` significant digits; in scientific form only below 1e-4 and from 1e9 on."""
+    if value and not 1e-4 <= abs(value) < 1e9:
+        return f"{value:{plus}.{digits - 1}e}"
+    return _fixed(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0, plus)
+
+
+def rounding(x: Interval, sign: bool = False, scale: float = 1) -> Callable[[float], str]:
+    """How to write a value and its interval alike: to the second digit of its half-width, from 3 on to the first.
+
+    One digit more where the value itself would be left with a single one.
+    """
+    value, lo, hi = (part * scale for part in parts(x))
+    half = float(f"{(hi - lo) / 2:.1e}")
+    plus = "+" if sign else ""
+    if not half > 0:
+        return lambda number: significant(number, plus=plus)
+    exponent = math.floor(math.log10(half))
+    decimals = (1 if half < 3 * 10**exponent else 0) - exponent
+    decimals += 10**-decimals <= abs(value) < 10 ** (1 - decimals)
+    if max(abs(value), half) < 1e-3 and decimals > 5:
+        return lambda number: f"{number:{plus}.1e}"
+    return lambda number: _fixed(number, max(0, decimals), plus)
+
+
+def interval(x: Interval, sign: bool = False, unit: str = "") -> str:
+    """`2.13 [1.98, 2.28]`, all three rounded alike."""
+    value, lo, hi = parts(x)
+    inside = rounding(x)
+    return f"{rounding(x, sign)(value)}{unit} [{inside(lo)}, {inside(hi)}]"
+
+
+def plus_minus(x: Interval, scale: float = 1) -> str:
+    """`97.3 ± 0.8`, for intervals that lie evenly about the value."""
+    value, lo, hi = parts(x)
+    text = rounding(x, scale=scale)
+    return f"{text(value * scale)} ± {text((hi - lo) / 2 * scale)}" if hi > lo else text(value * scale)
+
+
+def point(x: Interval, sign: bool = False, unit: str = "") -> str:
+    """The value alone, rounded by its interval."""
+    return rounding(x, sign)(parts(x)[0]) + unit
+
+
+def parts(x: Interval) -> tuple[float, float, float]:
+    return (x.value, x.lo, x.hi) if isinstance(x, Estimate) else (x["value"], x["lo"], x["hi"])
+
+
+def device_text(device: tuple) -> str:
+    name, threads, batch = device
+    return f"{name}, {threads} thread{'s' * (threads != 1)}, batch {batch}"
+
+
+def macs_unit(study: Study) -> tuple[float, str]:
+    """One unit for all MACs of a study: the largest in which none of its recipes is below 0.1."""
+    smallest = min((row.cost("macs") for row in study.competing if row.cost("macs")), default=0)
+    return next(((scale, unit) for scale, unit in ((1e12, "T"), (1e9, "G")) if smallest >= scale / 10), (1e6, "M"))
+
+
+def _fixed(value: float, decimals: int, plus: str) -> str:
+    text = f"{value:{plus}.{decimals}f}"
+    return text if float(text) else text.lstrip("+-")
+
+
+def listed(values: Iterable[Any]) -> str:
+    return " and ".join(dict.fromkeys(map(str, values)))

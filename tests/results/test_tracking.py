@@ -1,0 +1,226 @@
+"""wandb sees what the records say, and can never stop a benchmark."""
+
+import json
+import struct
+import subprocess
+import sys
+import time
+
+import pytest
+
+import accel.results.tracking as tracking
+from accel.results.figures import write_figures
+from accel.results.tracking import log_record, log_study, scalars
+
+
+def read_run(folder, patience=10):
+    """What an offline run holds once its exit is written, which wandb's service does a moment after `finish`."""
+    end = time.monotonic() + patience
+    while (found := parse_run(folder))["exit"] is None and time.monotonic() < end:
+        time.sleep(0.02)
+    return found
+
+
+def parse_run(folder):
+    """Run, scalars, config and exit code in a run's binary log (LevelDB log format of protocol buffers)."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (path,) = folder.glob("run-*.wandb")
+    data, at, pieces = path.read_bytes(), 7, []
+    found = {"history": {}, "exit": None}
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        pieces = [*(pieces if kind in (3, 4) else []), data[at + 7 : at + 7 + length]]
+        at += 7 + length
+        if kind in (1, 4):
+            record = Record()
+            record.ParseFromString(b"".join(pieces))
+            if record.HasField("run"):
+                found["run"] = record.run
+                found["config"] = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            for item in record.history.item:
+                found["history"][item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+            if record.HasField("exit"):
+                found["exit"] = record.exit.exit_code
+    return found
+
+
+def record_of(demo, label):
+    line = next(line for line in demo.lines if line["label"] == label)
+    timing = demo.results.load("timing", line["timing"]) if line["timing"] else None
+    return demo.results.load("quality", line["quality"]), timing
+
+
+@pytest.fixture(autouse=True)
+def no_account(tmp_path, monkeypatch):
+    """Neither an account nor wandb's environment of whoever runs the tests."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT", "WANDB_ENTITY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    tracking._online.cache_clear()
+    yield
+    tracking._online.cache_clear()
+
+
+@pytest.fixture
+def warnings(caplog):
+    """Says what this project warned of (pytest also captures wandb's own debug log, which users never see)."""
+    return lambda: [r.getMessage() for r in caplog.records if r.name == tracking.logger.name]
+
+
+def test_an_offline_run_holds_what_the_record_says(demo, capfd):
+    quality, timing = record_of(demo, "deis3-20+deepcache3")
+    folder = log_record(demo.results, "demo", quality, timing)
+    assert folder.parent == demo.results.root / "wandb"
+    assert folder.name.startswith("offline-run-")
+    found = read_run(folder)
+    run, history, config = found["run"], found["history"], found["config"]
+    assert (run.project, run.run_group, run.job_type) == ("accel", "demo", "timing")
+    assert run.display_name == "deis3-20+deepcache3"
+    assert set(run.tags) == {"sampler:deis3", "steps:20", "cache:deepcache"}
+    assert config["id"] == quality["id"]
+    assert config["recipe"] == quality["recipe"]
+    assert config["n"] == 1000
+    assert config["axes"]["cache"] == "deepcache"
+    assert config["environment"]["packages"]["torch"] == "2.13.0"
+    assert config["metric"] == "fid_digits"
+    assert config["timing"]["device_name"] == "Testchip 9 (AVX2)"
+    fid = quality["values"]["fid_digits"]
+    assert [history[k] for k in ("fid", "fid_lo", "fid_hi")] == [fid["value"], fid["lo"], fid["hi"]]
+    assert history["speedup"] == timing["speedup"]["value"]
+    assert history["ms"] == timing["ms_per_image"]["value"]
+    assert history["macs"] == quality["cost"]["macs"]
+    assert history["nfe"] == 20
+    assert history["samples._type"] == "image-file"
+    assert len(list(folder.glob("files/media/images/*.png"))) == 1
+    assert found["exit"] == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_same_record_is_logged_once_and_a_new_value_again(demo):
+    quality, timing = record_of(demo, "deis3-10")
+    first = log_record(demo.results, "demo", quality)
+    assert log_record(demo.results, "demo", quality) == first
+    assert log_record(demo.results, "demo", quality, timing) != first
+    assert log_record(demo.results, "other", quality) != first
+    quality["values"]["fid_digits"]["value"] += 0.1
+    assert log_record(demo.results, "demo", quality) != first
+    assert len(list((demo.results.root / "wandb").glob("offline-run-*"))) == 4
+
+
+def test_a_study_is_one_run_with_its_table_and_figures(demo):
+    write_figures(demo.results, "demo")
+    folder = log_study(demo.results, "demo")
+    found = read_run(folder)
+    assert found["run"].job_type == "study"
+    assert found["run"].display_name == "demo"
+    assert {"table", "pareto", "samples"} <= {key.split(".")[0] for key in found["history"]}
+    (path,) = folder.glob("files/media/table/*.json")
+    table = json.loads(path.read_text())
+    assert len(table["data"]) == len(demo.lines)
+    assert "speedup_lo" in table["columns"]
+    row = dict(zip(table["columns"], table["data"][4], strict=True))
+    assert (row["label"], row["fid_digits"], row["steps"]) == ("ddim-10", 9.8, 10)
+    assert log_study(demo.results, "demo") == folder
+
+
+def test_all_records_can_be_logged_again_from_the_folder(fabric):
+    base = fabric.quality("base", 2.0)
+    fabric.line("baseline", base)
+    fabric.line("cell", fabric.quality("b", 3.0))
+    fabric.line("cell", label="x", refused="no")
+    fabric.save()
+    log_study(fabric.results, "demo", records=True)
+    folders = (fabric.results.root / "wandb").glob("offline-run-*")
+    assert sorted(read_run(folder)["run"].display_name for folder in folders) == ["b", "base", "demo"]
+
+
+def test_simulated_records_never_log_a_time(fabric):
+    quality = fabric.quality("w8a8", 2.0, macs=1e9, simulated=True)
+    flat = scalars(quality, fabric.timing(quality, quality, 3.0))
+    assert flat["fid"] == 2.0
+    assert flat["macs"] == 1e9
+    assert not {"ms", "speedup"} & set(flat)
+
+
+def test_a_broken_wandb_is_one_warning(demo, monkeypatch, warnings):
+    import wandb
+
+    quality, timing = record_of(demo, "deis3-10")
+
+    def broken(**kwargs):
+        raise RuntimeError("the service died\nwith a long story")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    assert log_record(demo.results, "demo", quality, timing) is None
+    assert log_study(demo.results, "demo") is None
+    assert len(warnings()) == 2
+    assert "deis3-10 (RuntimeError: the service died); the records are complete" in warnings()[0]
+
+
+def test_a_run_that_breaks_midway_is_a_warning_and_can_be_logged_later(demo, monkeypatch, warnings):
+    import wandb
+
+    quality, _ = record_of(demo, "deis3-10")
+
+    def broken(*args, **kwargs):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb, "Image", broken)
+        assert log_record(demo.results, "demo", quality) is None
+    assert len(warnings()) == 1
+    assert wandb.run is None
+    assert read_run(log_record(demo.results, "demo", quality))["history"]["fid"] == 2.05
+
+
+def test_an_absent_wandb_is_one_warning(demo, monkeypatch, warnings):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert log_record(demo.results, "demo", record_of(demo, "deis3-10")[0]) is None
+    assert len(warnings()) == 1
+    assert "records are complete" in warnings()[0]
+
+
+def test_what_cannot_be_logged_is_one_warning(demo, warnings):
+    assert log_study(demo.results, "no such study") is None
+    assert log_record(demo.results, "demo", {"id": "x"}) is None
+    assert len(warnings()) == 2
+
+
+def test_an_unknown_mode_warns_with_the_nearest_name(demo, warnings):
+    assert log_study(demo.results, "demo", mode="ofline") is None
+    assert "Did you mean offline" in warnings()[0]
+    assert len(warnings()) == 1
+
+
+def test_online_without_a_key_falls_back_to_offline_with_one_line(demo, warnings):
+    quality, timing = record_of(demo, "deis3-10")
+    start = time.perf_counter()
+    assert log_record(demo.results, "demo", quality, mode="online").name.startswith("offline-run-")
+    assert log_record(demo.results, "demo", quality, timing, mode="online").name.startswith("offline-run-")
+    assert time.perf_counter() - start < 10
+    assert len(warnings()) == 1
+    assert "no API key" in warnings()[0]
+
+
+def test_disabled_imports_nothing(demo):
+    code = (
+        "import sys\n"
+        "from accel.results.records import Results\n"
+        "from accel.results.tracking import log_record, log_study\n"
+        "results = Results(sys.argv[1])\n"
+        "record = results.all('quality')[0]\n"
+        "assert log_record(results, 'demo', record, mode='disabled') is None\n"
+        "assert log_study(results, 'demo', mode='disabled') is None\n"
+        "print('wandb' in sys.modules)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(demo.results.root)], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "False"
+    assert not (demo.results.root / "wandb").exists()
