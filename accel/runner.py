@@ -174,6 +174,7 @@ class Runner:
             "cost": {k: v for k, v in cost.items() if k != "strip"} | {"setup_s": round(setup, 3)},
             "strip": cost["strip"],
             "samples": self.generation_id(recipe),
+            "converged": self.generation_id(self.suite.converged(recipe.guidance)),
             "weights": self._fingerprint,
             "reference": self.suite.reference_identity(),
             "environment": environment(self.device) | {"batch": e.batch},

@@ -17,7 +17,8 @@ from accel import config
 
 QUICK = [
     "evaluation.n=64", "evaluation.distance_n=64", "evaluation.shard=32", "evaluation.timing=false",
-    "evaluation.controls=false", "suite.converged_steps=3", "wandb=disabled", 'baseline=["sampler=ddim","sampler.steps=2"]',
+    "evaluation.controls=false", "suite.converged_steps=3", "wandb=disabled",
+    'baseline=["sampler=ddim","sampler.steps=2"]',
 ]  # fmt: skip
 CELLS = 'cells=[["sampler=euler","sampler.steps=2,3"],["sampler=unipc","sampler.steps=3","cache=deepcache"]]'
 

@@ -111,7 +111,7 @@ def test_three_models_by_hand(pipe, three, run, ddim):
             x = scheduler.step(predicted, t, x).prev_sample
     assert torch.equal(images, x)
     assert traced.macs == macs / 2
-    assert [e.macs for e in traced.trace][0] < [e.macs for e in traced.trace][4] / 5
+    assert traced.trace[0].macs < traced.trace[4].macs / 5
 
 
 def test_order_of_the_models_is_the_recipes(pipe, three, run, ddim):

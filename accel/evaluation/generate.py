@@ -42,9 +42,10 @@ def generate(pipe: Any, suite: Suite, recipe: Recipe, seed: int, start: int, sto
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
+            remedy = f"try evaluation.batch={batch // 2}" if batch > 1 else "use a device with more memory"
             raise AccelError(
-                f"out of memory with evaluation.batch={batch}; try evaluation.batch={max(1, batch // 2)}. "
-                "The batch size does not change a run's id, so finished shards are kept."
+                f"out of memory with evaluation.batch={batch}; {remedy}. "
+                "Batch and device do not change a run's id, so finished shards are kept."
             ) from error
         images.append(result.images.cpu())
     stacked = torch.cat(images)

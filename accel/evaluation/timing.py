@@ -73,9 +73,9 @@ def time_recipe(
     repetitions: int = 9,
 ) -> dict[str, Any]:
     """ms/image of `recipe` and `baseline`, speed-up (ratio of rounds) and A/A floor. Simulated recipes are refused."""
-    if recipe.simulated or baseline.simulated:
+    if simulated := [r.label for r in (recipe, baseline) if r.simulated]:
         raise ConfigError(
-            f"{recipe.label} is simulated: its time would be that of the imitation, so it is never timed."
+            f"{simulated[0]} is simulated: its time would be that of the imitation, so it is never timed."
         )
 
     @contextmanager

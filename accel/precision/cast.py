@@ -1,7 +1,6 @@
 """Whole-network floating-point casts: weights and activations in one dtype, executed for real.
 
-The scheduler's arithmetic, the latents and the timestep keep their dtype; predictions are cast back. Exception: a
-pipeline that draws its noise in the network's dtype (DiTPipeline) keeps its latents in that dtype, as for its users.
+The scheduler's arithmetic, the latents and the timestep keep their dtype; predictions are cast back.
 """
 
 from __future__ import annotations
@@ -37,13 +36,30 @@ class Cast(Precision):
         tensors = [
             t for t in (*node.net.parameters(), *node.net.buffers()) if t.is_floating_point() and t.dtype != dtype
         ]
+        if not tensors:
+            return
+        _keep_dtype_outside(node)
         for tensor in tensors:
             node.undo.callback(setattr, tensor, "data", tensor.data)
             tensor.data = tensor.data.to(dtype)
-        if tensors:
-            node.dtype = dtype
+        node.dtype = dtype
 
     def model_bytes(self, net: nn.Module) -> int:
         size = torch.finfo(DTYPES[self.dtype]).bits // 8
         tensors = [*net.parameters(), *net.buffers()]
         return sum(t.numel() * (size if t.is_floating_point() else t.element_size()) for t in tensors)
+
+
+def _keep_dtype_outside(node: Node) -> None:
+    """Between evaluations `net.dtype` stays what it was: pipelines draw their noise, and sample, in that dtype.
+
+    diffusers derives it from the parameters in a property, which only a subclass can override on one object; within an
+    evaluation it is the true one, which the networks' own forward needs.
+    """
+    net, cls = node.net, type(node.net)
+    derived = getattr(cls, "dtype", None)
+    if isinstance(derived, property):
+        before = net.dtype
+        shown = property(lambda self: derived.fget(self) if node.evaluating else before)
+        node.undo.callback(setattr, net, "__class__", cls)
+        net.__class__ = type(cls.__name__, (cls,), {"dtype": shown, "__module__": cls.__module__})

@@ -41,13 +41,16 @@ def metric_of(record: Mapping[str, Any]) -> str | None:
 
 
 def group_of(record: Mapping[str, Any]) -> tuple:
-    """What two quality records must share to be compared: suite, N, seed, metric, reference sha256, metric's own N.
+    """What two quality records must share to be compared: suite, N, seed, metric, reference, metric's own N.
 
+    The reference is the sha256 of the real data, or the trajectory that distances are taken to (guidance has its own).
     A metric's own N differs from N where it is taken of fewer samples, as distances may be.
     """
-    metric, reference = metric_of(record), record.get("reference") or {}
+    metric, reference = metric_of(record), (record.get("reference") or {}).get("sha256")
     own = record["values"][metric]["n"] if metric else None
-    return record["suite"], record["n"], record["seed"], metric, reference.get("sha256"), own
+    if metric == "distance":
+        reference = record.get("converged") or reference
+    return record["suite"], record["n"], record["seed"], metric, reference, own
 
 
 def device_of(timing: Mapping[str, Any]) -> tuple:

@@ -1,8 +1,9 @@
 """diffusers' own schedulers as baselines, with the settings that make them comparable.
 
-Every one starts at the last training timestep (`trailing` grid), ends at sigma = 0 and leaves the predictions unclipped,
-so that a difference between two rows is a difference of the solver. Deviation: `DEISMultistepScheduler` has no
-`final_sigmas_type`; it ends at sigma(t = 0), 0.01 for linear betas.
+Each starts at the last training timestep (`trailing` grid), ends at sigma = 0 and leaves the predictions unclipped, so
+that a difference between two rows is a difference of the solver. Deviations: `DEISMultistepScheduler` has no
+`final_sigmas_type`; it ends at sigma(t = 0), 0.01 for linear betas. `DDIMScheduler` moves by T // N timesteps, which is
+its grid's step only if N divides T.
 """
 
 from __future__ import annotations

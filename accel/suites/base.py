@@ -111,7 +111,10 @@ def check_manifest(folder: Path, remedy: str) -> dict[str, str]:
     """The manifest of `folder`, after checking every file against it; IntegrityError says what mends it."""
     if not folder.is_dir() or not (folder / "MANIFEST.json").exists():
         raise IntegrityError(f"no weights at {folder}. {remedy}")
-    content = json.loads((folder / "MANIFEST.json").read_text())
+    try:
+        content = json.loads((folder / "MANIFEST.json").read_text())
+    except ValueError as error:
+        raise IntegrityError(f"{folder / 'MANIFEST.json'} is damaged: {error}. {remedy}") from error
     for name, expected in content.items():
         path = folder / name
         if name.startswith("data:"):

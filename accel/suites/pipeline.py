@@ -84,12 +84,10 @@ class PixelPipeline(DiffusionPipeline):
         height, width = (size, size) if isinstance(size, int) else size
         shape = (count, self.unet.config.in_channels, height, width)
         if latents is None:
-            # Half-precision networks sample in float32: the latents and the sampler's arithmetic are not the network's.
-            dtype = torch.promote_types(self.unet.dtype, torch.float32)
-            return randn_tensor(shape, generator=generator, device=self.device, dtype=dtype)
+            return randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
         if tuple(latents.shape) != shape:
             raise ConfigError(f"latents have shape {tuple(latents.shape)}; allowed: {shape}.")
-        return latents.to(self.device)  # in its own dtype
+        return latents.to(self.device)  # its own dtype: the sampler's arithmetic is not the network's
 
     def _condition(self, labels: torch.Tensor, guided: bool) -> dict[str, torch.Tensor]:
         if self.null_label is None:

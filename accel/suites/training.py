@@ -76,7 +76,8 @@ def train(
     params = dict(net.named_parameters())
     opt = torch.optim.AdamW(params.values(), lr=cfg.lr, weight_decay=cfg.weight_decay)
     ema = {k: p.detach().clone() for k, p in params.items()}
-    start = _resume(checkpoint, cfg, params, ema, opt) if checkpoint.exists() else 0
+    buffers = {k: v for k, v in net.named_buffers() if k in net.state_dict()}  # such as BatchNorm's statistics
+    start = _resume(checkpoint, cfg, params, ema, opt, buffers) if checkpoint.exists() else 0
     for step in range(start, cfg.steps):
         generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
         torch.manual_seed(cfg.seed * 1_000_003 + step)  # dropout layers draw from the global generator
@@ -93,13 +94,12 @@ def train(
             torch._foreach_lerp_(list(ema.values()), [p.detach() for p in params.values()], 1 - decay)
         on_step(step + 1, float(loss.detach()))
         if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps:
-            _save(checkpoint, cfg, step + 1, params, ema, opt)
-    buffers = {k: v.cpu() for k, v in net.named_buffers() if k in net.state_dict()}
-    return {k: v.cpu() for k, v in ema.items()} | buffers
+            _save(checkpoint, cfg, step + 1, params, ema, opt, buffers)
+    return {k: v.cpu() for k, v in (ema | buffers).items()}
 
 
-def _save(path: Path, cfg: TrainConfig, step: int, params, ema, opt) -> None:
-    tensors = {}
+def _save(path: Path, cfg: TrainConfig, step: int, params, ema, opt, buffers) -> None:
+    tensors = {f"buffer.{name}": b for name, b in buffers.items()}
     for name, p in params.items():
         state = opt.state[p]
         tensors |= {
@@ -114,7 +114,7 @@ def _save(path: Path, cfg: TrainConfig, step: int, params, ema, opt) -> None:
     os.replace(temporary, path)
 
 
-def _resume(path: Path, cfg: TrainConfig, params, ema, opt) -> int:
+def _resume(path: Path, cfg: TrainConfig, params, ema, opt, buffers) -> int:
     with safe_open(path, "pt") as file:
         meta = file.metadata()
     if {k: v for k, v in meta.items() if k != "step"} != _identity(cfg):
@@ -123,8 +123,12 @@ def _resume(path: Path, cfg: TrainConfig, params, ema, opt) -> int:
             "Delete it to start again, or restore the settings to resume."
         )
     tensors = load_file(path)
+    if missing := [name for name in buffers if f"buffer.{name}" not in tensors]:
+        raise ConfigError(f"{path} is of an older version: it lacks {missing[0]}. Delete it to start again.")
     step = int(meta["step"])
     with torch.no_grad():
+        for name, b in buffers.items():
+            b.copy_(tensors[f"buffer.{name}"])
         for name, p in params.items():
             p.copy_(tensors[f"net.{name}"])
             ema[name].copy_(tensors[f"ema.{name}"])
