@@ -38,10 +38,10 @@ class DigitsSuite(Suite):
 
     def pipeline(self) -> PixelPipeline:
         check_manifest(Path(self.weights), REMEDY)
-        return load_pipeline(PixelPipeline, Path(self.weights) / "large").to(torch.float32)
+        return load_pipeline(PixelPipeline, Path(self.weights) / "large")
 
     def models(self) -> dict[str, torch.nn.Module]:
-        return {"small": load_pipeline(PixelPipeline, Path(self.weights) / "small").unet.to(torch.float32)}
+        return {"small": load_pipeline(PixelPipeline, Path(self.weights) / "small").unet}
 
     def conditions(self, start: int, stop: int) -> dict[str, Any]:
         return {"class_labels": [i % data.CLASSES for i in range(start, stop)]}
