@@ -47,9 +47,9 @@ tables: $(READY) ## rebuild the tables of every study from its records
 figures: $(READY) ## rebuild the figures of every study from its records
 	$(PY) scripts/rebuild.py figures --results $(RESULTS)
 
-results: $(READY) ## compute the tracked tables in results/ (all studies)
-	$(PY) -m accel experiment=demo results=results $(ARGS)
-	$(PY) -m accel experiment=judge results=results $(ARGS)
+results: $(READY) ## compute the tracked tables in results/ (all studies; about 20 minutes)
+	for study in demo axes judge judge_cfg; do $(PY) -m accel experiment=$$study results=results $(ARGS) || exit 1; done
+	$(PY) scripts/compatibility.py --results results
 	$(PY) scripts/bench.py --results results
 
 bench: $(READY) ## overhead of the harness: pipeline inside accelerate(empty recipe) against the bare pipeline

@@ -59,13 +59,11 @@ def counted_cost(
     artefacts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Steps, NFE, MACs an image, model bytes, peak tensor bytes (batch 1) and the trace strip of one trajectory."""
-    with accelerate(pipe, recipe, models=models, artefacts=artefacts, count_macs=True) as run:
-        generate(pipe, suite, recipe, seed=0, start=0, stop=1, batch=1)
-        counts = {"steps": run.clock.num_steps, "nfe": run.nfe, "macs": run.macs, "strip": run.strip}
     nets = recipe.nets(pipe, models).values()
     size = recipe.precision.model_bytes if recipe.precision else plain_bytes
-    with accelerate(pipe, recipe, models=models, artefacts=artefacts):
+    with accelerate(pipe, recipe, models=models, artefacts=artefacts, count_macs=True) as run:
         weights = sum(plain_bytes(net) for net in nets)
         with PeakTensorMemory() as memory:
             generate(pipe, suite, recipe, seed=0, start=0, stop=1, batch=1)
+        counts = {"steps": run.clock.num_steps, "nfe": run.nfe, "macs": run.macs, "strip": run.strip}
     return counts | {"model_bytes": sum(size(net) for net in nets), "peak_bytes": weights + memory.peak}

@@ -15,6 +15,7 @@ from accel.errors import IntegrityError
 from accel.guidance.base import Guidance
 from accel.recipe import Recipe
 from accel.samplers import DiffusersSampler
+from accel.samplers.grids import Grid
 from accel.suites import digits_data as data
 from accel.suites.base import ASSETS, Reference, Suite, check_manifest, load_pipeline
 from accel.suites.digits_models import DigitClassifier
@@ -28,7 +29,7 @@ class DigitsSuite(Suite):
     """Classes are uniform: sample i is digit i mod 10. Reference: 1,285 training images; floor: 512 held-out ones."""
 
     weights: str = str(ASSETS / "digits")
-    converged_steps: int = 100
+    converged_steps: int = 50
     name: str = "digits"
     feature_space: str = "digits"
 
@@ -47,9 +48,10 @@ class DigitsSuite(Suite):
         return {"class_labels": [i % data.CLASSES for i in range(start, stop)]}
 
     def converged(self, guidance: Guidance | None) -> Recipe:
+        """UniPC on the Karras grid: its small last steps converge far sooner than those of the trailing grid."""
         options = {"solver_order": 2, "final_sigmas_type": "zero"}
-        sampler = DiffusersSampler("DPMSolverMultistepScheduler", self.converged_steps, "dpmpp_2m", options)
-        return Recipe(sampler, guidance=guidance)
+        sampler = DiffusersSampler("UniPCMultistepScheduler", self.converged_steps, "unipc", options)
+        return Recipe(sampler, Grid("karras"), guidance)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         return classifier(self.weights).features(data.to_uint8(images))
