@@ -55,7 +55,8 @@ class Study:
                         job.deferred = True
                         jobs.append(job)
                         continue
-                    timing = runner.timing(job.recipe, self.baseline)
+                    # The reference is there to be compared with, not to be chosen: its time is of no interest.
+                    timing = runner.timing(job.recipe, self.baseline) if job.role != "reference" else None
                 except (AccelError, RuntimeError, ValueError) as error:
                     rows.add_failure(job, error)
                     self.console.print(f"failed: {job.recipe.label}: {error}", style="red", markup=False)
@@ -118,7 +119,7 @@ class Study:
 
     def _jobs(self, runner: Runner, refused: list[tuple[Recipe, str]]) -> list[_Job]:
         seen = {runner.generation_id(recipe) for recipe, _ in refused}
-        converged = self.suite.converged(None)
+        converged = self.suite.converged(self.baseline.guidance)
         jobs = [_Job(converged, "reference"), _Job(self.baseline, "baseline")]
         if runner.generation_id(converged) == runner.generation_id(self.baseline):
             del jobs[0]  # the table needs its baseline

@@ -167,7 +167,7 @@ def test_timing_is_recorded_against_the_baseline(accel, tmp_path):
     assert accel("sampler=euler", "sampler.steps=2", "evaluation.timing=true", "evaluation.repetitions=3")[0] == 0
     records = [json.loads(p.read_text()) for p in (tmp_path / "results/records/timing").glob("*.json")]
     by_label = {r["label"]: r for r in records}
-    assert set(by_label) == {"dpmpp_2m-3", "ddim-2", "euler-2"}
+    assert set(by_label) == {"ddim-2", "euler-2"}, "all but the reference"
     timed = by_label["euler-2"]
     assert timed["baseline"] == by_label["ddim-2"]["quality"]
     assert timed["ms_per_image"]["lo"] <= timed["ms_per_image"]["value"] <= timed["ms_per_image"]["hi"]
