@@ -84,5 +84,7 @@ def test_links_exist(document):
 
 def test_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"`?make ([a-z]+)", README)):
+    targets = set(re.findall(r"(?:`|^|\$ )make ([a-z]+)", README, re.MULTILINE))
+    assert {"demo", "test", "train"} <= targets
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
