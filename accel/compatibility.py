@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -40,10 +41,12 @@ def table(suite: Suite) -> str:
     known, reasons = methods(), []
     pipe, models = suite.pipeline(), suite.models()
 
+    @cache
+    def refused(pair: frozenset[Method]) -> str | None:
+        return refusal(pipe, models, *sorted(pair))
+
     def cell(one: Method, other: Method) -> str:
-        if one[0] == other[0]:
-            return "" if one != other else mark(refusal(pipe, models, one))
-        return mark(refusal(pipe, models, one, other))
+        return "" if one[0] == other[0] and one != other else mark(refused(frozenset({one, other})))
 
     def mark(reason: str | None) -> str:
         if reason is None:

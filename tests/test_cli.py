@@ -130,7 +130,7 @@ def test_run_resume_extend_and_damage(accel, tmp_path):
     run = victim.parent.name
     for path in root.glob("records/quality/*.json"):
         record = json.loads(path.read_text())
-        if record.get("samples") == run:
+        if record.get("samples") == run and record["n"] == 128:
             path.write_text(path.read_text()[:200])
             damaged = path
     code, printed = accel(CELLS, "study=s", "evaluation.n=128")

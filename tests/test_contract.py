@@ -175,8 +175,8 @@ def test_compatibility_table_agrees_with_what_happens(digits, pipe, models):
     text = table(digits)
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| **")]
     assert [row[0].strip("*") for row in rows] == [choice for _, choice in METHODS]
-    for (i, one), row in zip(enumerate(METHODS), rows, strict=True):
-        for j, other in enumerate(METHODS):
+    for i, one in enumerate(METHODS):
+        for j, other in enumerate(METHODS[: i + 1]):
             expected = None if one[0] == other[0] and one != other else refusal(pipe, models, *{one, other}) is None
-            assert row[1 + j].startswith({None: "", True: "yes", False: "no ("}[expected]), (one, other)
-            assert row[1 + j] == rows[j][1 + i], "the table is symmetric"
+            assert rows[i][1 + j].startswith({None: "", True: "yes", False: "no ("}[expected]), (one, other)
+            assert rows[i][1 + j] == rows[j][1 + i], "the table is symmetric"
