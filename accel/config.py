@@ -57,7 +57,8 @@ def _explain(error: Exception, overrides: list[str]) -> ConfigError:
         keys = compose([o for o in overrides if not o.lstrip("+~").startswith(match[2])])
         for part in parent.split(".") if parent else []:
             keys = keys[part]
-        return unknown(f"setting {parent + '.' if parent else ''}", match[1], [str(k) for k in keys])
+        allowed = [f"{parent}.{k}" if parent else k for k in map(str, keys) if k != "_target_"]
+        return unknown("setting", match[2], allowed)
     return ConfigError(" ".join(str(error).split()))
 
 

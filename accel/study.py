@@ -105,7 +105,7 @@ class Study:
         total = 0.0
         for job in self._jobs(runner, refused):
             todo = 0 if runner.find("quality", runner.quality_id(job.recipe)) else runner.missing_samples(job.recipe)
-            seconds = todo * rows_per_image(job.recipe) * rate
+            seconds = todo * rows_per_image(job.recipe) * rate + self._timing_seconds(runner, job, rate)
             total += seconds
             done = self.evaluation.n - todo
             table.add_row(job.recipe.label, job.role, f"{done}/{self.evaluation.n}", str(todo), f"{seconds:.0f} s")
@@ -113,9 +113,17 @@ class Study:
             table.add_row(recipe.label, "refused", "", "", reason)
         self.console.print(table)
         self.console.print(
-            f"At most about {total:.0f} s of sampling (caching, stitching and interval guidance not deducted), plus "
-            "timing and one equal-cost control for each accelerated cell. Nothing was run or written."
+            f"At most about {total:.0f} s of sampling and timing (caching, stitching and interval guidance not "
+            "deducted), plus one equal-cost control for each accelerated cell. Nothing was run or written."
         )
+
+    def _timing_seconds(self, runner: Runner, job: _Job, rate: float) -> float:
+        e = self.evaluation
+        timed = e.timing and job.role != "reference" and not job.recipe.simulated
+        if not timed or runner.find("timing", runner.timing_id(job.recipe, self.baseline)):
+            return 0.0
+        rows = 2 * rows_per_image(self.baseline) + rows_per_image(job.recipe)  # a round times the baseline twice
+        return (e.repetitions + 1) * e.timing_batch * rows * rate
 
     def _jobs(self, runner: Runner, refused: list[tuple[Recipe, str]]) -> list[_Job]:
         seen = {runner.generation_id(recipe) for recipe, _ in refused}
@@ -134,6 +142,7 @@ class Study:
 
     def _refusals(self, runner: Runner) -> list[tuple[Recipe, str]]:
         """Cells that cannot work, with the reason; a study of one cell raises instead."""
+        self.suite.reference()  # a reference that differs fails here, not after hours of sampling
         runner.check(self.baseline)
         refused = []
         for recipe in self.cells:

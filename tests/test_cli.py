@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,11 +45,11 @@ BAD = {
     "unknown cache": (["cache=deepcach"], "unknown cache 'deepcach'. Did you mean deepcache"),
     "unknown suite": (["suite=digit"], "unknown suite 'digit'. Did you mean digits"),
     "unknown in a cell": (['cells=[["sampler=eulr"]]'], "unknown sampler 'eulr'. Did you mean euler"),
-    "unknown setting": (["sampler.step=5"], "unknown setting sampler. 'step'. Did you mean steps"),
-    "unknown evaluation setting": (["evaluation.seeed=5"], "Did you mean seed"),
+    "unknown setting": (["sampler.step=5"], "unknown setting 'sampler.step'. Did you mean sampler.steps"),
+    "unknown evaluation setting": (["evaluation.seeed=5"], "Did you mean evaluation.seed"),
     "unknown setting in a multirun": (
         ["-m", "sampler.step=5,6"],
-        "unknown setting sampler. 'step'. Did you mean steps",
+        "unknown setting 'sampler.step'. Did you mean sampler.steps",
     ),
     "steps 0": (["sampler.steps=0"], "sampler.steps is 0; allowed: an integer >= 1"),
     "steps negative": (["sampler.steps=-5"], "sampler.steps is -5"),
@@ -92,6 +93,25 @@ def test_results_folder_that_cannot_be_written(accel, tmp_path):
     code, printed = accel(f"results={tmp_path}/file/results")
     assert code == 2
     assert "Choose a writable folder with results=<folder>" in printed
+
+
+@pytest.mark.parametrize("damage", ["weights", "reference"])
+def test_damaged_weights_and_another_reference_fail_before_any_work(damage, accel, tmp_path, digits):
+    weights = Path(shutil.copytree(digits.weights, tmp_path / "weights"))
+    if damage == "weights":
+        victim = weights / "small/unet/diffusion_pytorch_model.safetensors"
+        victim.write_bytes(victim.read_bytes()[:-1])
+        said = f"weights file {victim} is damaged"
+    else:
+        manifest = json.loads((weights / "MANIFEST.json").read_text())
+        manifest["data:train"] = "0" * 64
+        (weights / "MANIFEST.json").write_text(json.dumps(manifest))
+        said = "the reference images differ"
+    code, printed = accel(f"+suite.weights={weights}")
+    assert code == 2
+    assert said in printed
+    assert "make train SUITE=digits" in printed
+    assert not (tmp_path / "results").exists()
 
 
 def shards(root: Path) -> dict[str, int]:
