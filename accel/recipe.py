@@ -142,6 +142,10 @@ def accelerate(
     `models`: the networks that `recipe.stitch` names. `artefacts`: what a calibration made, by network name.
     Guided recipes need the pipeline called with `guidance_scale=recipe.guidance_scale`.
     """
+    if "set_timesteps" in vars(pipe.scheduler):
+        raise ConfigError(
+            "this pipeline is inside accelerate() already; leave that context first, or combine the recipes."
+        )
     recipe.check(pipe, models)
     clock = Trajectory()
     run = Run(recipe, clock, count_macs)

@@ -103,6 +103,14 @@ def test_denoiser_outside_a_trajectory_is_an_error(pipe, ddim):
         pipe.unet(torch.zeros(1, 1, 16, 16), 5, class_labels=torch.tensor([1]))
 
 
+def test_nesting_is_refused_and_leaves_the_outer_one_working(pipe, ddim, run):
+    with accelerate(pipe, Recipe(ddim(3))) as outer:
+        with pytest.raises(ConfigError, match="already"), accelerate(pipe, Recipe(ddim(2))):
+            pass
+        run()
+    assert outer.nfe == 3
+
+
 def test_return_dict_keeps_its_meaning(pipe, ddim):
     x, labels = torch.randn(1, 1, 16, 16), torch.tensor([1])
     with torch.no_grad():
