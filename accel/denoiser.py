@@ -46,9 +46,6 @@ class Inputs:
     def with_parts(self, parts: tuple[str, ...]) -> Inputs:
         return replace(self, parts=parts)
 
-    def with_kwargs(self, **changes: Any) -> Inputs:
-        return replace(self, kwargs=self.kwargs | changes)
-
 
 Denoise = Callable[[Inputs], torch.Tensor]
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
 
 from accel.errors import ConfigError, IntegrityError, check_int
-from accel.evaluation.shards import ShardStore, boundaries, locked
+from accel.evaluation.shards import ShardStore, boundaries, load_tensors, locked, save_tensors
 from accel.recipe import Recipe, accelerate
 from accel.results.records import Results, describe, digest, write_atomic
 from accel.suites.base import Suite
@@ -83,6 +82,7 @@ class Runner:
         self.say, self.on_samples = say, on_samples
         self.device = evaluation.resolve_device()
         self._fingerprint = suite.fingerprint()
+        self._reported: set[str] = set()
 
     @cached_property
     def pipe(self) -> Any:
@@ -128,7 +128,9 @@ class Runner:
         try:
             return self.results.load(kind, key)
         except IntegrityError as error:
-            self.say(f"{error} Computing it anew.")
+            if key not in self._reported:
+                self.say(f"{error} Computing it anew.")
+            self._reported.add(key)
             return None
 
     def quality(self, recipe: Recipe, wait: bool = True) -> dict[str, Any] | None:
@@ -266,9 +268,19 @@ class Runner:
         """What the recipe's precision needs for each network, and the seconds that making it took (0: none needed)."""
         if not (recipe.precision and recipe.precision.calibrated):
             return None, 0.0
+        from accel.precision.calibration import by_network
+
         path = self.results.root / "artefacts" / f"{self.artefact_id(recipe)}.safetensors"
-        if path.exists():
-            return self._read_artefact(path)
+        flat = load_tensors(path) if path.exists() else None
+        if flat is None:
+            if path.exists():
+                self.say(f"artefact {path} is damaged (its hash does not match); calibrating anew.")
+            flat = self._calibrate(recipe)
+            save_tensors(path, flat)
+        seconds = float(flat.pop("seconds"))
+        return by_network(flat), seconds
+
+    def _calibrate(self, recipe: Recipe) -> dict[str, torch.Tensor]:
         from accel.evaluation.generate import generate
         from accel.precision.calibration import calibrate
 
@@ -279,22 +291,12 @@ class Runner:
         ranges = calibrate(self.pipe, recipe, sample, self.models)
         seconds = time.perf_counter() - start
         flat = {f"{net}/{layer}": t for net, layers in ranges.items() for layer, t in layers.items()}
-        write_atomic(path, save(flat | {"seconds": torch.tensor(seconds)}))
-        return ranges, seconds
+        return flat | {"seconds": torch.tensor(seconds)}
 
     def artefact_id(self, recipe: Recipe) -> str:
         """A calibration depends on weights, sampler, steps, guidance, cache, stitch and precision."""
         return digest({"calibration": CALIBRATION_N, "seed": CALIBRATION_SEED, "weights": self._fingerprint,
                        "suite": self.suite.name, "recipe": describe(recipe)})  # fmt: skip
-
-    def _read_artefact(self, path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], float]:
-        flat = load(path.read_bytes())
-        seconds = float(flat.pop("seconds"))
-        ranges: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in flat.items():
-            net, _, layer = name.partition("/")
-            ranges.setdefault(net, {})[layer] = tensor
-        return ranges, seconds
 
     # time ----------------------------------------------------------------------------------------------------------
 
@@ -329,10 +331,10 @@ class Runner:
         self.results.save(record)
         return record
 
-    def control(self, recipe: Recipe, cost: dict[str, Any], plain_cost: Callable[[Recipe], float]) -> Recipe:
+    def control(self, recipe: Recipe, cost: dict[str, Any]) -> Recipe:
         """The plain sampler whose MACs an image come nearest to the accelerated recipe's `cost`."""
         plain = replace(recipe, cache=None, stitch=None, precision=None)
-        steps = max(1, round(recipe.sampler.steps * cost["macs"] / plain_cost(plain)))
+        steps = max(1, round(recipe.sampler.steps * cost["macs"] / self.plain_macs(plain)))
         return replace(plain, sampler=replace(recipe.sampler, steps=min(steps, recipe.sampler.steps)))
 
     # helpers -------------------------------------------------------------------------------------------------------

@@ -157,7 +157,7 @@ class Study:
     def _control_job(self, runner: Runner, job: _Job, quality: dict[str, Any]) -> _Job | None:
         if job.role != "cell" or job.recipe.plain or not self.evaluation.controls:
             return None
-        return _Job(runner.control(job.recipe, quality["cost"], runner.plain_macs), "control", of=job.recipe.label)
+        return _Job(runner.control(job.recipe, quality["cost"]), "control", of=job.recipe.label)
 
     def _track(self, quality: dict[str, Any], timing: dict[str, Any] | None) -> None:
         if self.wandb != "disabled":
@@ -234,12 +234,8 @@ class _Rows:
 
 
 def rows_per_image(recipe: Recipe) -> int:
-    """Upper bound of denoiser rows for an image: solver steps x stages x 2 under guidance."""
-    import diffusers
-
-    cls = getattr(diffusers, getattr(recipe.sampler, "scheduler", ""), None)
-    stages = recipe.sampler.steps * getattr(cls, "order", 1)
-    return stages * (2 if recipe.guidance and recipe.guidance.scale > 1 else 1)
+    """Upper bound of denoiser rows for an image: evaluations, twice under guidance."""
+    return recipe.sampler.evaluations * (2 if recipe.guidance_scale > 1 else 1)
 
 
 def _seconds_per_row(runner: Runner) -> float:

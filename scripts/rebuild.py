@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from accel.errors import AccelError
+from accel.results.overhead import write_overhead
 from accel.results.records import Results
 
 
@@ -21,6 +22,8 @@ def main() -> None:
         for study in results.studies():
             for path in writer(args.what)(results, study):
                 print(path)
+        for path in write_overhead(results) if args.what == "tables" else ():
+            print(path)
     except AccelError as error:
         sys.exit(f"error: {error}")
 

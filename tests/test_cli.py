@@ -157,7 +157,7 @@ def test_run_resume_extend_and_damage(accel, tmp_path):
     assert code == 0
     flat = "".join(printed.split())
     assert "".join(f"shard {victim} is damaged".split()) in flat
-    assert "".join(f"{damaged} is damaged".split()) in flat
+    assert flat.count("".join(f"{damaged} is damaged".split())) == 1
     assert json.loads(damaged.read_text())["samples"] == run
 
 
@@ -167,6 +167,18 @@ def test_refused_cells_are_listed_with_the_reason_and_the_others_run(accel, tmp_
     assert "DDIMScheduler has no use_karras_sigmas" in (tmp_path / "results/tables/s.md").read_text()
     rows = json.loads((tmp_path / "results/studies/s.json").read_text())["rows"]
     assert [bool(r["refused"]) for r in rows] == [False, False, False, False, True]
+
+
+def test_damaged_calibration_is_made_anew(accel, tmp_path):
+    cells = 'cells=[["sampler=euler","sampler.steps=2","precision=w8a8"]]'
+    assert accel(cells, "study=s")[0] == 0
+    (artefact,) = (tmp_path / "results/artefacts").glob("*.safetensors")
+    whole = artefact.read_bytes()
+    artefact.write_bytes(whole[: len(whole) // 2])
+    code, printed = accel(cells, "study=s", "evaluation.n=96")
+    assert code == 0
+    assert f"artefact{artefact}isdamaged" in "".join(printed.split())
+    assert len(artefact.read_bytes()) == len(whole)
 
 
 def test_equal_cost_controls_are_added(accel, tmp_path):

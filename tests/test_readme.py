@@ -45,6 +45,7 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
     """Rebuilding from the tracked records gives the tracked bytes."""
     import shutil
 
+    from accel.results.overhead import write_overhead
     from accel.results.records import Results
     from accel.results.tables import write_tables
 
@@ -55,6 +56,8 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
     for study in results.studies():
         for path in write_tables(results, study):
             assert path.read_bytes() == (ROOT / "results/tables" / path.name).read_bytes(), path.name
+    (overhead,) = write_overhead(results)
+    assert overhead.read_bytes() == (ROOT / "results/tables/overhead.md").read_bytes()
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/design.md"])

@@ -36,6 +36,23 @@ def _digest(tensors: Tensors) -> str:
     return total.hexdigest()
 
 
+def save_tensors(path: Path, tensors: Tensors) -> None:
+    """Write tensors with their sha256, whole or not at all."""
+    tensors = {k: v.contiguous() for k, v in tensors.items()}
+    write_atomic(path, save(tensors, {"sha256": _digest(tensors)}))
+
+
+def load_tensors(path: Path) -> Tensors | None:
+    """What `save_tensors` wrote, or None if the file is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+            intact = file.metadata().get("sha256") == _digest(tensors)
+    except (SafetensorError, OSError, AttributeError):
+        return None
+    return tensors if intact else None
+
+
 class ShardStore:
     """The shards of one run (one generation id)."""
 
@@ -47,23 +64,16 @@ class ShardStore:
         return self.folder / f"{start:06d}-{stop:06d}.safetensors"
 
     def save(self, start: int, stop: int, tensors: Tensors) -> None:
-        tensors = {k: v.contiguous() for k, v in tensors.items()}
-        write_atomic(self.path(start, stop), save(tensors, {"sha256": _digest(tensors)}))
+        save_tensors(self.path(start, stop), tensors)
 
     def load(self, start: int, stop: int) -> Tensors | None:
         """The shard's tensors, or None if it is not there or damaged (then its path is added to `damaged`)."""
         path = self.path(start, stop)
         if not path.exists():
             return None
-        try:
-            with safe_open(path, "pt") as file:
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
-                intact = file.metadata().get("sha256") == _digest(tensors)
-        except (SafetensorError, OSError, AttributeError):
-            intact = False
-        if not intact:
+        tensors = load_tensors(path)
+        if tensors is None:
             self.damaged.append(str(path))
-            return None
         return tensors
 
     def missing(self, n: int, size: int) -> list[tuple[int, int]]:

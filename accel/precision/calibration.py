@@ -57,8 +57,13 @@ def calibrate(
             f"calibration saw no input for {len(missed)} of {len(layers)} layers (first: {missed[0]}); "
             "calibrate on samples that run the whole recipe (at least one, with all its steps)."
         )
-    split: Ranges = {n: {} for n in nets}
-    for name, limits in ranges.items():
-        net, _, layer = name.partition("/")
-        split[net][layer] = limits
-    return split
+    return by_network(ranges)
+
+
+def by_network(flat: Mapping[str, torch.Tensor]) -> Ranges:
+    """{"network/layer": range} -> {network: {layer: range}}."""
+    ranges: Ranges = {}
+    for name, limits in flat.items():
+        network, _, layer = name.partition("/")
+        ranges.setdefault(network, {})[layer] = limits
+    return ranges

@@ -36,7 +36,7 @@ def metric_of(record: Mapping[str, Any]) -> str | None:
     """The value a quality record is ranked by: FID (the suite's own first), else a distance."""
     values = record["values"]
     fids = sorted(key for key in values if key.startswith("fid"))
-    wanted = (f"fid_{record['suite']}", *fids, "distance", "energy_distance")
+    wanted = (f"fid_{record['suite']}", *fids, "distance")
     return next((key for key in wanted if key in values), None)
 
 

@@ -159,7 +159,6 @@ def _columns(study: Study, group: tuple) -> list[Column]:
         Column("accuracy %", value("accuracy", lambda x: plus_minus(x, 100))),
         Column("distance to converged", value("distance" if metric != "distance" else None, plus_minus)),
         Column("nearest training image", value("nearest", plus_minus)),
-        Column("energy distance", value("energy_distance" if metric != "energy_distance" else None, plus_minus)),
         Column("NFE", lambda row: None if row.cost("nfe") is None else f"{row.cost('nfe'):.4g}", "NFE"),
         Column(f"MACs/image ({unit})", cost("macs", scale)),
         Column("MACs ÷ baseline", lambda row: _ratio(study.macs_ratio(row)), "MACs ÷"),

@@ -16,6 +16,11 @@ class Sampler:
     steps: int
     label: str
 
+    @property
+    def evaluations(self) -> int:
+        """Denoiser calls of one trajectory, at most; more than `steps` for multi-stage solvers."""
+        return self.steps
+
     def build(self, config: dict[str, Any], grid: Any = None) -> Any:
         """A scheduler for a model trained with scheduler `config`, on the timestep `grid` (None: the sampler's own)."""
         raise TypeError(f"{type(self).__name__} does not say how to build its scheduler")

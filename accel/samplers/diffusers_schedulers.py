@@ -44,6 +44,10 @@ class DiffusersSampler(Sampler):
     def label(self) -> str:
         return f"{self.name}-{self.steps}"
 
+    @property
+    def evaluations(self) -> int:
+        return self.steps * self._class().order
+
     def build(self, config: Mapping[str, Any], grid: Grid | None = None) -> Any:
         """The scheduler on the model's own noise schedule; ConfigError when `steps` exceeds it."""
         total = config.get("num_train_timesteps", 1000)

@@ -21,6 +21,11 @@ from accel.recipe import Recipe
 ASSETS = Path(__file__).parent / "assets"
 
 
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """float -1..1 -> uint8 by explicit rounding (never truncation)."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 @dataclass(frozen=True)
 class Reference:
     """Features (N, D) of the real data that FID and its kin compare with, and what identifies them."""
@@ -86,7 +91,7 @@ class Suite(ABC):
 
     def to_uint8(self, images: torch.Tensor) -> torch.Tensor:
         """Pipeline output -> uint8 (B, C, H, W) for pictures."""
-        return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return to_uint8(images)
 
 
 @lru_cache(maxsize=64)

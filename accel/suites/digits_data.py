@@ -13,6 +13,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from accel.suites.base import to_uint8  # noqa: F401 (the inverse of to_model)
+
 SIZE = 16
 CLASSES = 10
 HELD_OUT = 512
@@ -54,8 +56,3 @@ def load(part: str) -> tuple[torch.Tensor, torch.Tensor]:
 def to_model(images: torch.Tensor) -> torch.Tensor:
     """uint8 0..255 -> float32 -1..1, the range that the denoiser sees."""
     return images.float() / 127.5 - 1
-
-
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """float -1..1 -> uint8 by explicit rounding (never truncation)."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class MixtureSuite(Suite):
     name: str = "mixture"
 
     def fingerprint(self) -> dict[str, str]:
-        config = {k: v for k, v in MixtureDenoiser(seed=self.mixture_seed).config.items() if not k.startswith("_")}
+        config = {k: v for k, v in _config(self.mixture_seed).items() if not k.startswith("_")}
         return {"mixture": digest(config, 64)}
 
     def pipeline(self) -> PixelPipeline:
@@ -39,7 +40,7 @@ class MixtureSuite(Suite):
         return pipe
 
     def conditions(self, start: int, stop: int) -> dict[str, Any]:
-        classes = MixtureDenoiser(seed=self.mixture_seed).num_classes
+        classes = _config(self.mixture_seed)["num_class_embeds"] - 1  # the last one is the null label
         return {"class_labels": [i % classes for i in range(start, stop)]}
 
     def converged(self, guidance: Guidance | None) -> Recipe:
@@ -54,3 +55,9 @@ class MixtureSuite(Suite):
         labels = torch.tensor(self.conditions(start, stop)["class_labels"])
         rho = float(net.rho(net.config.num_train_timesteps - 1))
         return exact_solution(net, torch.cat(noise), labels, rho, guidance_scale=recipe.guidance_scale)
+
+
+@lru_cache(maxsize=8)
+def _config(seed: int) -> dict[str, Any]:
+    # Asked for every batch; the mixture itself need not be drawn for it.
+    return dict(MixtureDenoiser(seed=seed).config)

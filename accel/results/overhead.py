@@ -1,0 +1,39 @@
+"""The table of the harness's own overhead, from its records (kind `bench`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from accel.results.records import Results, write_atomic
+
+HEAD = """# Overhead of the harness
+
+The bare pipeline against the same pipeline inside `accelerate(pipe, Recipe())`, interleaved in one process: ratio of
+times (median over rounds, 95 % bootstrap interval), and the bare pipeline against itself (A/A floor).
+`mixture` is a closed form without a network, so that its row shows the absolute cost of the seams.
+
+| suite | steps | batch | rounds | bare ms | ratio | A/A floor | device |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def write_overhead(results: Results) -> list[Path]:
+    """Write tables/overhead.md; nothing without records."""
+    records = sorted(results.all("bench"), key=lambda m: (m["suite"], m["batch"], m["id"]))
+    if not records:
+        return []
+    lines = [
+        f"| {m['suite']} | {m['steps']} | {m['batch']} | {m['repetitions']} | {m['bare_ms']['value']:.1f} "
+        f"| {_thousandths(m['ratio'])} | {_thousandths(m['aa'])} "
+        f"| {m['environment']['device_name']}, {m['environment']['threads']} threads |"
+        for m in records
+    ]
+    path = results.root / "tables" / "overhead.md"
+    write_atomic(path, (HEAD + "\n".join(lines) + "\n").encode())
+    return [path]
+
+
+def _thousandths(e: Mapping[str, float]) -> str:
+    # Fixed decimals, unlike accel.results.text: what matters is whether the ratio stays below 1.02.
+    return f"{e['value']:.3f} [{e['lo']:.3f}, {e['hi']:.3f}]"
