@@ -1,6 +1,7 @@
 """Samplers: what is put at the scheduler seam."""
 
 from accel.samplers.base import Sampler
+from accel.samplers.deis import DEISScheduler
 from accel.samplers.diffusers_schedulers import DiffusersSampler
 
-__all__ = ["DiffusersSampler", "Sampler"]
+__all__ = ["DEISScheduler", "DiffusersSampler", "Sampler"]

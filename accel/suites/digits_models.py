@@ -21,6 +21,9 @@ SCHEDULER = {
     "timestep_spacing": "trailing",
 }
 
+# The rectified flow of suite `digits_flow`: sigma is the time itself, uniform steps.
+FLOW_SCHEDULER = {"num_train_timesteps": 1000, "shift": 1.0}
+
 _COMMON = {
     "sample_size": SIZE,
     "in_channels": 1,
@@ -33,6 +36,7 @@ _COMMON = {
 UNETS = {
     "large": {"layers_per_block": 2, "block_out_channels": (32, 64, 96), "attention_head_dim": 32, "dropout": 0.1},
     "small": {"layers_per_block": 1, "block_out_channels": (16, 32, 32), "attention_head_dim": 16, "dropout": 0.0},
+    "flow": {"layers_per_block": 1, "block_out_channels": (32, 64, 64), "attention_head_dim": 32, "dropout": 0.1},
 }
 
 

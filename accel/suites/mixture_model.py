@@ -21,7 +21,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
-from accel.errors import ConfigError, check_float, check_int, unknown
+from accel.errors import ConfigError, check_int, unknown
+from accel.samplers.noise_schedule import noise_schedule
 
 MEAN_RANGE = 1.0  # component means are uniform in [-1, 1], the range of image pixels
 STD_RANGE = (0.1, 0.3)  # principal standard deviations: structure at several noise levels, but no stiffness
@@ -83,8 +84,8 @@ class MixtureDenoiser(ModelMixin, ConfigMixin):
         self.register_buffer("stds", torch.from_numpy(stds))  # (M, D) principal standard deviations
         self.register_buffer("rotations", torch.from_numpy(rotations))  # (M, D, D), columns = principal axes
         self.register_buffer("weights", torch.from_numpy(weights))  # (classes, components), rows sum to 1
-        log_rho = _log_rho(num_train_timesteps, beta_start, beta_end, beta_schedule)
-        self.register_buffer("log_rho", torch.from_numpy(log_rho), persistent=False)  # (T,), follows from the config
+        schedule = noise_schedule(self.config)
+        self.register_buffer("log_rho", torch.from_numpy(schedule.log_rho.copy()), persistent=False)  # (T,)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -228,23 +229,3 @@ def _draw_mixture(classes: int, components: int, dim: int, seed: int) -> tuple[n
     rotations = rotations * np.sign(np.diagonal(upper, axis1=1, axis2=2))[:, None, :]
     weights = rng.uniform(0.5, 1.5, (classes, components))
     return means, stds, np.ascontiguousarray(rotations), weights / weights.sum(axis=1, keepdims=True)
-
-
-def _log_rho(steps: int, beta_start: float, beta_end: float, schedule: str) -> np.ndarray:
-    """log(sigma / alpha) of timesteps 0..T-1, (T,) float64; `schedule` is named as in diffusers' schedulers."""
-    check_int("num_train_timesteps", steps, 2)
-    if schedule == "squaredcos_cap_v2":
-        alpha_bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
-        betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
-    else:
-        check_float("beta_end", beta_end, 1e-12, 1 - 1e-12)
-        check_float("beta_start", beta_start, 1e-12, beta_end)
-        if schedule == "linear":
-            betas = np.linspace(beta_start, beta_end, steps)
-        elif schedule == "scaled_linear":
-            betas = np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
-        else:
-            raise unknown("beta_schedule", str(schedule), ["linear", "scaled_linear", "squaredcos_cap_v2"])
-    # In logs: 1 - alpha_bar by subtraction would lose digits at the first timesteps.
-    log_alpha_bar = np.cumsum(np.log1p(-betas))
-    return 0.5 * (np.log(-np.expm1(log_alpha_bar)) - log_alpha_bar)

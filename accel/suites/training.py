@@ -1,7 +1,8 @@
-"""Training of the embedded suites' denoisers: velocity prediction, EMA, checkpoints, exact resume.
+"""Training of the embedded suites' denoisers: velocity or flow prediction, EMA, checkpoints, exact resume.
 
-Loss: || v - v_theta(alpha x_0 + sigma eps, t, c) ||^2 with v = alpha eps - sigma x_0 (Salimans & Ho 2022, app. D), and
-label dropout for classifier-free guidance (Ho & Salimans 2022). Every random draw of step s comes from a generator
+Losses: || v - v_theta(alpha x_0 + sigma eps, t, c) ||^2 with v = alpha eps - sigma x_0 (Salimans & Ho 2022, app. D), or
+v = eps - x_0 on the straight path alpha = 1 - sigma (rectified flow, Liu et al. 2022, arXiv:2209.03003), and label
+dropout for classifier-free guidance (Ho & Salimans 2022). Every random draw of step s comes from a generator
 seeded by (seed, s), so a resumed run repeats an uninterrupted one without stored RNG states. Checkpoints are
 safetensors.
 """
@@ -50,12 +51,31 @@ def velocity_loss(net: nn.Module, scheduler, x0, labels, generator, null_label: 
     """Mean squared error of the predicted velocity at uniformly drawn timesteps; x0 (B, C, H, W) in [-1, 1]."""
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.randint(0, scheduler.config.num_train_timesteps, (len(x0),), generator=generator)
-    drop = torch.rand(len(x0), generator=generator) < dropout
-    labels = torch.where(drop, torch.full_like(labels, null_label), labels)
+    labels = _drop(labels, null_label, dropout, generator)
     device = next(net.parameters()).device
     x0, noise, t, labels = x0.to(device), noise.to(device), t.to(device), labels.to(device)
     predicted = net(scheduler.add_noise(x0, noise, t), t, class_labels=labels, return_dict=False)[0]
     return nn.functional.mse_loss(predicted.float(), scheduler.get_velocity(x0, noise, t))
+
+
+def flow_loss(net: nn.Module, scheduler, x0, labels, generator, null_label: int, dropout: float):
+    """Mean squared error of v = eps - x0 at x = (1 - s) x0 + s eps; s uniform in (0, 1], stratified over the batch.
+
+    The network's timestep is s times `num_train_timesteps`, as `FlowMatchEulerDiscreteScheduler` passes it.
+    """
+    noise = torch.randn(x0.shape, generator=generator)
+    s = 1 - (torch.rand(1, generator=generator) + torch.arange(len(x0)) / len(x0)) % 1
+    labels = _drop(labels, null_label, dropout, generator)
+    device = next(net.parameters()).device
+    x0, noise, s, labels = x0.to(device), noise.to(device), s.to(device), labels.to(device)
+    t, s = s * scheduler.config.num_train_timesteps, s.reshape(-1, 1, 1, 1)
+    predicted = net((1 - s) * x0 + s * noise, t, class_labels=labels, return_dict=False)[0]
+    return nn.functional.mse_loss(predicted.float(), noise - x0)
+
+
+def _drop(labels: torch.Tensor, null_label: int, dropout: float, generator: torch.Generator) -> torch.Tensor:
+    drop = torch.rand(len(labels), generator=generator) < dropout
+    return torch.where(drop, torch.full_like(labels, null_label), labels)
 
 
 def train(
