@@ -103,6 +103,7 @@ class Run:
     recipe: Recipe
     clock: Trajectory
     count_macs: bool = False
+    pipe: Any = field(default=None, repr=False)
     scheduler: Any = field(default=None, repr=False)
 
     @property
@@ -113,14 +114,22 @@ class Run:
     @property
     def nfe(self) -> float:
         """Network evaluations for each image: batch rows evaluated / images (CFG counts 2 an evaluation)."""
-        return sum(e.rows for e in self.trace) / max(1, self.clock.samples)
+        return sum(e.rows for e in self._evaluations) / max(1, self.clock.samples)
 
     @property
     def macs(self) -> float:
         """Multiply-accumulates for each image that really executed in the denoiser."""
         if not self.count_macs:
             raise ConfigError("MACs were not counted; use accelerate(pipe, recipe, count_macs=True).")
-        return sum(e.macs for e in self.trace) / max(1, self.clock.samples)
+        return sum(e.macs for e in self._evaluations) / max(1, self.clock.samples)
+
+    @property
+    def _evaluations(self) -> list[NetworkCall]:
+        return self.clock.prelude + self.trace
+
+    def __call__(self, **call: Any) -> Any:
+        """What the pipeline returns for the arguments `call`, with what the sampler prepares beforehand."""
+        return run_pipeline(self.pipe, self.recipe, call)
 
     @property
     def strip(self) -> str:
@@ -148,7 +157,7 @@ def accelerate(
         )
     recipe.check(pipe, models)
     clock = Trajectory()
-    run = Run(recipe, clock, count_macs)
+    run = Run(recipe, clock, count_macs, pipe)
     # DiTPipeline stacks (conditional, null) and steps both; every other pipeline (null, conditional), and steps one.
     layout = "cond_first" if type(pipe).__name__ == "DiTPipeline" else "uncond_first"
     copies = 2 if layout == "cond_first" and recipe.guidance_scale > 1 else 1
@@ -173,6 +182,15 @@ def accelerate(
         undo.callback(setattr, pipe, "scheduler", original)
         pipe.scheduler = run.scheduler = scheduler
         yield run
+
+
+def run_pipeline(pipe: Any, recipe: Recipe, call: dict[str, Any]) -> Any:
+    """The result of the pipeline accelerated with `recipe`; its sampler may prepare the initial noise."""
+    clock = getattr(pipe.scheduler, "clock", None)
+    if clock is None or recipe.sampler is None:
+        return pipe(**call)
+    clock.prelude.clear()
+    return recipe.sampler.run(pipe, clock, call)
 
 
 def nothing() -> None:

@@ -36,7 +36,10 @@ class NetworkCall:
 
 @dataclass
 class Trajectory:
-    """Position in the current trajectory and the trace of what was evaluated; see the module's terms."""
+    """Position in the current trajectory and the trace of what was evaluated; see the module's terms.
+
+    `prelude`: evaluations made before the trajectory to prepare its initial samples; `keep_as_prelude` moves them there.
+    """
 
     stage: int = -1
     call: int = -1
@@ -44,6 +47,7 @@ class Trajectory:
     samples: int = 0
     rows: int = 0
     trace: list[NetworkCall] = field(default_factory=list)
+    prelude: list[NetworkCall] = field(default_factory=list)
     runs: int = 0
     _scheduler: object = None
     _timesteps: torch.Tensor | None = None
@@ -125,6 +129,11 @@ class Trajectory:
         where = (self.step, self.stage, self.call, self.timestep, self.sigma)
         self.trace.append(NetworkCall(*where, model, mode, rows, macs))
 
+    def keep_as_prelude(self) -> None:
+        """Count what was evaluated until now as preparation of the trajectory that follows."""
+        self.prelude += self.trace
+        self.trace.clear()
+
     def _locate(self) -> None:
         # The begin index is set by img2img pipelines after set_timesteps, so it is read at the first evaluation.
         self._offset = int(getattr(self._scheduler, "begin_index", None) or 0)
@@ -156,5 +165,6 @@ def attach_clock(scheduler, clock: Trajectory, steps: int | None = None, copies:
         clock.advance(len(sample) // copies)
         return result
 
+    scheduler.clock = clock
     scheduler.set_timesteps = clocked_set_timesteps
     scheduler.step = clocked_step

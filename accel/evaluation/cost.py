@@ -64,6 +64,7 @@ def counted_cost(
     with accelerate(pipe, recipe, models=models, artefacts=artefacts, count_macs=True) as run:
         weights = sum(plain_bytes(net) for net in nets)
         with PeakTensorMemory() as memory:
-            generate(pipe, suite, recipe, seed=0, start=0, stop=1, batch=1)
+            count = recipe.sampler.group(suite.period) if recipe.sampler else 1
+            generate(pipe, suite, recipe, seed=0, start=0, stop=count, batch=count)
         counts = {"steps": run.clock.num_steps, "nfe": run.nfe, "macs": run.macs, "strip": run.strip}
     return counts | {"model_bytes": sum(size(net) for net in nets), "peak_bytes": weights + memory.peak}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from accel.errors import AccelError, ConfigError
-from accel.recipe import Recipe
+from accel.recipe import Recipe, run_pipeline
 from accel.suites.base import Suite
 
 
@@ -30,15 +30,21 @@ def batches(start: int, stop: int, batch: int) -> Iterator[tuple[int, int]]:
 
 def generate(pipe: Any, suite: Suite, recipe: Recipe, seed: int, start: int, stop: int, batch: int) -> torch.Tensor:
     """Final images (stop - start, C, H, W), unclipped, on the CPU; `pipe` must be accelerated with `recipe` already."""
+    group = recipe.sampler.group(suite.period) if recipe.sampler else 1
+    if start % group or (batch % group and batch < stop - start):
+        raise ConfigError(
+            f"{recipe.label} makes samples in groups of {group}; allowed: evaluation.batch, evaluation.shard and "
+            f"evaluation.timing_batch that are multiples of {group}."
+        )
     images = []
     for a, b in batches(start, stop, batch):
+        call = suite.conditions(a, b) | {
+            "generator": generators(seed, a, b),
+            "guidance_scale": recipe.guidance_scale,
+            "output_type": "pt",
+        }
         try:
-            result = pipe(
-                **suite.conditions(a, b),
-                generator=generators(seed, a, b),
-                guidance_scale=recipe.guidance_scale,
-                output_type="pt",
-            )
+            result = run_pipeline(pipe, recipe, call)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from accel.trajectory import Trajectory
+
 
 class Sampler:
     """A sampler's configuration; `build` makes the diffusers scheduler that the pipeline will run.
@@ -24,3 +26,11 @@ class Sampler:
     def build(self, config: dict[str, Any], grid: Any = None) -> Any:
         """A scheduler for a model trained with scheduler `config`, on the timestep `grid` (None: the sampler's own)."""
         raise TypeError(f"{type(self).__name__} does not say how to build its scheduler")
+
+    def run(self, pipe: Any, clock: Trajectory, call: dict[str, Any]) -> Any:
+        """The pipeline's result for the arguments `call`; a sampler that prepares the initial noise does it here."""
+        return pipe(**call)
+
+    def group(self, period: int) -> int:
+        """Samples that must be generated together; `period`: after so many samples the suite's conditions repeat."""
+        return 1

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -42,6 +42,7 @@ class Suite(ABC):
     """A benchmark task. Subclasses are frozen dataclasses, so that a suite is its configuration."""
 
     name: str
+    period: ClassVar[int] = 1  # after so many samples the conditions repeat
     feature_space: str | None = None  # suffix of fid_* and kid_*; None: no feature network, no such metric
 
     @abstractmethod

@@ -32,6 +32,7 @@ class DigitsSuite(Suite):
     converged_steps: int = 50
     name: str = "digits"
     feature_space: str = "digits"
+    period = data.CLASSES
 
     def fingerprint(self) -> dict[str, str]:
         manifest = check_manifest(Path(self.weights), REMEDY)
