@@ -186,9 +186,9 @@ def accelerate(
 
 def run_pipeline(pipe: Any, recipe: Recipe, call: dict[str, Any]) -> Any:
     """The result of the pipeline accelerated with `recipe`; its sampler may prepare the initial noise."""
-    clock = getattr(pipe.scheduler, "clock", None)
-    if clock is None or recipe.sampler is None:
+    if recipe.sampler is None:
         return pipe(**call)
+    clock = pipe.scheduler.clock
     clock.prelude.clear()
     return recipe.sampler.run(pipe, clock, call)
 
