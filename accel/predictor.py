@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import register_to_config
 
 from accel.denoiser import denoiser_name, signature_of
 from accel.samplers.scheduler import BaseScheduler, with_schedule_options
 from accel.trajectory import Trajectory, attach_clock
-from diffusers.configuration_utils import register_to_config  # isort: skip
 
 
 class _Captured(Exception):
@@ -50,7 +50,7 @@ class _OneStep(BaseScheduler):
 class Predictor:
     """`predictor(x, t)` -> the guided model output for samples x (B, C, H, W) in alpha x_0 + sigma eps scale.
 
-    `call`: the pipeline's arguments (labels or prompts for the B samples, `guidance_scale`). t: a number, or (B,) numbers.
+    `call`: the pipeline's arguments (labels or prompts for the B samples, `guidance_scale`). t: a number, or (B,) ones.
     `clock`: of the surrounding `accelerate`, whose methods then take part; evaluations are noted there. `to_x0` and
     `to_eps` convert an output. The prediction is differentiable in x unless gradients are off.
     """
@@ -58,7 +58,8 @@ class Predictor:
     def __init__(self, pipe: Any, clock: Trajectory | None = None, **call: Any) -> None:
         self.pipe, self.clock, self.call = pipe, clock, call
         self.calls = 0
-        self._scheduler = _OneStep.from_config(pipe.scheduler.config, thresholding=False, grid=None)
+        known = {k: v for k, v in pipe.scheduler.config.items() if k in (*_OneStep._get_init_keys(_OneStep), "shift")}
+        self._scheduler = _OneStep.from_config(known, thresholding=False, grid=None)
         self._loop = inspect.unwrap(type(pipe).__call__)
         if clock is not None:
             attach_clock(self._scheduler, clock)
@@ -91,6 +92,11 @@ class Predictor:
         """The noise prediction of a model output at timestep t."""
         _, _, r, s = self._scheduler.conversion(*map(float, self.schedule.alpha_sigma(t)))
         return r * x + s * output
+
+    def to_flow(self, output: torch.Tensor, x: torch.Tensor, t: float) -> torch.Tensor:
+        """eps - x_0 of a model output at timestep t."""
+        p, q, r, s = self._scheduler.conversion(*map(float, self.schedule.alpha_sigma(t)))
+        return (r - p) * x + (s - q) * output
 
 
 @contextmanager

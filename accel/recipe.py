@@ -77,7 +77,8 @@ class Recipe:
         if self.grid and not self.sampler:
             raise IncompatibleError(f"grid={self.grid.name} needs a sampler to place it; choose one, or grid=none.")
         if self.sampler:
-            self.sampler.build(pipe.scheduler.config, self.grid)
+            ready = self.sampler if self.sampler.calibrated else self.sampler.prepared(pipe, self)
+            ready.build(pipe.scheduler.config, self.grid)
         for method in self.methods():
             method.check(nets, self)
 
@@ -148,7 +149,8 @@ def accelerate(
 ) -> Iterator[Run]:
     """Make `pipe` run `recipe` inside the context; after it, also after an exception, `pipe` is what it was.
 
-    `models`: the networks that `recipe.stitch` names. `artefacts`: what a calibration made, by network name.
+    `models`: the networks that `recipe.stitch` names. `artefacts`: what calibrations made, by network name, and under
+    `sampler` what a sampler's search found.
     Guided recipes need the pipeline called with `guidance_scale=recipe.guidance_scale`.
     """
     if "set_timesteps" in vars(pipe.scheduler):
@@ -177,7 +179,11 @@ def accelerate(
         undo.enter_context(shadow_forward(nodes["base"].net, denoise, clock))
 
         original = pipe.scheduler
-        scheduler = recipe.sampler.build(original.config, recipe.grid) if recipe.sampler else copy.deepcopy(original)
+        if recipe.sampler:
+            sampler = recipe.sampler.prepared(pipe, recipe, (artefacts or {}).get("sampler"))
+            scheduler = sampler.build(original.config, recipe.grid)
+        else:
+            scheduler = copy.deepcopy(original)
         attach_clock(scheduler, clock, recipe.sampler.steps if recipe.sampler else None, copies)
         undo.callback(setattr, pipe, "scheduler", original)
         pipe.scheduler = run.scheduler = scheduler

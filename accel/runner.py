@@ -77,9 +77,10 @@ class Runner:
         results: Results,
         say: Callable[[str], None] = quiet,
         on_samples: Callable[[int], None] = lambda count: None,
+        on_search: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.suite, self.evaluation, self.results = suite, evaluation, results
-        self.say, self.on_samples = say, on_samples
+        self.say, self.on_samples, self.on_search = say, on_samples, on_search
         self.device = evaluation.resolve_device()
         self._fingerprint = suite.fingerprint()
         self._reported: set[str] = set()
@@ -213,7 +214,7 @@ class Runner:
 
         if record := self.find("quality", self.quality_id(recipe)):
             return record["cost"]["macs"]
-        return counted_cost(self.pipe, self.suite, recipe, self.models)["macs"]
+        return counted_cost(self.pipe, self.suite, recipe, self.models, self.artefacts(recipe)[0])["macs"]
 
     def converged_images(self, recipe: Recipe) -> torch.Tensor:
         """Images of the converged trajectory under the recipe's guidance, for the samples that are compared."""
@@ -265,33 +266,51 @@ class Runner:
     # calibration ---------------------------------------------------------------------------------------------------
 
     def artefacts(self, recipe: Recipe) -> tuple[dict[str, dict[str, torch.Tensor]] | None, float]:
-        """What the recipe's precision needs for each network, and the seconds that making it took (0: none needed)."""
-        if not (recipe.precision and recipe.precision.calibrated):
-            return None, 0.0
-        from accel.precision.calibration import by_network
+        """What the recipe's sampler and precision need, and the seconds that making it took (0: none needed)."""
+        made, seconds = {}, 0.0
+        if recipe.sampler and recipe.sampler.calibrated:
+            # A search knows the sampler and its guidance only: the model is the plain one.
+            alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
+            made["sampler"] = self._artefact(alone, lambda: self._search(alone))
+            seconds += float(made["sampler"].pop("seconds"))
+        if recipe.precision and recipe.precision.calibrated:
+            from accel.precision.calibration import by_network
 
+            flat = self._artefact(recipe, lambda: self._calibrate(recipe, made))
+            seconds += float(flat.pop("seconds"))
+            made |= by_network(flat)
+        return made or None, seconds
+
+    def _artefact(self, recipe: Recipe, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         path = self.results.root / "artefacts" / f"{self.artefact_id(recipe)}.safetensors"
         flat = load_tensors(path) if path.exists() else None
         if flat is None:
             if path.exists():
                 self.say(f"artefact {path} is damaged (its hash does not match); calibrating anew.")
-            flat = self._calibrate(recipe)
+            start = time.perf_counter()
+            flat = make()
+            flat["seconds"] = torch.tensor(time.perf_counter() - start)
             save_tensors(path, flat)
-        seconds = float(flat.pop("seconds"))
-        return by_network(flat), seconds
+        return flat
 
-    def _calibrate(self, recipe: Recipe) -> dict[str, torch.Tensor]:
+    def _search(self, recipe: Recipe) -> dict[str, torch.Tensor]:
+        from accel.evaluation.generate import generators
+        from accel.samplers.ode import initial_latents
+
+        n = recipe.sampler.samples_wanted()
+        call = self.suite.conditions(0, n) | {"guidance_scale": recipe.guidance_scale}
+        noise = initial_latents(self.pipe, {"generator": generators(CALIBRATION_SEED, 0, n)})
+        return recipe.sampler.calibrate(self.pipe, recipe, call, noise, self.on_search)
+
+    def _calibrate(self, recipe: Recipe, artefacts: dict[str, Any]) -> dict[str, torch.Tensor]:
         from accel.evaluation.generate import generate
         from accel.precision.calibration import calibrate
 
         def sample() -> None:
             generate(self.pipe, self.suite, recipe, CALIBRATION_SEED, 0, CALIBRATION_N, self.evaluation.batch)
 
-        start = time.perf_counter()
-        ranges = calibrate(self.pipe, recipe, sample, self.models)
-        seconds = time.perf_counter() - start
-        flat = {f"{net}/{layer}": t for net, layers in ranges.items() for layer, t in layers.items()}
-        return flat | {"seconds": torch.tensor(seconds)}
+        ranges = calibrate(self.pipe, recipe, sample, self.models, artefacts)
+        return {f"{net}/{layer}": t for net, layers in ranges.items() for layer, t in layers.items()}
 
     def artefact_id(self, recipe: Recipe) -> str:
         """A calibration depends on weights, sampler, steps, guidance, cache, stitch and precision."""

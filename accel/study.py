@@ -172,7 +172,12 @@ class Study:
         def say(message: str) -> None:
             progress.console.print(message, markup=False, highlight=False)
 
-        return Runner(self.suite, self.evaluation, self.results, say, on_samples)
+        def on_search(done: int, total: int) -> None:
+            progress.update(progress.samples, description="search", completed=done, total=total)
+            if done == total:
+                progress.update(progress.samples, description="samples", completed=0, total=self.evaluation.n)
+
+        return Runner(self.suite, self.evaluation, self.results, say, on_samples, on_search)
 
     def _progress(self) -> _Progress:
         columns = (TextColumn("{task.description:<44}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),

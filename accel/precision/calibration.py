@@ -45,12 +45,20 @@ def observe(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, torch.Tensor]
 
 
 def calibrate(
-    pipe: Any, recipe: Recipe, sample: Callable[[], Any], models: Mapping[str, nn.Module] | None = None
+    pipe: Any,
+    recipe: Recipe,
+    sample: Callable[[], Any],
+    models: Mapping[str, nn.Module] | None = None,
+    artefacts: Mapping[str, Any] | None = None,
 ) -> Ranges:
-    """Ranges for each network of `recipe` while `sample()` (a call of `pipe`) runs it in full precision."""
+    """Ranges for each network of `recipe` while `sample()` (a call of `pipe`) runs it in full precision.
+
+    `artefacts`: what the recipe's sampler needs.
+    """
     nets = recipe.nets(pipe, models)
     layers = {f"{n}/{k}": m for n, net in nets.items() for k, m in quantisable(net, recipe.precision.keep).items()}
-    with accelerate(pipe, replace(recipe, precision=None), models=models), observe(layers) as ranges:
+    full = replace(recipe, precision=None)
+    with accelerate(pipe, full, models=models, artefacts=artefacts), observe(layers) as ranges:
         sample()
     if missed := sorted(set(layers) - set(ranges)):
         raise ConfigError(

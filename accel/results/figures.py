@@ -46,11 +46,11 @@ def write_figures(results: Results, study: str) -> list[Path]:
     for name, figure in made.items():
         if figure is not None:
             paths.append(results.root / "figures" / f"{study}_{name}.png")
-            write_atomic(paths[-1], _png(figure))
+            write_atomic(paths[-1], png(figure))
     return paths
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure in inches that no global state of matplotlib knows or changes, drawn by Agg."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
     return file.getvalue()
@@ -107,7 +107,7 @@ def _pareto(study: Study) -> Figure | None:
         return None
     across, down = min(2, len(panels)), math.ceil(len(panels) / 2)
     width, height, left = 6.6 * across + 0.4, 4.0 * down + 1.1, 0.9
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     drawn = figure.subplots(down, across, squeeze=False, sharey=True)
     margins = {"left": left / width, "right": 1 - 0.15 / width, "bottom": 0.9 / height, "top": 1 - 0.75 / height}
     figure.subplots_adjust(**margins, wspace=0.05, hspace=0.25)
@@ -367,7 +367,7 @@ def _samples(study: Study, results: Results) -> Figure | None:
     label = 60 + round(11.5 * max(18, *(len(line) for name in names for line in name)))
     top, pitch = 96, size + LINE
     width, height = label + count * (size + GAP) + 20, top + len(strips) * pitch + 12
-    figure = _figure(width / DPI, height / DPI)
+    figure = new_figure(width / DPI, height / DPI)
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
         figure.text(x / width, y / height, text, va="center", **style)

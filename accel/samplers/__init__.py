@@ -1,7 +1,21 @@
 """Samplers: what is put at the scheduler seam."""
 
 from accel.samplers.base import Sampler
+from accel.samplers.dc_solver import DCSolverScheduler
 from accel.samplers.deis import DEISScheduler
 from accel.samplers.diffusers_schedulers import DiffusersSampler
+from accel.samplers.dpmpp_3m import CorrectedDPMSolver3MScheduler
+from accel.samplers.ode import AdaptiveODE
+from accel.samplers.predictor_corrector import PredictorCorrectorScheduler
+from accel.samplers.rf_solver import RFSolverScheduler
 
-__all__ = ["DEISScheduler", "DiffusersSampler", "Sampler"]
+__all__ = [
+    "AdaptiveODE",
+    "CorrectedDPMSolver3MScheduler",
+    "DCSolverScheduler",
+    "DEISScheduler",
+    "DiffusersSampler",
+    "PredictorCorrectorScheduler",
+    "RFSolverScheduler",
+    "Sampler",
+]

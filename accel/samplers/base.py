@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from accel.trajectory import Trajectory
 
@@ -26,6 +29,15 @@ class Sampler:
     def build(self, config: dict[str, Any], grid: Any = None) -> Any:
         """A scheduler for a model trained with scheduler `config`, on the timestep `grid` (None: the sampler's own)."""
         raise TypeError(f"{type(self).__name__} does not say how to build its scheduler")
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the sampler needs an artefact, which `calibrate` makes."""
+        return False
+
+    def prepared(self, pipe: Any, recipe: Any, artefact: Mapping[str, torch.Tensor] | None = None) -> Sampler:
+        """The sampler with all its numbers, those of its artefact included."""
+        return self
 
     def run(self, pipe: Any, clock: Trajectory, call: dict[str, Any]) -> Any:
         """The pipeline's result for the arguments `call`; a sampler that prepares the initial noise does it here."""

@@ -5,14 +5,15 @@ sigma / alpha the probability-flow ODE is d(x / alpha) / d rho = eps(x, t), and
 
     x_{i+1} = alpha_{i+1} / alpha_i x_i + alpha_{i+1} sum_{j=0..k} C_j eps_{i-j},   k = min(r, i)
 
-* `tab`, `rhoab`, `logrhoab`: C_j integrates the polynomial through the last k + 1 noise predictions in t, rho or log rho
-  (accel/samplers/quadrature.py). r = 0 is DDIM. `logrhoab` with r = solver_order - 1 is what diffusers ships as DEIS.
+* `tab`, `rhoab`, `logrhoab`: C_j integrates the polynomial through the last k + 1 noise predictions in t, rho or log
+  rho (accel/samplers/quadrature.py). r = 0 is DDIM. `logrhoab` with r = solver_order - 1 is what diffusers ships as
+  DEIS.
 * `rhork`: an explicit Runge-Kutta method in rho, one evaluation a stage.
 * `ipndm`: the weights of constant steps, C_j = c_j (rho_{i+1} - rho_i) (Liu et al. 2022, arXiv:2202.09778).
 
-Deviations from the authors' code: exact weights (theirs are rectangle sums), any prediction type, thresholding, an end at
-sigma = 0, `lower_order_final` as in diffusers, no rounding of timesteps. Between integer timesteps log rho is linear in
-t (theirs: alpha_bar).
+Deviations from the authors' code: exact weights (theirs are rectangle sums), any prediction type, thresholding, an end
+at sigma = 0, `lower_order_final` as in diffusers, no rounding of timesteps. Between integer timesteps log rho is linear
+in t (theirs: alpha_bar).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 
-from accel.errors import ConfigError, check_int, unknown
+from accel.errors import AccelError, ConfigError, check_int, unknown
 from accel.samplers.quadrature import adams_bashforth
 from accel.samplers.scheduler import BaseScheduler, Nodes, with_schedule_options
 
@@ -68,11 +69,11 @@ TABLEAUX = {
 class DEISScheduler(BaseScheduler):
     """DEIS with `variant` in tab | rhoab | logrhoab | rhork | ipndm.
 
-    `ab_order`: the paper's r, 0 to 3, earlier predictions used beside the current one (classical order r + 1); diffusers'
-    `solver_order` is r + 1. `tableau`: of `rhork`, see TABLEAUX. `lower_order_final`: let r fall towards the end: true
-    in trajectories of fewer than 15 steps (as in diffusers), an integer n of fewer than n, false never. A last step to
-    sigma = 0 is always of order 0. Further options: `BaseScheduler`. Raises ConfigError for an order that the variant
-    does not have, or for too few steps to reach it.
+    `ab_order`: the paper's r, 0 to 3, earlier predictions used beside the current one (classical order r + 1);
+    diffusers' `solver_order` is r + 1. `tableau`: of `rhork`, see TABLEAUX. `lower_order_final`: let r fall towards the
+    end: true in trajectories of fewer than 15 steps (as in diffusers), an integer n of fewer than n, false never. A
+    last step to sigma = 0 is always of order 0. Further options: `BaseScheduler`. Raises ConfigError for an order that
+    the variant does not have, or for too few steps to reach it.
     """
 
     @register_to_config
@@ -167,25 +168,37 @@ class DEISScheduler(BaseScheduler):
             start, end = nodes.rho[i], nodes.rho[i + 1]
             used = tableau if end > 0 else TABLEAUX["euler"]
             for s, c in enumerate(used.c):
-                rho = start + c * (end - start)
-                t = nodes.t[i + int(c)] if c in (0.0, 1.0) else float(self.schedule.timestep(rho))
-                self._stages.append((i, s, used, t, *map(float, self.schedule.of_rho(rho))))
+                if c in (0.0, 1.0):
+                    at = i + int(c)
+                    t, alpha, sigma = nodes.t[at], nodes.alpha[at], nodes.sigma[at]
+                else:
+                    rho = start + c * (end - start)
+                    t, (alpha, sigma) = self.schedule.timestep(rho), self.schedule.of_rho(rho)
+                self._stages.append((i, s, used, *map(float, (t, alpha, sigma))))
         return np.array([stage[3] for stage in self._stages])
 
     def _advance_stage(self, index: int, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         step, s, tableau, _, alpha, sigma = self._stages[index]
+        slopes = self.memory.setdefault("eps", [])
+        if len(slopes) != s:
+            raise AccelError(
+                f"evaluation {index} is stage {s + 1} of a Runge-Kutta step, but the step was not begun; start at the "
+                "first stage of a step."
+            )
         output = self.thresholded(output, sample, alpha, sigma)
-        _, _, rx, ro = self.conversion(alpha, sigma)
-        eps = rx * sample + ro * output
-        if s == 0 or "start" not in self.memory:
-            self.memory = {"start": sample / alpha, "eps": []}
-        slopes = self.memory["eps"]
-        slopes.append(eps)
-        rho = self.nodes.rho
+        p, q, r, o = self.conversion(alpha, sigma)
+        if s == 0:
+            self.memory["x0"] = p * sample + q * output
+        slopes.append(r * sample + o * output)
+        # Written around alpha x_0 + sigma eps of the first stage, which is finite where alpha = 0.
         last = s + 1 == len(tableau.b)
         weights = tableau.b if last else tableau.a[s + 1]
-        moved = self.memory["start"].clone()
-        for weight, slope in zip(weights, slopes, strict=True):
+        nodes = self.nodes
+        alpha, sigma = (nodes.alpha[step + 1], nodes.sigma[step + 1]) if last else self._stages[index + 1][4:]
+        result = (float(alpha) * self.memory["x0"]).add_(slopes[0], alpha=float(sigma))
+        for weight, slope in zip(weights[1:], slopes[1:], strict=True):
             if weight:
-                moved.add_(slope, alpha=float(weight * (rho[step + 1] - rho[step])))
-        return moved * float(self.nodes.alpha[step + 1] if last else self._stages[index + 1][4])
+                result.add_(slope - slopes[0], alpha=float(alpha * weight * (nodes.rho[step + 1] - nodes.rho[step])))
+        if last:
+            self.memory = {}
+        return result

@@ -1,9 +1,14 @@
 """Any scheduler class as a recipe's sampler: accel's own, and diffusers' as baselines with comparable settings.
 
-diffusers' own: each starts at the last training timestep (`trailing` grid), ends at sigma = 0 and leaves the predictions unclipped, so
-that a difference between two rows is a difference of the solver. Deviations: `DEISMultistepScheduler` has no
-`final_sigmas_type`; it ends at sigma(t = 0), 0.01 for linear betas. `DDIMScheduler` moves by T // N timesteps, which is
-its grid's step only if N divides T.
+diffusers' own: each starts at the last training timestep (`trailing` grid), ends at sigma = 0 and leaves the
+predictions unclipped, so that a difference between two rows is a difference of the solver. Deviations:
+`DEISMultistepScheduler` has no `final_sigmas_type`; it ends at sigma(t = 0), 0.01 for linear betas. `DDIMScheduler`
+moves by T // N timesteps, which is its grid's step only if N divides T.
+
+On flow models: `FlowMatchEulerDiscreteScheduler` is given the trailing grid, as flow pipelines do (its own wastes the
+last evaluation on the step from sigma = 1 / T); `FlowMatchHeunDiscreteScheduler` takes no sigmas and has its own grid,
+uniform from 1 to 1 / T with 2 N - 1 evaluations; UniPC and DPM-Solver++ start at sigma = 1 - 1 / T. Classes that know no
+flows, or end before sigma = 0 (DEIS, SA-Solver: at 1 / N), are refused.
 """
 
 from __future__ import annotations
@@ -14,14 +19,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from accel.errors import ConfigError, check_int, unknown
+from accel.errors import ConfigError, IncompatibleError, check_int, unknown
 from accel.samplers.base import Sampler
 from accel.samplers.grids import Grid
-from accel.samplers.noise_schedule import noise_schedule
+from accel.samplers.noise_schedule import NoiseSchedule, is_flow, noise_schedule
 from accel.samplers.scheduler import BaseScheduler
 
 # Over the model's own config where the class has the option; only some classes can clip.
 COMPARABLE = {"timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
+# Grids that are uniform in t, which a scheduler of flows may still shift.
+LINEAR = ("trailing", "linspace", "leading")
 
 
 @dataclass(frozen=True)
@@ -61,14 +68,47 @@ class DiffusersSampler(Sampler):
                 f"allowed: 1..{total}."
             )
         cls = self._class()
+        if not issubclass(cls, BaseScheduler) and (_for_flows(cls) or _is_flow(config)):
+            return self._build_flow(cls, dict(config), grid)
         own = {k: v for k, v in COMPARABLE.items() if k in inspect.signature(cls).parameters}
         overrides = own | self.options | (grid.options(cls) if grid else {})
         scheduler = cls.from_config(dict(config), **overrides)
         times = grid.explicit(cls, noise_schedule(config), self.steps) if grid else None
         if times is not None:
-            scheduler.set_timesteps = _fixed(scheduler.set_timesteps, times)
+            scheduler.set_timesteps = _fixed(scheduler.set_timesteps, timesteps=times)
         elif isinstance(scheduler, BaseScheduler):
-            scheduler.set_timesteps(self.steps)  # what does not fit fails here, before any work
+            # What does not fit fails here, before any work. The pipeline will know the exponent of dynamic shifting.
+            scheduler.set_timesteps(self.steps, mu=1.0 if scheduler.config.use_dynamic_shifting else None)
+        return scheduler
+
+    def _build_flow(self, cls: type, config: dict[str, Any], grid: Grid | None) -> Any:
+        accepted = inspect.signature(cls).parameters
+        if not _is_flow(config):
+            raise IncompatibleError(
+                f"{self.scheduler} needs a flow model, and this model has a schedule of betas; use a sampler of "
+                "diffusion models, such as ddim, dpmpp_2m or unipc."
+            )
+        if not _for_flows(cls) and not {"use_flow_sigmas", "final_sigmas_type"} <= accepted.keys():
+            raise IncompatibleError(
+                f"{self.scheduler} cannot run a flow model down to sigma = 0; use FlowMatchEulerDiscreteScheduler, "
+                "UniPCMultistepScheduler, DPMSolverMultistepScheduler, or one of accel's own samplers of flows."
+            )
+        takes_sigmas = _for_flows(cls) and "sigmas" in inspect.signature(cls.set_timesteps).parameters
+        if grid and not (takes_sigmas and type(grid) is Grid and grid.name in LINEAR):
+            raise IncompatibleError(
+                f"grid {grid.name!r} cannot be used with {self.scheduler} on a flow model, where it means something else "
+                "or nothing; use grid=none, or one of accel's own samplers."
+            )
+        shift = config.get("shift", config.get("flow_shift")) or 1.0
+        if _for_flows(cls):
+            own = {"shift": shift}
+        else:
+            own = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+        scheduler = cls.from_config(config, **own | self.options)
+        if takes_sigmas:
+            total = config.get("num_train_timesteps", 1000)
+            times = (grid or Grid()).times(NoiseSchedule(total, None, float(total)), self.steps)
+            scheduler.set_timesteps = _fixed(scheduler.set_timesteps, sigmas=(times / total).tolist())
         return scheduler
 
     def _class(self) -> type:
@@ -78,15 +118,25 @@ class DiffusersSampler(Sampler):
 
         cls = getattr(accel.samplers, self.scheduler, None) or getattr(diffusers, self.scheduler, None)
         if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin) and hasattr(cls, "from_config")):
-            names = {*dir(diffusers), *dir(accel.samplers)} - {"BaseScheduler"}
-            raise unknown("scheduler", self.scheduler, [n for n in names if n.endswith("Scheduler") and n[:4] != "Flax"])
+            names = {n for n in (*dir(diffusers), *dir(accel.samplers)) if n.endswith("Scheduler") and n[:4] != "Flax"}
+            raise unknown("scheduler", self.scheduler, names)
         return cls
 
 
-def _fixed(set_timesteps: Callable[..., None], times: list[int]) -> Callable[..., None]:
-    # The grid instead of the number of steps; a pipeline's own explicit timesteps (image-to-image) still win.
+def _for_flows(cls: type) -> bool:
+    return cls.__name__.startswith("FlowMatch")
+
+
+def _is_flow(config: Mapping[str, Any]) -> bool:
+    # Only a config that was loaded from a file names its class.
+    return is_flow(config) or ("shift" in config and "beta_schedule" not in config)
+
+
+def _fixed(set_timesteps: Callable[..., None], **values: list[float]) -> Callable[..., None]:
+    # The grid instead of the number of steps; a pipeline's own explicit timesteps or sigmas still win.
     @functools.wraps(set_timesteps)
-    def with_grid(num_inference_steps=None, device=None, timesteps=None, **kwargs):
-        set_timesteps(timesteps=times if timesteps is None else timesteps, device=device, **kwargs)
+    def with_grid(num_inference_steps=None, device=None, timesteps=None, sigmas=None, **kwargs):
+        given = {k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
+        set_timesteps(device=device, **(given or values), **kwargs)
 
     return with_grid

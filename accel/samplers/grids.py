@@ -30,6 +30,8 @@ _OPTIONS = {
     "karras": {"use_karras_sigmas": True},
     "exponential": {"use_exponential_sigmas": True},
 }
+# Options that would win over the timestep spacing, or over explicit timesteps.
+_OVERRIDING = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 KARRAS_RHO = 7.0
 
 
@@ -72,8 +74,8 @@ class Grid:
             )
         if self.name in ("karras", "exponential") and "timestep_spacing" in accepted:
             # Euler and Heun take the ends of the power law from the spacing: `trailing` would leave out the low sigmas.
-            return options | {"timestep_spacing": "linspace"}
-        return dict(options)
+            options = options | {"timestep_spacing": "linspace"}
+        return _none_overriding(accepted) | options
 
     def explicit(self, scheduler_class: type, schedule: NoiseSchedule, steps: int) -> list[int] | None:
         """Timesteps to hand to the class's `set_timesteps`, or None when its options say it all."""
@@ -96,7 +98,7 @@ class _Explicit(Grid):
                 "with it; use one of accel's own samplers, DPM-Solver++, Euler or Heun, or a grid that diffusers has: "
                 f"{', '.join(_OPTIONS)}."
             )
-        return {}
+        return _none_overriding(inspect.signature(scheduler_class.__init__).parameters)
 
     def explicit(self, scheduler_class: type, schedule: NoiseSchedule, steps: int) -> list[int] | None:
         if "grid" in inspect.signature(scheduler_class.__init__).parameters:
@@ -104,8 +106,9 @@ class _Explicit(Grid):
         rounded = np.round(self.times(schedule, steps)).astype(int)
         if (np.diff(rounded) >= 0).any():
             raise ConfigError(
-                f"grid {self.name!r} with {steps} steps has timesteps less than 1 apart, and {scheduler_class.__name__} "
-                "takes integers; use fewer steps, or one of accel's own samplers, which take fractions."
+                f"grid {self.name!r} with {steps} steps has timesteps less than 1 apart, and "
+                f"{scheduler_class.__name__} takes integers; use fewer steps, or one of accel's own samplers, which "
+                "take fractions."
             )
         return rounded.tolist()
 
@@ -115,8 +118,8 @@ class PowerGrid(_Explicit):
     """Uniform in u = t^(1/kappa) or (sigma/alpha)^(1/kappa), `space` = `t` or `rho`.
 
     In t (DEIS's grid; kappa = 1 uniform, 2 quadratic): t_i = (t_max^(1/k) + i/N (t_min^(1/k) - t_max^(1/k)))^k for i =
-    0..N-1; i = N, at t_min, is where the last step ends. In rho the same formula in sigma / alpha; kappa = 7 is `karras`.
-    Source: Zhang & Chen 2023 (arXiv:2204.13902), eq. 25.
+    0..N-1; i = N, at t_min, is where the last step ends. In rho the same formula in sigma / alpha; kappa = 7 is
+    `karras`. Source: Zhang & Chen 2023 (arXiv:2204.13902), eq. 25.
     """
 
     space: str = "t"
@@ -186,6 +189,8 @@ class SearchedGrid(_Explicit):
     name: str = "searched"
 
     def times(self, schedule, steps, to_zero=True, offset=0) -> np.ndarray:
+        if not self.path:
+            raise ConfigError("grid.path is missing; grid=searched needs the JSON file that a search wrote.")
         try:
             found = json.loads(Path(self.path).read_text())
             times, made_for = found["timesteps"], found["schedule"]
@@ -197,8 +202,9 @@ class SearchedGrid(_Explicit):
             ) from error
         if made_for != schedule.identity:
             raise ConfigError(
-                f"{self.path} was searched for another noise schedule ({made_for}, this model has {schedule.identity}); "
-                "search again for this model, or use grid=explicit with the timesteps that you want."
+                f"{self.path} was searched for another noise schedule ({made_for}, this model has "
+                f"{schedule.identity}); search again for this model, or use grid=explicit with the timesteps that you "
+                "want."
             )
         return checked(np.array(_numbers("timesteps", times)), schedule, steps, f"grid {self.path!r}")
 
@@ -214,10 +220,15 @@ def grid_of(spec: str | Mapping[str, Any] | list[float] | Grid) -> Grid:
         return Grid(spec)
     if isinstance(spec, (list, tuple)):
         return ExplicitGrid(timesteps=tuple(spec))
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"grid is {spec!r}; allowed: a grid's name, a list of timesteps, or a mapping with `type`.")
     values = dict(spec)
     kind = values.pop("type", "Grid")
     if kind not in _TYPES:
         raise unknown("type of grid", str(kind), _TYPES)
+    allowed = [f.name for f in fields(_TYPES[kind])]
+    if extra := [k for k in values if k not in allowed]:
+        raise unknown(f"setting of {kind}", str(extra[0]), allowed)
     return _TYPES[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
@@ -242,6 +253,8 @@ def power_rho(schedule: NoiseSchedule, steps: int, kappa: float | None, to_zero:
 
 def checked(times: np.ndarray, schedule: NoiseSchedule, steps: int, what: str) -> np.ndarray:
     """`times` if they are `steps` strictly decreasing timesteps of the schedule, else ConfigError."""
+    if not len(times):
+        raise ConfigError(f"{what} has no timesteps; allowed: at least one.")
     if len(times) != steps:
         raise ConfigError(f"{what} has {len(times)} timesteps, but {steps} steps are wanted; set steps={len(times)}.")
     if not np.isfinite(times).all() or times.max() > schedule.t_max or times.min() < schedule.t_min:
@@ -263,12 +276,13 @@ def _linear(name: str, schedule: NoiseSchedule, steps: int, offset: int) -> np.n
     length = schedule.t_max if schedule.flow else schedule.t_max + 1
     if steps > length:
         raise ConfigError(f"{steps} steps are more than the {length:g} of the noise schedule; allowed: 1..{length:g}.")
+    # Written as diffusers writes it: which way a half is rounded hangs on the last digit.
     if name == "trailing":
-        times = length - np.arange(steps) * (length / steps)
-        return times if schedule.flow else np.round(times) - 1
+        times = np.arange(length, 0, -length / steps)[:steps]
+        return times if schedule.flow else np.minimum(np.round(times) - 1, schedule.t_max)
     if name == "linspace":
-        times = np.linspace(schedule.t_max, schedule.t_min, steps + 1)[:-1]
-        return times if schedule.flow else np.round(times)
+        times = np.linspace(schedule.t_min, schedule.t_max, steps + 1)[:0:-1]
+        return times if schedule.flow else np.minimum(np.round(times), schedule.t_max)
     return np.arange(steps, 0, -1) * float(length // (steps + 1)) + offset
 
 
@@ -282,6 +296,9 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
     return numbers
 
 
+def _none_overriding(accepted: Mapping[str, Any]) -> dict[str, bool]:
+    return {k: False for k in _OVERRIDING if k in accepted}
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-

@@ -2,8 +2,8 @@
 
 x_t = alpha x_0 + sigma eps with rho = sigma / alpha and lambda = -ln rho. Two kinds: variance preserving, alpha^2 +
 sigma^2 = 1, from the betas of a diffusers scheduler; and flow, alpha = 1 - sigma, sigma = t / T (rectified flow, Liu et
-al. 2022, arXiv:2209.03003). Between integer timesteps log rho is linear in t, the inverse of `_sigma_to_t` of diffusers'
-schedulers. Betas are kept in float64: diffusers' float32 cumulative products differ by up to 8e-5 at t = 0.
+al. 2022, arXiv:2209.03003). Between integer timesteps log rho is linear in t, the inverse of `_sigma_to_t` of
+diffusers' schedulers. Betas are kept in float64: diffusers' float32 cumulative products differ by up to 8e-5 at t = 0.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ZERO_SNR_ALPHA_BAR = 2.0**-24  # what diffusers puts in place of 0 after `rescal
 class NoiseSchedule:
     """Noise levels as functions of the timestep t in [t_min, t_max]; `log_rho` (T,) is None for a flow.
 
-    Arrays in, arrays out. A flow ends at alpha = 0; its rho is clipped to that of t = T - 1 there, so that interpolation
-    nodes stay finite, while alpha and sigma are exact.
+    Arrays in, arrays out. A flow ends at alpha = 0; its rho is clipped to that of t = T - 1 there, so that grids in rho
+    stay finite, while alpha and sigma are exact.
     """
 
     total: int
@@ -61,7 +61,7 @@ class NoiseSchedule:
         """The timestep at which sigma / alpha is `rho`; clipped to the schedule's ends."""
         rho = np.asarray(rho, np.float64)
         if self.flow:
-            return rho / (1 + rho) * self.total
+            return np.clip(rho / (1 + rho) * self.total, self.t_min, self.total)
         return np.interp(np.log(rho), self.log_rho, np.arange(self.total, dtype=np.float64))
 
     def alpha_sigma(self, t: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
@@ -104,8 +104,10 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
 
 def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether a scheduler config is of a flow-matching model."""
-    flags = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
-    return bool(flags) or str(config.get("_class_name", "")).startswith("FlowMatch")
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return True
+    # A FlowMatch scheduler; only a config that was loaded from a file names its class.
+    return "shift" in config and "beta_schedule" not in config
 
 
 @lru_cache(maxsize=32)
@@ -125,6 +127,7 @@ def _log_rho(total, beta_start, beta_end, schedule, trained_betas, zero_snr) -> 
 def betas(total: int, beta_start: float, beta_end: float, schedule: str, trained: Any = None) -> np.ndarray:
     """beta of timesteps 0..T-1, (T,) float64; `schedule` is named as in diffusers' schedulers."""
     if trained is not None:
+        check_int("the number of trained_betas", len(trained), 2)
         for value in trained:
             check_float("trained_betas", value, 1e-12, 1 - 1e-12)
         return np.asarray(trained, np.float64)

@@ -1,9 +1,9 @@
 """What accel's own schedulers share: grid, noise levels, prediction types, thresholding, position and state.
 
-A scheduler of accel is a diffusers scheduler: `pipe.scheduler = X.from_config(pipe.scheduler.config)`. Samples are x_t =
-alpha x_0 + sigma eps. A subclass computes its coefficients once a grid, in float64 on the CPU (`_plan`), and combines
-tensors with them in `_advance`; all of its state that changes while sampling is in `memory`, which `set_timesteps`
-empties.
+A scheduler of accel is a diffusers scheduler: `pipe.scheduler = X.from_config(pipe.scheduler.config)`. Samples are
+x_t = alpha x_0 + sigma eps. A subclass computes its coefficients once a grid, in float64 on the CPU (`_plan`), and
+combines tensors with them in `_advance`; all of its state that changes while sampling is in `memory`, which
+`set_timesteps` empties.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -76,15 +76,15 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
     """Base of accel's schedulers.
 
     `num_train_timesteps` ... `rescale_betas_zero_snr`, `thresholding` ... `sample_max_value`, `timestep_spacing`,
-    `steps_offset`, `use_karras_sigmas`, `use_exponential_sigmas`, `use_flow_sigmas`, `flow_shift`, `use_dynamic_shifting`
-    and `time_shift_type` mean what they mean in diffusers. `prediction_type`: epsilon, sample, v_prediction, or
-    flow_prediction (v = eps - x_0 on alpha = 1 - sigma). `grid`: a grid's name, a list of timesteps, or a spec of
-    `accel.samplers.grids` (None: what the diffusers options say). `final_sigma`: `zero` ends at sigma = 0, `min` at the
-    schedule's smallest noise level. Raises ConfigError for values out of range.
+    `steps_offset`, `use_karras_sigmas`, `use_exponential_sigmas`, `use_flow_sigmas`, `flow_shift`,
+    `use_dynamic_shifting` and `time_shift_type` mean what they mean in diffusers. `prediction_type`: epsilon, sample,
+    v_prediction, or flow_prediction (v = eps - x_0 on alpha = 1 - sigma). `grid`: a grid's name, a list of timesteps,
+    or a spec of `accel.samplers.grids` (None: what the diffusers options say). `final_sigma`: `zero` ends at sigma = 0,
+    `min` at the schedule's smallest noise level. Raises ConfigError for values out of range.
     """
 
-    _compatibles = [e.name for e in KarrasDiffusionSchedulers]
-    ignore_for_config = []
+    _compatibles: ClassVar = [e.name for e in KarrasDiffusionSchedulers]
+    ignore_for_config: ClassVar = []
     order = 1
 
     def __init__(
@@ -147,9 +147,13 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
         """As ConfigMixin's; the config of a FlowMatch scheduler makes this one a scheduler of flows."""
-        if isinstance(config, Mapping) and str(config.get("_class_name", "")).startswith("FlowMatch"):
-            flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": config["shift"]}
+        # Only a config that was loaded from a file names its class.
+        if isinstance(config, Mapping) and "shift" in config and "beta_schedule" not in config:
+            shift = config.get("shift") or 1.0
+            flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
             kwargs = flow | kwargs
+            # What it says beyond this has no meaning here, and diffusers would warn of each entry.
+            config = {k: v for k, v in config.items() if k in cls._get_init_keys(cls) or k[0] == "_"}
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property
@@ -177,14 +181,19 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
         `sigmas` of [0, 1] are for flows, like `mu`, the exponent of dynamic shifting. Everything left from an earlier
         trajectory is dropped. Raises ConfigError for a grid that does not fit the schedule or too few steps.
         """
+        self.num_inference_steps = None  # until all is well
         times = self._times(num_inference_steps, timesteps, sigmas, mu)
         end = 0.0 if self.config.final_sigma == "zero" else self.schedule.t_min
         if len(times) and self.config.final_sigma == "min" and times[-1] <= end:
             raise ConfigError(
-                f"the grid's last timestep {times[-1]:g} is where final_sigma='min' ends; choose final_sigma='zero', or "
-                f"leave timestep {end:g} out."
+                f"the grid's last timestep {times[-1]:g} is where final_sigma='min' ends; choose final_sigma='zero', "
+                f"or leave timestep {end:g} out."
             )
-        self.num_inference_steps = len(times)
+        if self.schedule.flow and self.config.prediction_type == "epsilon" and times[0] == self.schedule.total:
+            raise ConfigError(
+                f"the grid begins at timestep {times[0]:g}, where alpha = 0 and a prediction of eps says nothing about "
+                "x_0; begin below it, or use prediction_type 'sample' or 'flow_prediction'."
+            )
         self.nodes = self._nodes(times, end)
         stages = np.asarray(self._plan(self.nodes))
         whole = np.array_equal(stages, np.round(stages)) and not self.schedule.flow
@@ -194,6 +203,7 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
         self.sigmas = torch.from_numpy(np.append(self._sigmas(stages), ends[-1])).float()
         self.memory = {}
         self._step_index = self._begin_index = None
+        self.num_inference_steps = len(times)
 
     def step(
         self,
@@ -227,7 +237,7 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """alpha x_0 + sigma eps at `timesteps` (B,) or a number."""
-        alpha, sigma = self.schedule.alpha_sigma(torch.as_tensor(timesteps).double().cpu().numpy())
+        alpha, sigma = self.schedule.alpha_sigma(torch.as_tensor(timesteps).cpu().double().numpy())
         shape = (-1, *[1] * (original.ndim - 1))
         alpha, sigma = (torch.from_numpy(np.atleast_1d(v)).to(original).reshape(shape) for v in (alpha, sigma))
         return alpha * original + sigma * noise
@@ -251,7 +261,7 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
     # helpers for subclasses ----------------------------------------------------------------------------------------
 
     def conversion(self, alpha: float, sigma: float) -> tuple[float, float, float, float]:
-        """(p, q, r, s): x_0 = p x + q output and eps = r x + s output, for an output that went through `thresholded`."""
+        """(p, q, r, s): x_0 = p x + q output, eps = r x + s output, for an output that went through `thresholded`."""
         return convert("sample" if self.config.thresholding else self.config.prediction_type, alpha, sigma)
 
     def thresholded(self, output: torch.Tensor, sample: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
@@ -277,7 +287,7 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
         if self.config.use_dynamic_shifting and mu is None:
             raise ConfigError("mu is missing; with use_dynamic_shifting=true set_timesteps needs it.")
         if timesteps is not None:
-            times = torch.as_tensor(timesteps).double().cpu().numpy()
+            times = torch.as_tensor(timesteps).cpu().double().numpy()
             return checked(times, self.schedule, len(times), "`timesteps`")
         if sigmas is not None:
             if not self.schedule.flow:
@@ -303,6 +313,10 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
     def _nodes(self, times: np.ndarray, end: float) -> Nodes:
         alpha, sigma = self.schedule.alpha_sigma(times)
         rho = self.schedule.rho(times)
+        if self.schedule.flow:
+            # Infinite at t = T: any finite value above the next one keeps the nodes of a polynomial apart.
+            rho = np.divide(sigma, alpha, out=rho, where=alpha > 0)
+            rho[0] = max(rho[0], 2 * rho[1]) if len(rho) > 1 and alpha[0] == 0 else rho[0]
         if self.config.final_sigma == "zero":
             last = (0.0, 1.0, 0.0, 0.0)
         else:
@@ -314,8 +328,8 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
 
     def _find(self, timestep: int | float | torch.Tensor) -> int:
         distance = (self.timesteps.cpu().double() - float(timestep)).abs()
-        index = int(distance.argmin())  # of equal ones the first
-        if float(distance[index]) > 0.5:
+        # The last stage of a step may be at the timestep where the next step begins: begin there.
+        at = (distance == distance.min()).nonzero().flatten().tolist()
+        if not at or float(distance[at[0]]) > 0.5:
             raise ConfigError(f"timestep {float(timestep):g} is not in this trajectory: {self.timesteps.tolist()}.")
-        return index
-
+        return next((i for i in at if i % self.order == 0), at[0])

@@ -53,12 +53,14 @@ class PixelPipeline(DiffusionPipeline):
         x = self._initial_noise(len(labels), generator, latents)
 
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
-        x = x * self.scheduler.init_noise_sigma
+        # FlowMatch schedulers start from unit noise and take the sample as it is, without saying so.
+        x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        scale_model_input = getattr(self.scheduler, "scale_model_input", lambda sample, t: sample)
         step_kwargs = {"generator": generator} if _accepts_generator(self.scheduler) else {}
         condition = self._condition(labels, guided)
         for t in self.progress_bar(self.scheduler.timesteps):
             inputs = torch.cat([x, x]) if guided else x
-            inputs = self.scheduler.scale_model_input(inputs, t)
+            inputs = scale_model_input(inputs, t)
             predicted = self.unet(inputs.to(self.unet.dtype), t, **condition, return_dict=False)[0].to(x.dtype)
             if guided:
                 uncond, cond = predicted.chunk(2)
