@@ -15,10 +15,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-.PHONY: help setup demo test lint train sweep plan tables figures results bench clean
+.PHONY: help setup demo test lint train sweep plan tables figures results convergence cascade bench clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make the environment (.venv)
 
@@ -47,12 +47,22 @@ tables: $(READY) ## rebuild the tables of every study from its records
 figures: $(READY) ## rebuild the figures of every study from its records
 	$(PY) scripts/rebuild.py figures --results $(RESULTS)
 
-results: $(READY) ## compute the tracked tables in results/ (all studies; about 20 minutes)
-	for study in demo axes judge judge_cfg; do $(PY) -m accel experiment=$$study results=results $(ARGS) || exit 1; done
+STUDIES := demo axes judge judge_cfg samplers_digits samplers_digits_cfg2 samplers_digits_cfg4 flow_digits reference_digits dmcmc
+
+results: $(READY) ## compute the tracked tables in results/ (all studies; about two hours)
+	for study in $(STUDIES); do $(PY) -m accel experiment=$$study results=results $(ARGS) || exit 1; done
 	$(PY) scripts/compatibility.py --results results
+	$(PY) scripts/convergence.py --results results
+	$(PY) scripts/cascade.py --results results
 	$(PY) scripts/bench.py --results results
 
-bench: $(READY) ## overhead of the harness: pipeline inside accelerate(empty recipe) against the bare pipeline
+convergence: $(READY) ## error of every sampler on every grid against the exact ODE: table and figure
+	$(PY) scripts/convergence.py --results $(RESULTS)
+
+cascade: $(READY) ## DC-Solver: search ratios for many (steps, scale) pairs, fit the cascade regression, compare
+	$(PY) scripts/cascade.py --results $(RESULTS) --suite $(SUITE) $(ARGS)
+
+bench: $(READY) ## overhead of the harness and of the schedulers against diffusers' own
 	$(PY) scripts/bench.py --results $(RESULTS)
 
 clean: ## remove the environment, caches and everything under outputs/

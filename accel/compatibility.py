@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from torch import nn
 
-from accel.config import AXES, compose, groups, recipe_of
+from accel.config import AXES, choice_of, groups
 from accel.errors import ConfigError, IncompatibleError
+from accel.recipe import Recipe
 from accel.suites.base import Suite
 
 Method = tuple[str, str]  # axis, choice
+NEEDS_FILE = (("grid", "searched"),)  # nothing to try before a search has run
 
 
 def methods() -> list[Method]:
@@ -24,7 +27,12 @@ def methods() -> list[Method]:
 def recipe_with(*chosen: Method, sampler: str = "dpmpp_2m"):
     """Recipe of the chosen methods at their defaults; `sampler` unless one is chosen."""
     axes = {"sampler": sampler} | dict(chosen)
-    return recipe_of(compose([f"{axis}={choice}" for axis, choice in axes.items()]))
+    recipe = Recipe(**{axis: choice_of(axis, choice) for axis, choice in axes.items()})
+    # A list of timesteps says how many steps there are; samplers of one step choose their own.
+    steps = len(getattr(recipe.grid, "timesteps", ()))
+    if steps and recipe.sampler.steps not in (1, steps):
+        recipe = replace(recipe, sampler=replace(recipe.sampler, steps=steps))
+    return recipe
 
 
 def refusal(pipe: Any, models: Mapping[str, nn.Module], *chosen: Method) -> str | None:
@@ -38,7 +46,7 @@ def refusal(pipe: Any, models: Mapping[str, nn.Module], *chosen: Method) -> str 
 
 def table(suite: Suite) -> str:
     """Markdown matrix of all pairs: `yes`, or the number of the reason below; blank within one axis."""
-    known, reasons = methods(), []
+    known, reasons = [m for m in methods() if m not in NEEDS_FILE], []
     pipe, models = suite.pipeline(), suite.models()
 
     @cache

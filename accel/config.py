@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ def recipe_of(cfg: Any) -> Any:
     from accel.recipe import Recipe
 
     return Recipe(**{axis: instantiate(cfg[axis]) for axis in AXES})
+
+
+@lru_cache(maxsize=512)
+def choice_of(axis: str, choice: str, *overrides: str) -> Any:
+    """The method of one config file, with `overrides`; remembered, for a method is an immutable configuration."""
+    return instantiate(compose([f"{axis}={choice}", *overrides])[axis])
 
 
 def instantiate(node: Any) -> Any:

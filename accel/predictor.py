@@ -17,6 +17,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 
 from accel.denoiser import denoiser_name, signature_of
+from accel.errors import ConfigError
 from accel.samplers.scheduler import BaseScheduler, with_schedule_options
 from accel.trajectory import Trajectory, attach_clock
 
@@ -36,7 +37,7 @@ class _OneStep(BaseScheduler):
         self.output: torch.Tensor | None = None
 
     def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None, sigmas=None, mu=None) -> None:
-        super().set_timesteps(timesteps=[self.at], device=device)
+        super().set_timesteps(timesteps=[self.at], device=device)  # whatever the pipeline asked for
 
     def scale_model_input(self, sample, timestep=None):
         # `sample` may hold each row twice (guidance); pipelines that never call this got ours as `latents`.
@@ -59,7 +60,9 @@ class Predictor:
         self.pipe, self.clock, self.call = pipe, clock, call
         self.calls = 0
         known = {k: v for k, v in pipe.scheduler.config.items() if k in (*_OneStep._get_init_keys(_OneStep), "shift")}
-        self._scheduler = _OneStep.from_config(known, thresholding=False, grid=None)
+        # Any timestep of the schedule is allowed: its end and its shifting are a sampler's business.
+        free = {"thresholding": False, "grid": None, "final_sigma": "zero", "use_dynamic_shifting": False}
+        self._scheduler = _OneStep.from_config(known, **free)
         self._loop = inspect.unwrap(type(pipe).__call__)
         if clock is not None:
             attach_clock(self._scheduler, clock)
@@ -76,11 +79,13 @@ class Predictor:
         probe, original = self._scheduler, self.pipe.scheduler
         rows = isinstance(t, torch.Tensor) and t.numel() > 1
         probe.sample, probe.at = x, float(t.double().mean()) if rows else float(t)
+        if rows and len(t) != len(x):
+            raise ConfigError(f"{len(t)} timesteps for {len(x)} samples; allowed: one, or one for each sample.")
         latents = {"latents": x} if self._latents else {}
         self.pipe.scheduler = probe
         try:
             with _row_timesteps(self.pipe, t) if rows else _nothing():
-                self._loop(self.pipe, **self.call, **self._fixed, **latents)
+                self._loop(self.pipe, **self.call | self._fixed | latents)
         except _Captured:
             self.calls += 1
             return probe.output
@@ -110,7 +115,7 @@ def _row_timesteps(pipe: Any, t: torch.Tensor) -> Iterator[None]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(net, *args, **kwargs)
         rows = len(bound.arguments[sample_name])
-        bound.arguments["timestep"] = t.repeat(rows // len(t))
+        bound.arguments["timestep"] = t.to(bound.arguments[sample_name].device).repeat(rows // len(t))
         return inner(*bound.args[1:], **bound.kwargs)
 
     net.forward = forward

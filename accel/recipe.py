@@ -158,6 +158,8 @@ def accelerate(
             "this pipeline is inside accelerate() already; leave that context first, or combine the recipes."
         )
     recipe.check(pipe, models)
+    # Before anything changes the networks: an artefact belongs to the plain ones.
+    sampler = recipe.sampler and recipe.sampler.prepared(pipe, recipe, (artefacts or {}).get("sampler"))
     clock = Trajectory()
     run = Run(recipe, clock, count_macs, pipe)
     # DiTPipeline stacks (conditional, null) and steps both; every other pipeline (null, conditional), and steps one.
@@ -179,11 +181,7 @@ def accelerate(
         undo.enter_context(shadow_forward(nodes["base"].net, denoise, clock))
 
         original = pipe.scheduler
-        if recipe.sampler:
-            sampler = recipe.sampler.prepared(pipe, recipe, (artefacts or {}).get("sampler"))
-            scheduler = sampler.build(original.config, recipe.grid)
-        else:
-            scheduler = copy.deepcopy(original)
+        scheduler = sampler.build(original.config, recipe.grid) if sampler else copy.deepcopy(original)
         attach_clock(scheduler, clock, recipe.sampler.steps if recipe.sampler else None, copies)
         undo.callback(setattr, pipe, "scheduler", original)
         pipe.scheduler = run.scheduler = scheduler

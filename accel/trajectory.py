@@ -38,7 +38,7 @@ class NetworkCall:
 class Trajectory:
     """Position in the current trajectory and the trace of what was evaluated; see the module's terms.
 
-    `prelude`: evaluations made before the trajectory to prepare its initial samples; `keep_as_prelude` moves them there.
+    `prelude`: evaluations made before the trajectory to prepare its initial samples (see `keep_as_prelude`).
     """
 
     stage: int = -1
@@ -51,6 +51,7 @@ class Trajectory:
     runs: int = 0
     _scheduler: object = None
     _timesteps: torch.Tensor | None = None
+    _sigmas: torch.Tensor | None = None
     _stages: int = 0
     _order: int = 1
     _offset: int = 0
@@ -75,9 +76,8 @@ class Trajectory:
     @property
     def sigma(self) -> float:
         """Noise level of this stage: sigma / alpha for variance-preserving models, sigma of [0, 1] for flow models."""
-        sigmas = getattr(self._scheduler, "sigmas", None)
-        if sigmas is not None and self._offset + self.stage < len(sigmas):
-            return float(sigmas[self._offset + self.stage])
+        if self._sigmas is not None and self._offset + self.stage < len(self._sigmas):
+            return float(self._sigmas[self._offset + self.stage])
         alpha_bar = float(self._scheduler.alphas_cumprod[round(self.timestep)])
         return ((1 - alpha_bar) / alpha_bar) ** 0.5
 
@@ -93,6 +93,8 @@ class Trajectory:
         """Start a trajectory over `scheduler.timesteps`; every method's state is reset."""
         self._scheduler = scheduler
         self._timesteps = torch.as_tensor(scheduler.timesteps).cpu()
+        sigmas = getattr(scheduler, "sigmas", None)  # FlowMatch schedulers have them on the device
+        self._sigmas = None if sigmas is None else torch.as_tensor(sigmas).cpu()
         self._order = int(getattr(scheduler, "order", 1))
         self.stage, self.call, self.num_steps, self._stages = 0, -1, 0, 0
         self.samples = self.rows = 0

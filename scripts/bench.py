@@ -1,11 +1,11 @@
-"""`make bench`: overhead of the harness, as records and a table (tables/overhead.md)."""
+"""`make bench`: overhead of the harness and of the schedulers, as records and tables (tables/*overhead.md)."""
 
 from __future__ import annotations
 
 import argparse
 
-from accel.evaluation.overhead import measure_overhead
-from accel.results.overhead import write_overhead
+from accel.evaluation.overhead import measure_overhead, measure_schedulers
+from accel.results.overhead import write_overhead, write_schedulers
 from accel.results.records import Results, digest
 from accel.suites.digits import DigitsSuite
 from accel.suites.mixture import MixtureSuite
@@ -21,7 +21,10 @@ def main() -> None:
         measured = measure_overhead(suite, 20, batch, args.repetitions)
         key = digest({k: measured[k] for k in ("suite", "steps", "batch", "environment")})
         results.save({"kind": "bench", "id": key, **measured})
-    for path in write_overhead(results):
+    for place, measured in enumerate(measure_schedulers(20, args.repetitions)):
+        key = digest({k: measured[k] for k in ("scheduler", "steps", "environment")})
+        results.save({"kind": "scheduler", "id": key, "place": place, **measured})
+    for path in [*write_overhead(results), *write_schedulers(results)]:
         print(path.read_text())
 
 

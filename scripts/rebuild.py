@@ -6,7 +6,9 @@ import argparse
 import sys
 
 from accel.errors import AccelError
-from accel.results.overhead import write_overhead
+from accel.results.cascade import write_cascade
+from accel.results.convergence import write_convergence
+from accel.results.overhead import write_overhead, write_schedulers
 from accel.results.records import Results
 
 
@@ -22,7 +24,10 @@ def main() -> None:
         for study in results.studies():
             for path in writer(args.what)(results, study):
                 print(path)
-        for path in write_overhead(results) if args.what == "tables" else ():
+        for write in (write_overhead, write_schedulers, write_cascade) if args.what == "tables" else ():
+            for path in write(results):
+                print(path)
+        for path in write_convergence(results):  # a table and a figure
             print(path)
     except AccelError as error:
         sys.exit(f"error: {error}")

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
+
 from accel.compatibility import methods
-from accel.config import compose, recipe_of
+from accel.config import choice_of
+from accel.recipe import Recipe
+from accel.samplers.noise_schedule import noise_schedule
+
+_DIGITS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+
+
+def _searched() -> str:
+    # What a search would have found for suite `digits` with 4 steps.
+    path = Path(tempfile.mkdtemp()) / "searched.json"
+    path.write_text(json.dumps({"timesteps": [999, 620, 270, 60], "schedule": noise_schedule(_DIGITS).identity}))
+    return str(path)
+
+
+_SEARCH = ("iterations=3", "noises=1", "held_out=1", "reference=12")
 
 QUICK = {
     "deepcache": ["cache.interval=2", "cache.branch=2"],
     "interval": ["guidance.sigma_lo=0.5", "guidance.sigma_hi=20"],
+    "explicit": ["grid.timesteps=[999,700,400.5,100]"],
+    "dc_solver": [f"sampler.search.{setting}" for setting in _SEARCH],
+    **{name: ["sampler.ratios=[1,1,1.1,0.9]"] for name in ("dc_ddim", "dc_dpmpp_2m")},
+    "ode": ["sampler.steps=1", "sampler.rtol=0.01", "sampler.atol=0.01", "sampler.method=RK23"],  # its own steps
+    "searched": [f"grid.path={_searched()}"],
 }
 
 
 def recipe(**axes: str):
     """Recipe of one config choice on each named axis; 4 steps of ddim (for a grid: dpmpp_2m) unless given."""
     axes = {"sampler": "dpmpp_2m" if "grid" in axes else "ddim"} | axes
-    overrides = [f"{axis}={choice}" for axis, choice in axes.items()] + ["sampler.steps=4"]
-    for choice in axes.values():
-        overrides += QUICK.get(choice, [])
-    return recipe_of(compose(overrides))
+
+    def quick(axis: str, choice: str):
+        steps = ["sampler.steps=4"] if axis == "sampler" else []
+        return choice_of(axis, choice, *steps, *QUICK.get(choice, []))
+
+    return Recipe(**{axis: quick(axis, choice) for axis, choice in axes.items()})
 
 
 METHODS = methods()

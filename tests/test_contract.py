@@ -12,10 +12,11 @@ from registry import METHODS, PAIRS, recipe
 from snapshots import assert_same, snapshot
 
 from accel.errors import AccelError, ConfigError, IncompatibleError
-from accel.evaluation.generate import generate
+from accel.evaluation.generate import generate, generators
 from accel.precision.calibration import calibrate
 from accel.recipe import Recipe, accelerate
 from accel.results.records import canonical, describe
+from accel.samplers.ode import initial_latents
 
 # The setting at which a method must change nothing, by class; "same" compares bit for bit with the plain pipeline.
 IDENTITY = {
@@ -31,9 +32,16 @@ ids = "-".join
 
 
 def artefacts(pipe, digits, made: Recipe, models):
-    if made.precision is None or not made.precision.calibrated:
-        return None
-    return calibrate(pipe, made, lambda: generate(pipe, digits, made, 99, 0, 2, 2), models)
+    own = {}
+    if made.sampler and made.sampler.calibrated:
+        alone = Recipe(made.sampler, made.grid, made.guidance)
+        n = made.sampler.samples_wanted()
+        call = digits.conditions(0, n) | {"guidance_scale": made.guidance_scale}
+        noise = initial_latents(pipe, {"generator": generators(99, 0, n)})
+        own["sampler"] = made.sampler.calibrate(pipe, alone, call, noise, lambda done, total: None)
+    if made.precision and made.precision.calibrated:
+        own |= calibrate(pipe, made, lambda: generate(pipe, digits, made, 99, 0, 2, 2), models, own)
+    return own or None
 
 
 @pytest.fixture
@@ -67,10 +75,23 @@ def test_method_changes_the_result(method, images):
     assert changed == (choice != "fp32")
 
 
+def refused(made: Recipe, pipe, models) -> bool:
+    """Whether the pipeline cannot run the recipe (digits is no flow model); then with a reason, before anything ran."""
+    try:
+        made.check(pipe, models)
+    except IncompatibleError:
+        with pytest.raises(IncompatibleError, match=r".{30,}"), accelerate(pipe, made, models=models):
+            pass
+        return True
+    return False
+
+
 @pytest.mark.parametrize("method", METHODS, ids=ids)
 def test_detaching_restores_the_pipeline(method, pipe, models, digits, run):
     axis, choice = method
     made = recipe(**{axis: choice})
+    if refused(made, pipe, models):
+        return
     own = artefacts(pipe, digits, made, models)
     before, nets = run(), list(models.values())
     state = snapshot(pipe, nets)
@@ -96,30 +117,29 @@ def test_detaching_restores_the_pipeline(method, pipe, models, digits, run):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=ids)
-def test_same_seeds_same_images(method, images):
+def test_same_seeds_same_images(method, pipe, models, images):
     made = recipe(**{method[0]: method[1]})
+    if refused(made, pipe, models):
+        return
     first, again = images(made, 0, 4, 4)[0], images(made, 0, 4, 4)[0]
     assert torch.equal(first, again)
     alone = images(made, 2, 3, 1)[0]
-    # Kernels sum in another order for another batch; quantisation turns that into single level flips.
+    # Kernels sum in another order for another batch; quantisation turns that into single level flips. The samples of a
+    # batch share the steps of an adaptive solver.
     loose = made.precision is not None and made.precision.label not in ("fp32",)
-    assert (first[2:3] - alone).abs().max() < (0.35 if loose else 2e-3)
+    assert (first[2:3] - alone).abs().max() < (0.35 if loose else 0.05 if method[1] == "ode" else 2e-3)
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS, ids=lambda m: "-".join(m))
 def test_pairs_compose_or_refuse_with_a_reason(one, other, pipe, models, images):
     axes = dict([one, other])
     made = recipe(**axes)
-    try:
-        made.check(pipe, models)
-    except IncompatibleError:
-        with pytest.raises(IncompatibleError, match=r".{30,}"), accelerate(pipe, made, models=models):
-            pass  # refused with a reason, and before anything ran
+    if refused(made, pipe, models):
         return
     result, run = images(made)
     assert torch.isfinite(result).all()
     assert run.clock.runs == 1
-    assert run.clock.num_steps == 4
+    assert run.clock.num_steps == made.sampler.steps
 
 
 @pytest.mark.parametrize("method", METHODS, ids=ids)
@@ -170,13 +190,14 @@ def test_incompatible_pair_is_refused_with_what_would_work(pipe, models):
 
 def test_compatibility_table_agrees_with_what_happens(digits, pipe, models):
     """Both ways: every `no` of the generated table raises, every `yes` passes; one reason a number."""
-    from accel.compatibility import refusal, table
+    from accel.compatibility import NEEDS_FILE, refusal, table
 
+    known = [m for m in METHODS if m not in NEEDS_FILE]
     text = table(digits)
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| **")]
-    assert [row[0].strip("*") for row in rows] == [choice for _, choice in METHODS]
-    for i, one in enumerate(METHODS):
-        for j, other in enumerate(METHODS[: i + 1]):
+    assert [row[0].strip("*") for row in rows] == [choice for _, choice in known]
+    for i, one in enumerate(known):
+        for j, other in enumerate(known[: i + 1]):
             expected = None if one[0] == other[0] and one != other else refusal(pipe, models, *{one, other}) is None
             assert rows[i][1 + j].startswith({None: "", True: "yes", False: "no ("}[expected]), (one, other)
             assert rows[i][1 + j] == rows[j][1 + i], "the table is symmetric"

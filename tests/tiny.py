@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
 
 
 def dit(seed: int = 0, layers: int = 2, **changes):
@@ -34,3 +36,36 @@ def run_dit(pipe, guidance_scale: float = 1.0, count: int = 2, steps: int = 4):
     """Images (count, 3, 8, 8) in [0, 1] for `count` classes and seeds."""
     generators = [torch.Generator().manual_seed(i) for i in range(count)]
     return pipe([7 * (i + 1) for i in range(count)], guidance_scale, generators, steps, output_type="pt").images
+
+
+def gaussian_flow():
+    """PixelPipeline of the exact rectified flow between N(0, I) and N(MEAN, STD^2), one class, in float64."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from accel.suites.pipeline import PixelPipeline
+
+    pipe = PixelPipeline(GaussianFlow(), FlowMatchEulerDiscreteScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class GaussianFlow(ModelMixin, ConfigMixin):
+    """E[eps - x_0 | x] for data N(MEAN, STD^2) in each element and x = (1 - s) x_0 + s eps, s = t / 1000."""
+
+    MEAN, STD = 0.5, 0.3
+
+    @register_to_config
+    def __init__(self, sample_size: int = 2, in_channels: int = 1, num_class_embeds: int | None = None) -> None:
+        super().__init__()
+        self.register_buffer("unit", torch.ones((), dtype=torch.float64))
+
+    def forward(self, sample, timestep, return_dict=True):
+        s = torch.as_tensor(timestep, dtype=torch.float64).reshape(-1, 1, 1, 1) / 1000
+        centred = (sample - (1 - s) * self.MEAN) / ((1 - s) ** 2 * self.STD**2 + s**2)
+        return ((s - (1 - s) * self.STD**2) * centred - self.MEAN,)
+
+    @classmethod
+    def solution(cls, x: torch.Tensor, t: float) -> torch.Tensor:
+        """The state at timestep t of the trajectory that starts from noise `x`: quantiles stay quantiles."""
+        s = t / 1000
+        return (1 - s) * cls.MEAN + ((1 - s) ** 2 * cls.STD**2 + s**2) ** 0.5 * x

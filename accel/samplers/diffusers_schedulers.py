@@ -7,8 +7,8 @@ moves by T // N timesteps, which is its grid's step only if N divides T.
 
 On flow models: `FlowMatchEulerDiscreteScheduler` is given the trailing grid, as flow pipelines do (its own wastes the
 last evaluation on the step from sigma = 1 / T); `FlowMatchHeunDiscreteScheduler` takes no sigmas and has its own grid,
-uniform from 1 to 1 / T with 2 N - 1 evaluations; UniPC and DPM-Solver++ start at sigma = 1 - 1 / T. Classes that know no
-flows, or end before sigma = 0 (DEIS, SA-Solver: at 1 / N), are refused.
+uniform from 1 to 1 / T with 2 N - 1 evaluations; UniPC and DPM-Solver++ start at sigma = 1 - 1 / T. Classes that know
+no flows, or end before sigma = 0 (DEIS, SA-Solver: at 1 / N), are refused.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class DiffusersSampler(Sampler):
         takes_sigmas = _for_flows(cls) and "sigmas" in inspect.signature(cls.set_timesteps).parameters
         if grid and not (takes_sigmas and type(grid) is Grid and grid.name in LINEAR):
             raise IncompatibleError(
-                f"grid {grid.name!r} cannot be used with {self.scheduler} on a flow model, where it means something else "
-                "or nothing; use grid=none, or one of accel's own samplers."
+                f"grid {grid.name!r} cannot be used with {self.scheduler} on a flow model, where it means something "
+                "else or nothing; use grid=none, or one of accel's own samplers."
             )
         shift = config.get("shift", config.get("flow_shift")) or 1.0
         if _for_flows(cls):

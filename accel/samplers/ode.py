@@ -6,8 +6,8 @@ Song et al. 2021 (arXiv:2011.13456), sec. 4.3. For x_bar = x / alpha and u = ln(
 
 integrated by scipy's solve_ivp from the model's largest noise level to its smallest; from there one plain step (DDIM)
 leads to sigma = 0, as in every other sampler. A flow starts at alpha = 0, where x_bar has no value: its ODE is
-d x / d s = v with s = sigma. A batch is one system with one step size, so results of other batch sizes differ within the
-tolerance.
+d x / d s = v with s = sigma. A batch is one system with one step size, so results of other batch sizes differ within
+the tolerance.
 """
 
 from __future__ import annotations
@@ -61,13 +61,19 @@ class AdaptiveODE(Sampler):
             dict(config), variant="tab", ab_order=0, grid=end.spec(), final_sigma="zero", thresholding=False
         )
 
+    def prepared(self, pipe: Any, recipe: Any, artefact: Any = None) -> AdaptiveODE:
+        if "latents" not in inspect.signature(type(pipe).__call__).parameters:
+            raise IncompatibleError(
+                f"{type(pipe).__name__} takes no latents, so sampler {self.name} cannot hand it the solution; use a "
+                "sampler of the scheduler seam."
+            )
+        return self
+
     @torch.no_grad()
     def run(self, pipe: Any, clock: Trajectory, call: dict[str, Any]) -> Any:
         """The pipeline's result for the arguments `call`, which may hold `latents` (B, ...) of unit variance."""
         from accel.predictor import Predictor
 
-        if "latents" not in inspect.signature(type(pipe).__call__).parameters:
-            raise IncompatibleError(f"{type(pipe).__name__} takes no latents, so sampler {self.name} cannot be used.")
         call = dict(call)
         x = call.pop("latents", None)
         x = initial_latents(pipe, call) if x is None else x

@@ -4,19 +4,22 @@ Song et al., "Score-Based Generative Modeling through Stochastic Differential Eq
 algorithms 2-5 and appendix G. With rho = sigma / alpha, g = -eps / sigma the score of x_t (-eps / rho that of x_t /
 alpha), z fresh noise, and beta_i = 1 - alpha_bar_i / alpha_bar_{i+1} between consecutive noise levels of the grid:
 
-    predictor            sde=vp, on x = x_t                                   sde=ve, on x = x_t / alpha
-    reverse_diffusion    (2 - sqrt(1 - beta)) x + beta g + sqrt(beta) z       x + d g + sqrt(d) z,  d = rho_i^2 - rho_{i+1}^2
-    ancestral            (x + beta g) / sqrt(1 - beta) + sqrt(beta) z         x + d g + rho_{i+1} / rho_i sqrt(d) z
-    euler_maruyama       x + B (x / 2 + g) + sqrt(B) z,  B = -ln(1 - beta)    as reverse_diffusion
-    corrector langevin   x + e g + sqrt(2 e) z,  e = 2 a (snr |z| / |g|)^2,  a = 1 - beta (vp), 1 (ve)
+    predictor           sde=vp, on x = x_t                                  sde=ve, on x = x_t / alpha
+    reverse_diffusion   (2 - sqrt(1 - beta)) x + beta g + sqrt(beta) z      x + d g + sqrt(d) z
+    ancestral           (x + beta g) / sqrt(1 - beta) + sqrt(beta) z        x + d g + rho_{i+1} / rho_i sqrt(d) z
+    euler_maruyama      x + B (x / 2 + g) + sqrt(B) z,  B = -ln(1 - beta)   as reverse_diffusion
+                                                                            d = rho_i^2 - rho_{i+1}^2
+    corrector
+    langevin            x + e g + sqrt(2 e) z,  e = 2 a (snr |z| / |g|)^2,  a = 1 - beta (vp) or 1 (ve)
 
-`euler_maruyama` is Euler's method in the time in which the SDE has constant coefficients: the integral of beta (vp), and
-rho^2 (ve), where it is reverse diffusion. As in the authors' code the corrector goes first, at the noise level where the
-predictor then starts (the paper's listings have the predictor first), and the last predictor step leaves its noise out.
+`euler_maruyama` is Euler's method in the time in which the SDE has constant coefficients: the integral of beta (vp),
+and rho^2 (ve), where it is reverse diffusion. As in the authors' code the corrector goes first, at the noise level
+where the predictor then starts (the paper's listings have the predictor first), and the last predictor step leaves its
+noise out.
 
 Deviations from the authors' code: |z| and |g| are norms of each sample (theirs are averaged over the batch, so that a
-sample depends on what is drawn beside it); beta_i is the grid's own (theirs, linspace(0.1, 20, N) / N, is no probability
-for N <= 20, and gives NaN); the last step leads to sigma = 0 (theirs ends at a small time).
+sample depends on what is drawn beside it); beta_i is the grid's own (theirs, linspace(0.1, 20, N) / N, reaches 1 at
+N = 20 steps, and with fewer the samples are NaN); the last step leads to sigma = 0 (theirs ends at a small time).
 """
 
 from __future__ import annotations
@@ -39,13 +42,13 @@ SDES = ("vp", "ve")
 class PredictorCorrectorScheduler(BaseScheduler):
     """Score-SDE sampler: `corrector_steps` Langevin steps at each noise level, then one step of the predictor.
 
-    `predictor`: reverse_diffusion | ancestral | euler_maruyama | none (annealed Langevin dynamics: the level changes, the
-    sample does not, and the result keeps the noise of the last level). `corrector`: langevin | none. `snr`: the
+    `predictor`: reverse_diffusion | ancestral | euler_maruyama | none (annealed Langevin dynamics: the level changes,
+    the sample does not, and the result keeps the noise of the last level). `corrector`: langevin | none. `snr`: the
     corrector's signal-to-noise ratio; 0.16 is the paper's for CIFAR-10, 0.075 for LSUN. `sde`: the state is x_t (`vp`)
-    or x_t / alpha = x_0 + rho eps (`ve`), as in diffusers' EulerDiscreteScheduler; either runs every model that is not a
-    flow. One model evaluation a corrector step and one a predictor step. Noise comes from `step(generator=...)`: None,
-    one generator, or a list with one for each sample. Further options: `BaseScheduler`. Raises IncompatibleError for a
-    flow model, ConfigError for values out of range.
+    or x_t / alpha = x_0 + rho eps (`ve`), as in diffusers' EulerDiscreteScheduler; either runs every model that is not
+    a flow. One model evaluation a corrector step and one a predictor step. Noise comes from `step(generator=...)`:
+    None, one generator, or a list with one for each sample. Further options: `BaseScheduler`. Raises IncompatibleError
+    for a flow model, ConfigError for values out of range.
     """
 
     @register_to_config
@@ -102,8 +105,8 @@ class PredictorCorrectorScheduler(BaseScheduler):
         """The state of x_0 = `original` at `timesteps` (B,) or a number: alpha x_0 + sigma eps, or x_0 + rho eps."""
         if self.config.sde == "vp":
             return super().add_noise(original, noise, timesteps)
-        rho = self.schedule.rho(torch.as_tensor(timesteps).cpu().double().numpy())
-        return original + torch.from_numpy(np.atleast_1d(rho)).to(original).reshape(-1, *[1] * (original.ndim - 1)) * noise
+        rho = np.atleast_1d(self.schedule.rho(torch.as_tensor(timesteps).cpu().double().numpy()))
+        return original + torch.from_numpy(rho).to(original).reshape(-1, *[1] * (original.ndim - 1)) * noise
 
     def _initial_scale(self, rho: float) -> float:
         # x_T ~ N(0, I) for a model of x_t; the state x_T / alpha is as much larger.
@@ -146,7 +149,7 @@ class PredictorCorrectorScheduler(BaseScheduler):
 
 
 def _predictor(kind: str, sde: str, nodes: Nodes, d: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, ...]:
-    """(a, b, c), each (steps,), of x' = a x + b eps + c z; see the module's table, with g = -eps / sigma or -eps / rho."""
+    """(a, b, c), each (steps,), of x' = a x + b eps + c z: the module's table with g = -eps / sigma or -eps / rho."""
     rho, beta = nodes.rho[:-1], d / (1 + nodes.rho[:-1] ** 2)
     if kind == "none":
         return np.ones_like(d), np.zeros_like(d), np.zeros_like(d)

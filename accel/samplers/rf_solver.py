@@ -1,14 +1,14 @@
 """RF-Solver: the second-order solver of rectified flows.
 
-Wang et al., "Taming Rectified Flow for Inversion and Editing", ICML 2025 (arXiv:2411.04746). On x = (1 - sigma) x_0 +
-sigma eps with the velocity v = dx / d sigma = eps - x_0, a step of D = sigma_{i+1} - sigma_i < 0 is the Taylor expansion
-to second order with a finite difference for the derivative,
+Wang et al. 2024, "Taming Rectified Flow for Inversion and Editing" (arXiv:2411.04746). On x = (1 - sigma) x_0 + sigma
+eps with the velocity v = dx / d sigma = eps - x_0, a step of D = sigma_{i+1} - sigma_i < 0 is the Taylor expansion to
+second order with a finite difference for the derivative,
 
     x_mid = x + D/2 v(x, sigma_i),  v' = (v(x_mid, sigma_i + D/2) - v) / (D/2),  x' = x + D v + D^2/2 v'
 
 in which v cancels: x' = x + D v(x_mid, sigma_i + D/2), the explicit midpoint rule. That is the form computed here, two
-evaluations a step, so that Euler with twice the steps is its equal in cost. The paper's inversion (D > 0) and its sharing
-of attention features for editing are not part of it.
+evaluations a step, so that Euler with twice the steps is its equal in cost. The paper's inversion (D > 0) and its
+sharing of attention features for editing are not part of it.
 """
 
 from __future__ import annotations

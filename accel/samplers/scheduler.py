@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -86,6 +87,11 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
     _compatibles: ClassVar = [e.name for e in KarrasDiffusionSchedulers]
     ignore_for_config: ClassVar = []
     order = 1
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A saved pipeline names the scheduler's module, in which diffusers looks for the mixin to know how to load it.
+        vars(sys.modules[cls.__module__]).setdefault("SchedulerMixin", SchedulerMixin)
 
     def __init__(
         self,
@@ -237,7 +243,7 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """alpha x_0 + sigma eps at `timesteps` (B,) or a number."""
-        alpha, sigma = self.schedule.alpha_sigma(torch.as_tensor(timesteps).cpu().double().numpy())
+        alpha, sigma = self.schedule.alpha_sigma(_float64(timesteps))
         shape = (-1, *[1] * (original.ndim - 1))
         alpha, sigma = (torch.from_numpy(np.atleast_1d(v)).to(original).reshape(shape) for v in (alpha, sigma))
         return alpha * original + sigma * noise
@@ -287,7 +293,7 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
         if self.config.use_dynamic_shifting and mu is None:
             raise ConfigError("mu is missing; with use_dynamic_shifting=true set_timesteps needs it.")
         if timesteps is not None:
-            times = torch.as_tensor(timesteps).cpu().double().numpy()
+            times = _float64(timesteps)
             return checked(times, self.schedule, len(times), "`timesteps`")
         if sigmas is not None:
             if not self.schedule.flow:
@@ -333,3 +339,9 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
         if not at or float(distance[at[0]]) > 0.5:
             raise ConfigError(f"timestep {float(timestep):g} is not in this trajectory: {self.timesteps.tolist()}.")
         return next((i for i in at if i % self.order == 0), at[0])
+
+
+def _float64(values: Any) -> np.ndarray:
+    # Numbers in a list would come out as float32; a device without float64 must be left first.
+    tensor = values.cpu().double() if isinstance(values, torch.Tensor) else torch.as_tensor(values, dtype=torch.float64)
+    return tensor.numpy()

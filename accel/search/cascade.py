@@ -51,6 +51,8 @@ class Cascade:
             for step in range(dc_order, steps):
                 rows.append((*_position(step, steps), *_levels(steps, scale)))
                 values.append(ratios[step])
+        if not rows:
+            raise ConfigError(f"no searched pair has more than dc_order={dc_order} steps; its ratios are all 1.")
         s, g, n = np.array(rows).T
         degrees = tuple(min(d, len(np.unique(v)) - 1) for d, v in zip(DEGREES, (s, g, n), strict=True))
         design = _features(s, g, n, degrees)
@@ -98,8 +100,11 @@ class Cascade:
         if not path.exists():
             raise ConfigError(f"there is no cascade regression at {path}; make one with scripts/cascade.py.")
         c = read_json(path)
-        ranges = (tuple(c[k]) for k in ("steps", "scales", "ratios"))
-        return cls(np.array(c["coefficients"]), *ranges, c["dc_order"])
+        try:
+            ranges = (tuple(c[k]) for k in ("steps", "scales", "ratios"))
+            return cls(np.array(c["coefficients"]), *ranges, c["dc_order"])
+        except KeyError as error:
+            raise ConfigError(f"{path} is not a cascade regression: it has no {error}.") from error
 
 
 def _position(step: int, steps: int) -> tuple[float]:

@@ -1,11 +1,11 @@
 """DC-Solver's search for compensation ratios: greedy over the steps, by gradient through the denoiser.
 
 Zhao et al. 2024 (arXiv:2409.03755), alg. 1: with the ratios of earlier steps fixed, q_i minimises the mean squared
-difference between the state after step i (its predictor and its corrector) and the converged trajectory at t_{i+1}, over
-ten initial noises. Deviations from the authors' code, each for a defect of theirs: the reference is evaluated exactly
-at the grid times; q stays within 1 +- `bound` (q = 1 + bound tanh theta); the best iterate is kept, not the last; weight
-decay is off; and a ratio that does not also help on `held_out` other noises falls back to 1, as do all of them if the
-whole trajectory's end on those noises is no better.
+difference between the state after step i (its predictor and its corrector) and the converged trajectory at t_{i+1},
+over ten initial noises. Deviations from the authors' code, each for a defect of theirs: the reference is evaluated
+exactly at the grid times; q stays within 1 +- `bound` (q = 1 + bound tanh theta); the best iterate is kept, not the
+last; weight decay is off; and a ratio that does not also help on `held_out` other noises falls back to 1, as do all of
+them if the whole trajectory's end on those noises is no better.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from accel.denoiser import denoiser_name
-from accel.errors import check_float, check_int
+from accel.errors import ConfigError, check_float, check_int
 from accel.predictor import Predictor
 from accel.samplers.dc_solver import DCSolverScheduler
 from accel.search.trajectories import converged_states
@@ -59,7 +59,7 @@ class FoundRatios:
     fit: tuple[float, float]
     held_out: tuple[float, float]
     seconds: float
-    calls: int
+    calls: int  # of the guided model, each on a batch of noises
 
 
 def search_ratios(
@@ -73,7 +73,9 @@ def search_ratios(
 
     noise (B, ...): `settings.samples` initial states. `on_step(done, total)`: progress, in steps.
     """
-    began, fit = time.perf_counter(), slice(0, settings.noises)
+    if len(noise) != settings.samples:
+        raise ConfigError(f"the search got {len(noise)} noises; allowed: {settings.samples}, to fit and to validate.")
+    began, called, fit = time.perf_counter(), predict.calls, slice(0, settings.noises)
     steps, first = scheduler.nodes.steps, scheduler.config.dc_order
     with frozen(predict.pipe):
         exact = converged_states(scheduler, predict, noise, settings.reference)
@@ -104,14 +106,14 @@ def search_ratios(
         (float(before[fit].mean()), float(after[fit].mean())),
         (float(before[held].mean()), float(after[held].mean())),
         time.perf_counter() - began,
-        predict.calls,
+        predict.calls - called,
     )
 
 
 def _fit(scheduler, predict, i: int, state: dict[str, Any], target: torch.Tensor, settings: RatioSearch) -> float:
     n = settings.noises
     state = {"sample": state["sample"][:n], "outputs": [m[:n] for m in state["outputs"]]}
-    few = _subset(predict, n)
+    few = _subset(predict, n, settings.samples)
     theta = torch.zeros((), dtype=torch.float64, device=target.device, requires_grad=True)
     optimiser = torch.optim.Adam([theta], lr=settings.lr)
     best = (float("inf"), 1.0)
@@ -123,6 +125,7 @@ def _fit(scheduler, predict, i: int, state: dict[str, Any], target: torch.Tensor
         optimiser.zero_grad()
         error.backward()
         optimiser.step()
+    predict.calls += few.calls
     return best[1]
 
 
@@ -154,10 +157,14 @@ def _squared(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (x - target).double().flatten(1).square().mean(1)
 
 
-def _subset(predict: Predictor, count: int) -> Predictor:
-    # The same prediction for the first samples only: per-sample arguments are cut.
-    call = {k: v[:count] if isinstance(v, (list, torch.Tensor)) else v for k, v in predict.call.items()}
-    return Predictor(predict.pipe, predict.clock, **call)
+def _subset(predict: Predictor, count: int, total: int) -> Predictor:
+    # The same prediction for the first of `total` samples only: per-sample arguments are cut.
+    def few(name: str, value: Any) -> Any:
+        if name == "batch_size":
+            return count
+        return value[:count] if isinstance(value, (list, torch.Tensor)) and len(value) == total else value
+
+    return Predictor(predict.pipe, predict.clock, **{k: few(k, v) for k, v in predict.call.items()})
 
 
 @contextmanager

@@ -35,8 +35,10 @@ def refined(scheduler: BaseScheduler, evaluations: int) -> tuple[np.ndarray, np.
         if start <= end:  # the last evaluation is at the smallest noise level already
             times.append(start)
             continue
-        log_rho = np.linspace(np.log(schedule.rho(start)), np.log(schedule.rho(end)), pieces + 1)
-        inner = schedule.timestep(np.exp(log_rho))
+        ends = np.log(schedule.rho(np.array([start, end])))
+        # Close to a flow's beginning log rho is clipped, and says nothing about the times in between.
+        even = np.linspace(start, end, pieces + 1)
+        inner = schedule.timestep(np.exp(np.linspace(*ends, pieces + 1))) if ends[0] > ends[1] else even
         inner[0], inner[-1] = start, end
         times += list(inner if zero else inner[:-1])
     return np.array(times), np.array(index)
@@ -45,7 +47,7 @@ def refined(scheduler: BaseScheduler, evaluations: int) -> tuple[np.ndarray, np.
 def converged_states(scheduler: DCSolverScheduler, predict: Predictor, x: torch.Tensor, evaluations: int = 200):
     """The converged trajectory from `x` at the grid times and at its end: list of steps + 1 tensors (B, ...).
 
-    UniPC of order 3 on the refined grid, so that the states are those at the grid's own times, not at neighbouring ones.
+    UniPC of order 3 on the refined grid, so that the states are those at the grid's own times, not at neighbours.
     """
     times, index = refined(scheduler, evaluations)
     fine = DCSolverScheduler.from_config(scheduler.config, solver_order=3, compensation_ratios=None,

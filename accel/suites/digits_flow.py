@@ -20,8 +20,8 @@ REMEDY = "Restore it from the repository (git checkout), or train it again with 
 
 @dataclass(frozen=True)
 class DigitsFlowSuite(DigitsSuite):
-    """Classes, data, classifier, reference and floor are those of suite `digits`, whose folder is `weights`; the denoiser
-    (v = eps - x_0 on x = (1 - sigma) x_0 + sigma eps) is in `flow_weights`."""
+    """Data, classifier, reference and floor are those of suite `digits`, whose folder is `weights`; the denoiser, v =
+    eps - x_0 on x = (1 - sigma) x_0 + sigma eps, is in `flow_weights`."""
 
     flow_weights: str = str(ASSETS / "digits_flow")
     converged_steps: int = 100

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError, replace
 from inspect import signature
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from accel.config import compose, groups, instantiate
 from accel.errors import ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
 from accel.recipe import Recipe, accelerate
-from accel.samplers import DiffusersSampler
+from accel.samplers import DEISScheduler, DiffusersSampler
 from accel.samplers.grids import Grid
 from accel.suites.mixture import MixtureSuite
 
@@ -31,7 +32,12 @@ def choice(name: str):
 
 
 SAMPLERS = {name: choice(name) for name in groups()["sampler"] if name != "none"}
-SAMPLERS = {name: s for name, s in SAMPLERS.items() if isinstance(s, DiffusersSampler)}
+# diffusers' own, for models with betas: accel's and those of flows have their own tests.
+SAMPLERS = {
+    name: s
+    for name, s in SAMPLERS.items()
+    if isinstance(s, DiffusersSampler) and hasattr(diffusers, s.scheduler) and not s.scheduler.startswith("FlowMatch")
+}
 
 
 def sigmas_of(config) -> np.ndarray:
@@ -251,11 +257,37 @@ def test_steps_are_bounded_by_the_models_schedule():
             replace(SAMPLERS[name], steps=101).build(short)
 
 
+def test_accels_own_schedulers_are_named_in_the_same_way():
+    """On the trailing grid, without thresholding, on the model's schedule; what does not fit fails at once."""
+    config = SD | {"thresholding": True, "prediction_type": "v_prediction"}
+    sampler = DiffusersSampler("DEISScheduler", 5, options={"variant": "rhoab", "ab_order": 2})
+    scheduler = sampler.build(config)
+    assert type(scheduler) is DEISScheduler
+    assert (sampler.label, sampler.evaluations) == ("DEIS-5", 5)
+    assert scheduler.config["prediction_type"] == "v_prediction"
+    assert scheduler.config["thresholding"] is False
+    assert scheduler.timesteps.tolist() == [999, 799, 599, 399, 199]
+    assert sampler.build(config, Grid("karras")).grid == Grid("karras")
+    with pytest.raises(ConfigError, match="2 steps are too few for ab_order=2"):
+        replace(sampler, steps=2).build(config)
+
+
+def test_a_flow_with_dynamic_shifting_is_built_before_its_exponent_is_known():
+    config = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "use_dynamic_shifting": True}
+    for kind in ("exponential", "linear"):
+        scheduler = DiffusersSampler("DEISScheduler", 5).build(config | {"time_shift_type": kind})
+        scheduler.set_timesteps(5, mu=1.5)
+        assert scheduler.timesteps[0] == 1000
+
+
 @pytest.mark.parametrize(
     ("scheduler", "options", "said"),
-    [("UNet2DModel", {}, "unknown diffusers scheduler 'UNet2DModel'"),
-     ("SchedulerMixin", {}, "unknown diffusers scheduler 'SchedulerMixin'"),
-     ("", {}, "unknown diffusers scheduler ''"),
+    [("UNet2DModel", {}, "unknown scheduler 'UNet2DModel'"),
+     ("SchedulerMixin", {}, "unknown scheduler 'SchedulerMixin'"),
+     ("BaseScheduler", {}, "unknown scheduler 'BaseScheduler'"),
+     ("DEISSheduler", {}, "unknown scheduler 'DEISSheduler'. Did you mean DEISScheduler"),
+     ("DEISScheduler", {"solver_order": 2}, "option of DEISScheduler 'solver_order'"),
+     ("", {}, "unknown scheduler ''"),
      ("EulerDiscreteScheduler", {"solver_order": 2}, "option of EulerDiscreteScheduler 'solver_order'"),
      ("DDIMScheduler", {"self": 1}, "option of DDIMScheduler 'self'")],
 )  # fmt: skip
