@@ -157,8 +157,11 @@ def attach_clock(scheduler, clock: Trajectory, steps: int | None = None, copies:
 
     @functools.wraps(set_timesteps)
     def clocked_set_timesteps(num_inference_steps=None, *args, **kwargs):
-        explicit = kwargs.get("timesteps") is not None or kwargs.get("sigmas") is not None
-        set_timesteps(num_inference_steps if steps is None or explicit else steps, *args, **kwargs)
+        if steps is not None and kwargs.get("timesteps") is None:
+            # Flow pipelines always pass sigmas, made from their own number of steps.
+            kwargs.pop("sigmas", None)
+            num_inference_steps = steps
+        set_timesteps(num_inference_steps, *args, **kwargs)
         clock.begin(scheduler)
 
     @functools.wraps(step)

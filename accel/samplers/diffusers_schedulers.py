@@ -68,7 +68,7 @@ class DiffusersSampler(Sampler):
                 f"allowed: 1..{total}."
             )
         cls = self._class()
-        if not issubclass(cls, BaseScheduler) and (_for_flows(cls) or _is_flow(config)):
+        if not issubclass(cls, BaseScheduler) and (_for_flows(cls) or is_flow(config)):
             return self._build_flow(cls, dict(config), grid)
         own = {k: v for k, v in COMPARABLE.items() if k in inspect.signature(cls).parameters}
         overrides = own | self.options | (grid.options(cls) if grid else {})
@@ -83,7 +83,7 @@ class DiffusersSampler(Sampler):
 
     def _build_flow(self, cls: type, config: dict[str, Any], grid: Grid | None) -> Any:
         accepted = inspect.signature(cls).parameters
-        if not _is_flow(config):
+        if not is_flow(config):
             raise IncompatibleError(
                 f"{self.scheduler} needs a flow model, and this model has a schedule of betas; use a sampler of "
                 "diffusion models, such as ddim, dpmpp_2m or unipc."
@@ -125,11 +125,6 @@ class DiffusersSampler(Sampler):
 
 def _for_flows(cls: type) -> bool:
     return cls.__name__.startswith("FlowMatch")
-
-
-def _is_flow(config: Mapping[str, Any]) -> bool:
-    # Only a config that was loaded from a file names its class.
-    return is_flow(config) or ("shift" in config and "beta_schedule" not in config)
 
 
 def _fixed(set_timesteps: Callable[..., None], **values: list[float]) -> Callable[..., None]:

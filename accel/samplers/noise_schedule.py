@@ -104,10 +104,9 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
 
 def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether a scheduler config is of a flow-matching model."""
-    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
-        return True
-    # A FlowMatch scheduler; only a config that was loaded from a file names its class.
-    return "shift" in config and "beta_schedule" not in config
+    # FlowMatch schedulers have no betas; only a config that was loaded from a file names its class.
+    flow_match = "shift" in config and "beta_schedule" not in config
+    return bool(config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction" or flow_match)
 
 
 @lru_cache(maxsize=32)

@@ -23,7 +23,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 
 from accel.errors import AccelError, ConfigError, check_float, check_int, unknown
 from accel.samplers.grids import Grid, checked, grid_of
-from accel.samplers.noise_schedule import noise_schedule
+from accel.samplers.noise_schedule import is_flow, noise_schedule
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
@@ -153,8 +153,7 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
         """As ConfigMixin's; the config of a FlowMatch scheduler makes this one a scheduler of flows."""
-        # Only a config that was loaded from a file names its class.
-        if isinstance(config, Mapping) and "shift" in config and "beta_schedule" not in config:
+        if isinstance(config, Mapping) and "shift" in config and is_flow(config):
             shift = config.get("shift") or 1.0
             flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
             kwargs = flow | kwargs

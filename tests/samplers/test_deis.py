@@ -215,6 +215,16 @@ def test_lower_order_final_lets_the_order_fall_in_short_trajectories(given, step
     assert found == orders
 
 
+@pytest.mark.parametrize("options", EVERY, ids=label)
+def test_no_more_predictions_are_kept_than_are_used(options):
+    """Each is as large as the sample, on the GPU."""
+    scheduler, x = deis(8, SD, **options), X
+    stages = len(TABLEAUX[options["tableau"]].b) if "tableau" in options else options["ab_order"]
+    for t in scheduler.timesteps:
+        x = scheduler.step(x, t, x).prev_sample
+        assert len(scheduler.memory.get("eps", [])) <= stages
+
+
 @pytest.mark.parametrize("variant", AB)
 def test_the_step_to_sigma_zero_gives_the_predicted_data(variant):
     scheduler = deis(5, SD, variant=variant, ab_order=3)

@@ -101,15 +101,15 @@ def test_digits_are_recognised_and_near_the_reference(suite, flow):
 
 
 def test_the_converged_recipe_has_converged(suite, flow):
-    """Against another grid; Euler's uniform steps are far from both."""
+    """Against another grid; uniform steps, a quarter as many, are farther from both."""
     other_grid = PowerGrid(space="t", kappa=1.5)
     fine, _ = images(suite, flow, Recipe(choice("rf_solver", 120), other_grid), 1)
     found, run = images(suite, flow, suite.converged(None), 1)
-    plain, _ = images(suite, flow, Recipe(choice("flow_euler", 100)), 1)
+    plain, _ = images(suite, flow, Recipe(choice("rf_solver", 25)), 1)
     assert run.nfe == 200
     error, other = ((x - fine).square().mean().sqrt().item() for x in (found, plain))
     assert error < 5e-4
-    assert other > 5 * error
+    assert other > 3 * error
 
 
 @pytest.fixture(scope="module", params=[None, CFG(2.0)], ids=["plain", "cfg"])
