@@ -5,6 +5,7 @@ from accel.samplers.dc_solver import DCSolverScheduler
 from accel.samplers.deis import DEISScheduler
 from accel.samplers.diffusers_schedulers import DiffusersSampler
 from accel.samplers.dpmpp_3m import CorrectedDPMSolver3MScheduler
+from accel.samplers.langevin_gibbs import DenoisingLangevinGibbs
 from accel.samplers.ode import AdaptiveODE
 from accel.samplers.predictor_corrector import PredictorCorrectorScheduler
 from accel.samplers.rf_solver import RFSolverScheduler
@@ -14,6 +15,7 @@ __all__ = [
     "CorrectedDPMSolver3MScheduler",
     "DCSolverScheduler",
     "DEISScheduler",
+    "DenoisingLangevinGibbs",
     "DiffusersSampler",
     "PredictorCorrectorScheduler",
     "RFSolverScheduler",

@@ -5,27 +5,28 @@ variance-exploding view of a model, x = x_t / alpha = x_0 + sigma eps and score 
 
     x <- x + eta/2 score(x, sigma) + sqrt(eta) z,    sigma <- argmax_k p(sigma_k | x),    z ~ N(0, I)
 
-walks over the joint distribution of noisy samples and their noise levels; the second half is a Gibbs step, approximated
-as in the authors' code by the most probable level of a classifier. Every `skip` steps one sample is taken: of the states
-visited, that of smallest sigma, which an ordinary sampler then brings to sigma = 0. That is cheaper than the whole way
-from noise, and what the beginning of a chain costs is shared by its samples. These are correlated: they belong to one
-condition, and metrics of a distribution need many chains.
+walks over noisy samples and their noise levels; the second half is a Gibbs step, approximated as in the authors' code
+by the most probable level of a classifier. Every `skip` steps one sample is taken: of the states visited, that of
+smallest sigma, which an ordinary sampler then brings to sigma = 0. That is cheaper than the whole way from noise, and
+the samples of a chain share what its beginning cost. They are correlated and of one condition: a distribution needs
+many chains, and an interval that takes samples for independent is too narrow unless its groups hold whole chains.
 
 Deviations from the authors' code:
 
-* The state taken is brought from its own sigma to the common `sigma_start`: from below by noise of variance sigma_start^2
-  - sigma^2, which is exact, from above by one Euler step of the probability-flow ODE, x + (sigma_start - sigma) eps, of
-  first order in the difference. All samples then share one grid, which any sampler and any diffusers pipeline can run;
-  theirs has a grid for each sample.
-* A state is taken with the noise prediction that the chain evaluates there anyway. So the Euler step is free, the cost
-  is fixed, and no two samples begin in the same state; theirs counts the last state of a sample for the next one, too.
-* The chain begins like theirs with samples of a few deterministic steps and noise on top: `start_steps` steps of
-  DPM-Solver++(2M) down to about `sigma_start` / 2, its x_0, and noise of `sigma_start` (theirs: 37 evaluations of Karras'
-  stochastic sampler, noise of 0.5). `burn_in` steps follow, of one step size (theirs: two).
+* The state taken is brought from its own sigma to the common `sigma_start`: from below by noise of variance
+  sigma_start^2 - sigma^2, which is exact in distribution, from above by one Euler step of the probability-flow ODE,
+  x + (sigma_start - sigma) eps, of first order in the difference. All samples then share one grid, which many samplers
+  and every pipeline that takes latents can run; theirs has a grid for each sample.
+* A state is taken together with its noise prediction, which the chain evaluates there anyway. So the Euler step is
+  free, the cost is fixed, and no two samples begin in the same state; theirs counts a sample's last state for the next
+  one, too.
+* The chain begins like theirs with a few-step sample and noise on top: the x_0 of `start_steps` steps of
+  DPM-Solver++(2M) down to sigma_start / 2, noise of `sigma_start`, then `burn_in` Langevin-Gibbs steps (theirs: 37
+  evaluations of Karras' stochastic sampler, noise of 0.5, 20 steps, of two step sizes).
 * No Tweedie step at the end: samplers here end at sigma = 0.
 
-With an exact level, one Langevin step raises sigma^2 by eta^2 / (4 sigma^2) where noise dominates (it is the unadjusted
-Langevin algorithm): a long chain drifts upwards, as theirs does. Keep eta below about sigma_start^2.
+Known limit: where noise dominates, a step raises sigma^2 by eta^2 / (4 sigma^2), for it is the unadjusted Langevin
+algorithm and the level is measured anew. So sigma^4 grows by eta^2 / 2 a step, as in theirs: chains are not for ever.
 """
 
 from __future__ import annotations
@@ -87,14 +88,12 @@ class DenoisingLangevinGibbs(Sampler):
     sampler: Sampler
     steps: int | None = None
     classifier: str | LevelEstimator = "digits"
-    step_size: float = 0.5
-    start_steps: int = 4
-    burn_in: int = 2
-    skip: int = 2
+    step_size: float = 1.0
+    start_steps: int = 8
+    burn_in: int = 0
+    skip: int = 1
     chain: int = 1
     sigma_start: float = 1.0
-    sigma_chain: float = 1.0
-    corrected: bool = False
     sha256: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
@@ -103,7 +102,6 @@ class DenoisingLangevinGibbs(Sampler):
         if isinstance(self.sampler, DenoisingLangevinGibbs):
             raise ConfigError("sampler.sampler is a DenoisingLangevinGibbs again; allowed: a sampler without a chain.")
         check_float("sampler.step_size", self.step_size, 1e-9, 1e6)
-        check_float("sampler.sigma_start", self.sigma_start, 1e-6, 1e6)
         for name, low in (("start_steps", 1), ("burn_in", 0), ("skip", 1), ("chain", 1)):
             check_int(f"sampler.{name}", getattr(self, name), low)
         steps = self.sampler.steps if self.steps is None else self.steps
@@ -148,13 +146,13 @@ class DenoisingLangevinGibbs(Sampler):
             )
         if (found := _sample_shape(net)) != self.estimator.shape:
             raise IncompatibleError(
-                f"the noise-level classifier {self.classifier!r} knows samples of shape {self.estimator.shape}, those of "
-                f"this model have {found}; train one for it, or use another sampler."
+                f"the noise-level classifier {self.classifier!r} knows samples of shape {self.estimator.shape}, those "
+                f"of this model have {found}; train one for it, or use another sampler."
             )
         if recipe.guidance is not None and type(recipe.guidance) is not CFG:
             raise IncompatibleError(
-                f"guidance {recipe.guidance.label} may look at the noise level, which differs from chain to chain in one "
-                f"evaluation of {self.name}; use guidance=cfg or none."
+                f"guidance {recipe.guidance.label} may look at the noise level, which differs from chain to chain in "
+                f"one evaluation of {self.name}; use guidance=cfg or none."
             )
         if self.sampler.calibrated or self.sampler.prepared(pipe, recipe) is not self.sampler:
             raise IncompatibleError(
@@ -214,6 +212,8 @@ class _Chains:
         config = pipe.scheduler.config
         self.schedule = noise_schedule(config)
         self.kind = config.get("prediction_type", "flow_prediction" if self.schedule.flow else "epsilon")
+        ends = np.array([self.schedule.t_min, self.schedule.t_max])
+        self.bounds = tuple(self.schedule.rho(ends).tolist())  # what the model knows
         self.start = float(self.schedule.rho(own._start(self.schedule)))
         net = getattr(pipe, denoiser_name(pipe))
         self.device, self.given = net.device, net.dtype
@@ -228,8 +228,8 @@ class _Chains:
         """x (rows, C, H, W) at `sigma_start`, in the order of the call's rows."""
         own = self.own
         self._only(len(self.chains))
-        x = self._from_noise() + own.sigma_chain * self._noise()
-        sigma = self.estimator(x)
+        x = self._from_noise() + self.start * self._noise()
+        sigma = self._level(x)
         for _ in range(own.burn_in):
             x, sigma = self._langevin(x, sigma, self._eps(x, sigma))
         result = torch.empty(self.rows, *x.shape[1:], dtype=self.dtype, device=self.device)
@@ -238,28 +238,29 @@ class _Chains:
             if alive < len(x):
                 x, sigma = x[:alive], sigma[:alive]
                 self._only(alive)
-            taken = torch.full_like(sigma, torch.inf)
+            taken, best = torch.full_like(sigma, torch.inf), (x, x)
             for _ in range(own.skip):
                 eps = self._eps(x, sigma)
-                lower = sigma < taken
-                if lower.any():
-                    at = _column(lower, x).bool()
-                    taken_x, taken_eps = (x, eps) if lower.all() else (
-                        torch.where(at, x, taken_x), torch.where(at, eps, taken_eps))  # fmt: skip
-                    taken = torch.where(lower, sigma, taken)
+                lower = _column(sigma < taken, x).bool()
+                best = tuple(torch.where(lower, new, old) for new, old in zip((x, eps), best, strict=True))
+                taken = torch.minimum(sigma, taken)
                 x, sigma = self._langevin(x, sigma, eps)
-            up = (self.start**2 - taken.square()).clamp(min=0).sqrt()
-            down = (self.start - taken).clamp(max=0)
-            rows = [c[k] for c in self.chains[:alive]]
-            result[rows] = taken_x + _column(down, x) * taken_eps + _column(up, x) * self._noise()
+            result[[c[k] for c in self.chains[:alive]]] = self._brought(*best, taken)
         return result.to(self.given)
+
+    def _brought(self, x: torch.Tensor, eps: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        up = (self.start**2 - sigma.square()).clamp(min=0).sqrt()
+        down = (self.start - sigma).clamp(max=0)
+        return x + _column(down, x) * eps + _column(up, x) * self._noise()
 
     def _only(self, count: int) -> None:
         # Go on with the first `count` chains.
         from accel.predictor import Predictor  # it needs accel.samplers
 
         heads = [c[0] for c in self.chains[:count]]
-        conditions = {k: v[heads] if isinstance(v, torch.Tensor) else [v[i] for i in heads] for k, v in self.each.items()}
+        conditions = {
+            k: v[heads] if isinstance(v, torch.Tensor) else [v[i] for i in heads] for k, v in self.each.items()
+        }
         if "batch_size" in self.common:
             conditions["batch_size"] = count
         self.count = count
@@ -285,22 +286,24 @@ class _Chains:
 
     def _langevin(self, x: torch.Tensor, sigma: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         eta = self.own.step_size
-        amp = (eta - eta**2 / 4 / sigma**2).clamp(min=0).sqrt() if self.own.corrected else torch.full_like(sigma, eta**.5)
-        x = x - _column(eta / 2 / sigma, x) * eps + _column(amp, x) * self._noise()
-        return x, self.estimator(x)
+        x = x - _column(eta / 2 / sigma, x) * eps + math.sqrt(eta) * self._noise()
+        return x, self._level(x)
+
+    def _level(self, x: torch.Tensor) -> torch.Tensor:
+        return self.estimator(x).clamp(*self.bounds)
 
     def _from_noise(self) -> torch.Tensor:
         # x_0 by DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095), whose steps are equal in log sigma here: from the
         # largest sigma to half of that of the noise which will hide its error.
-        ends = np.log([float(self.schedule.rho(self.schedule.t_max)), self.own.sigma_chain / 2])
+        ends = np.log([self.bounds[1], self.start / 2])
         levels = torch.from_numpy(np.exp(np.linspace(*ends, self.own.start_steps)))
-        x, x0 = levels[0] * self._noise(), None
+        x, outputs = levels[0] * self._noise(), []
         for i, level in enumerate(levels):
             if i:
                 ratio = float(level / levels[i - 1])
-                x = ratio * x + (1 - ratio) * (x0 if i == 1 else 1.5 * x0 - 0.5 * before)
-            before, x0 = x0, x - level * self._eps(x, level.expand(len(x)))
-        return x0
+                x = ratio * x + (1 - ratio) * (outputs[0] if i == 1 else 1.5 * outputs[-1] - 0.5 * outputs[-2])
+            outputs.append(x - level * self._eps(x, level.expand(len(x))))
+        return outputs[-1]
 
 
 def _conditions(call: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
@@ -347,7 +350,9 @@ def _column(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _sample_shape(net: Any) -> tuple[int, ...]:
-    size = net.config.sample_size
+    size = net.config.get("sample_size")
+    if size is None:  # nothing that a classifier of images could be held against
+        return ()
     return (net.config.in_channels, *([size, size] if isinstance(size, int) else size))
 
 
@@ -358,7 +363,11 @@ def _grid_of(scheduler: Any) -> Grid:
     config = scheduler.config
     if config.get("use_karras_sigmas"):
         return Grid("karras")
-    return Grid("exponential") if config.get("use_exponential_sigmas") else Grid(config.get("timestep_spacing", "trailing"))
+    return (
+        Grid("exponential")
+        if config.get("use_exponential_sigmas")
+        else Grid(config.get("timestep_spacing", "trailing"))
+    )
 
 
 def _dynamic(scheduler: Any) -> dict[str, float]:
@@ -385,8 +394,8 @@ def _warning_without_chain(scheduler: Any, name: str) -> Any:
     def set_timesteps(*args: Any, **kwargs: Any) -> None:
         if not scheduler.latents_given:
             warnings.warn(
-                f"the pipeline was called directly, so {name} starts from pure noise in the middle of the schedule; call "
-                "what `accelerate` yields: run(...).",
+                f"the pipeline was called directly, so {name} starts from pure noise in the middle of the schedule; "
+                "call what `accelerate` yields: run(...).",
                 stacklevel=2,
             )
         inner(*args, **kwargs)

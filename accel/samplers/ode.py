@@ -101,7 +101,10 @@ class AdaptiveODE(Sampler):
             at = at.to(x)
             output = evaluate(at, t)
             change = predict.to_flow(output, at, t) if flow else float(np.exp(u)) * predict.to_eps(output, at, t)
-            return change.double().flatten().cpu().numpy()
+            change = change.double().flatten().cpu().numpy()
+            if not np.isfinite(change).all():  # it would make the solver's next time NaN as well
+                raise AccelError(f"the adaptive ODE solver stopped: the prediction at timestep {t:g} is not finite.")
+            return change
 
         start = x if flow else x / float(schedule.alpha_sigma(schedule.t_max)[0])
         result = solve_ivp(

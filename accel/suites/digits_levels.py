@@ -1,7 +1,7 @@
 """Noise levels of suite `digits`: a small classifier that tells sigma from x_0 + sigma eps alone.
 
-The Gibbs step sigma ~ p(sigma | x) of Denoising Langevin Gibbs (accel/samplers/langevin_gibbs.py) needs it. Kim & Ye 2023
-(arXiv:2209.14593) train one on data plus noise of log-uniform level with the cross-entropy of the level's index.
+The Gibbs step sigma ~ p(sigma | x) of Denoising Langevin Gibbs (accel/samplers/langevin_gibbs.py) needs it. Kim & Ye
+2023 (arXiv:2209.14593) train one on data plus noise of log-uniform level with the cross-entropy of the level's index.
 
 256 pixels of pure noise give their level to 1 / sqrt(2 * 256) = 4.4 % and nothing can do better without knowing x_0,
 so that levels 6 % apart are fine enough. The range ends well below the last step of any sampler and well above the
