@@ -1,8 +1,8 @@
 """Convergence of samplers: error to the exact probability-flow ODE of suite `mixture` against NFE, with fitted orders.
 
 Both ends are fixed: from the model's largest noise level to its smallest, where the exact solution is known to 1e-12.
-A sampler that ends at sigma = 0 only is compared there; its last step is of order 1 whatever its order is before. Order:
-minus the slope of log(error) over log(steps), fitted over the `TAIL` largest numbers of steps above rounding error.
+A sampler that ends at sigma = 0 only is compared there; its last step is of order 1 whatever its order is before.
+Order: minus the slope of log(error) over log(steps), fitted over the `TAIL` largest numbers of steps above rounding.
 """
 
 from __future__ import annotations

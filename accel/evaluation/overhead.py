@@ -72,7 +72,7 @@ BASE = "dpmpp_3m (diffusers)"
 def measure_schedulers(steps: int, repetitions: int, device: str = "cpu") -> list[dict[str, Any]]:
     """Time of one `step` of each of SCHEDULERS, as the ratio of interleaved rounds to BASE, which is timed twice.
 
-    A round is a whole trajectory of `steps` steps on LATENTS in float32; `set_timesteps`, once an image, is timed apart.
+    A round is a trajectory of `steps` steps on LATENTS in float32; `set_timesteps`, once an image, is timed apart.
     """
     from accel.samplers import DiffusersSampler
 

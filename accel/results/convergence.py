@@ -16,8 +16,8 @@ HEAD = """# Convergence on `mixture`
 Root mean square error to the exact probability-flow ODE (known to 1e-12) at the end of the trajectory, in float64, over
 {samples} samples. Columns are numbers of solver steps; multi-stage methods (`evaluations a step`) spend several
 evaluations on each. `order` is fitted over the three largest numbers of steps; `theory` is the classical order of the
-method (iPNDM has none on such grids). Samplers end at the model's smallest noise level, `heun (diffusers)` at sigma = 0,
-where its last step is of order 1. diffusers' schedulers compute in float32 and their multistep ones give the model
+method (iPNDM has none on such grids). Samplers end at the model's smallest noise level, `heun (diffusers)` at
+sigma = 0, where its last step is of order 1. diffusers' schedulers compute in float32 and their multistep ones give the model
 whole timesteps: on grids that fall between timesteps their errors stop falling, and such a grid is refused where whole
 timesteps would repeat. On `karras` and `exponential` they end with a step between two equal noise levels, in which
 their updates of order 3 divide by zero.
@@ -55,7 +55,8 @@ def _markdown(records: list[dict[str, Any]]) -> str:
             cells = [errors.get(count, "refused") for count in steps]
             theory = "-" if r["theory"] is None else f"{r['theory']:g}"
             order = "-" if r["order"] is None else f"{r['order']:.2f}"
-            text += f"| {r['sampler']} | {round(last['nfe'] / last['steps'])} | {' | '.join(cells)} | {order} | {theory} |\n"
+            cells = [r["sampler"], str(round(last["nfe"] / last["steps"])), *cells, order, theory]
+            text += f"| {' | '.join(cells)} |\n"
         text += "\n"
     return text.rstrip() + "\n"
 

@@ -1,4 +1,4 @@
-"""How well a cascade regression predicts ratios that it was not fitted on: each (steps, scale) pair is left out once."""
+"""How well a cascade regression predicts ratios that it was not fitted on: every (steps, scale) pair left out once."""
 
 from __future__ import annotations
 
