@@ -327,10 +327,14 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize("thresholding", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_output_becomes_noise_and_velocity(mixture, kind):
+def test_any_output_becomes_noise_and_velocity(mixture, kind, thresholding):
     """The outputs that the prediction types define (Ho 2020; Salimans & Ho 2022, v; Liu et al. 2022, flow)."""
-    scheduler = FlowMatchEulerDiscreteScheduler() if kind == "flow" else DDPMScheduler(prediction_type=kind)
+    if kind == "flow":
+        scheduler = FlowMatchEulerDiscreteScheduler()
+    else:
+        scheduler = DDPMScheduler(prediction_type=kind, thresholding=thresholding)
     predict = Predictor(PixelPipeline(mixture.unet, scheduler))
     x0, eps = noise(2, 1, 2, 4), noise(2, 1, 2, 4, seed=1)
     for t in (1.0, T, 999.0):
