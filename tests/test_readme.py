@@ -35,6 +35,19 @@ def test_result_table_is_the_tracked_one():
             assert source[column] == cell, (row["recipe"], column)
 
 
+def test_sampler_table_is_that_of_the_tracked_studies():
+    tracked = {}
+    for study in ("samplers_digits", "samplers_digits_cfg2"):
+        for row in rows((ROOT / f"results/tables/{study}.md").read_text(), "# Samplers"):
+            tracked[row["recipe"].replace("*", "").removesuffix(" (baseline)")] = row["distance to converged"]
+    shown = rows(README, "## Samplers")
+    assert len(shown) >= 8
+    for row in shown:
+        name, _, guidance = row.pop("distance to converged").partition(" + ")
+        for steps, cell in row.items():
+            assert tracked[f"{name}-{steps}" + (f" + {guidance}" if guidance else "")] == cell, (name, steps)
+
+
 def test_overhead_table_is_the_tracked_one():
     tracked = rows((ROOT / "results/tables/overhead.md").read_text(), "# Overhead")
     assert rows(README, "## Overhead") == tracked
@@ -45,7 +58,9 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
     """Rebuilding from the tracked records gives the tracked bytes."""
     import shutil
 
-    from accel.results.overhead import write_overhead
+    from accel.results.cascade import write_cascade
+    from accel.results.convergence import write_convergence
+    from accel.results.overhead import write_overhead, write_schedulers
     from accel.results.records import Results
     from accel.results.tables import write_tables
 
@@ -56,8 +71,11 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
     for study in results.studies():
         for path in write_tables(results, study):
             assert path.read_bytes() == (ROOT / "results/tables" / path.name).read_bytes(), path.name
-    (overhead,) = write_overhead(results)
-    assert overhead.read_bytes() == (ROOT / "results/tables/overhead.md").read_bytes()
+    for write in (write_overhead, write_schedulers, write_cascade, write_convergence):
+        written = [path for path in write(results) if path.suffix != ".png"]
+        assert written, write.__name__
+        for path in written:
+            assert path.read_bytes() == (ROOT / "results/tables" / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/design.md"])

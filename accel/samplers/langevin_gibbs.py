@@ -228,7 +228,7 @@ class _Chains:
         """x (rows, C, H, W) at `sigma_start`, in the order of the call's rows."""
         own = self.own
         self._only(len(self.chains))
-        x = self._from_noise() + self.start * self._noise()
+        x = self._from_noise()
         sigma = self._level(x)
         for _ in range(own.burn_in):
             x, sigma = self._langevin(x, sigma, self._eps(x, sigma))
@@ -293,17 +293,15 @@ class _Chains:
         return self.estimator(x).clamp(*self.bounds)
 
     def _from_noise(self) -> torch.Tensor:
-        # x_0 by DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095), whose steps are equal in log sigma here: from the
-        # largest sigma to half of that of the noise which will hide its error.
-        ends = np.log([self.bounds[1], self.start / 2])
-        levels = torch.from_numpy(np.exp(np.linspace(*ends, self.own.start_steps)))
-        x, outputs = levels[0] * self._noise(), []
-        for i, level in enumerate(levels):
-            if i:
-                ratio = float(level / levels[i - 1])
-                x = ratio * x + (1 - ratio) * (outputs[0] if i == 1 else 1.5 * outputs[-1] - 0.5 * outputs[-2])
-            outputs.append(x - level * self._eps(x, level.expand(len(x))))
-        return outputs[-1]
+        # DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095) in steps that are equal in log sigma.
+        levels = torch.from_numpy(np.geomspace(self.bounds[1], self.start, self.own.start_steps + 1))
+        ratio = float(levels[1] / levels[0])
+        x, before = levels[0] * self._noise(), None
+        for level in levels[:-1]:
+            x0 = x - level * self._eps(x, level.expand(len(x)))
+            x = ratio * x + (1 - ratio) * (x0 if before is None else 1.5 * x0 - 0.5 * before)
+            before = x0
+        return x
 
 
 def _conditions(call: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
