@@ -41,7 +41,7 @@ def accel(monkeypatch, capsys, tmp_path):
 
 
 BAD = {
-    "unknown sampler": (["sampler=dpmpp_3"], "unknown sampler 'dpmpp_3'. Did you mean dpmpp_2m"),
+    "unknown sampler": (["sampler=unipcc"], "unknown sampler 'unipcc'. Did you mean unipc"),
     "unknown cache": (["cache=deepcach"], "unknown cache 'deepcach'. Did you mean deepcache"),
     "unknown suite": (["suite=digit"], "unknown suite 'digit'. Did you mean digits"),
     "unknown in a cell": (['cells=[["sampler=eulr"]]'], "unknown sampler 'eulr'. Did you mean euler"),
@@ -268,7 +268,7 @@ def test_every_experiment_and_every_choice_composes(monkeypatch):
         for name in names:
             if axis == "experiment":
                 study = cli.build_study(config.compose([f"experiment={name}"]))
-                assert len(study.cells) >= 12
+                assert len(study.cells) >= 7
             elif axis in config.AXES:
                 config.recipe_of(config.compose([f"{axis}={name}"]))
             else:
