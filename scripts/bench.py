@@ -15,15 +15,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", default="outputs")
     parser.add_argument("--repetitions", type=int, default=40)
+    parser.add_argument("--only", choices=["harness", "schedulers"], default=None)
     args = parser.parse_args()
     results = Results(args.results)
-    for suite, batch in ((DigitsSuite(), 1), (DigitsSuite(), 8), (MixtureSuite(), 8)):
-        measured = measure_overhead(suite, 20, batch, args.repetitions)
-        key = digest({k: measured[k] for k in ("suite", "steps", "batch", "environment")})
-        results.save({"kind": "bench", "id": key, **measured})
-    for place, measured in enumerate(measure_schedulers(20, args.repetitions)):
-        key = digest({k: measured[k] for k in ("scheduler", "steps", "environment")})
-        results.save({"kind": "scheduler", "id": key, "place": place, **measured})
+    if args.only != "schedulers":
+        for suite, batch in ((DigitsSuite(), 1), (DigitsSuite(), 8), (MixtureSuite(), 8)):
+            measured = measure_overhead(suite, 20, batch, args.repetitions)
+            key = digest({k: measured[k] for k in ("suite", "steps", "batch", "environment")})
+            results.save({"kind": "bench", "id": key, **measured})
+    if args.only != "harness":
+        for place, measured in enumerate(measure_schedulers(20, args.repetitions)):
+            key = digest({k: measured[k] for k in ("scheduler", "steps", "environment")})
+            results.save({"kind": "scheduler", "id": key, "place": place, **measured})
     for path in [*write_overhead(results), *write_schedulers(results)]:
         print(path.read_text())
 
