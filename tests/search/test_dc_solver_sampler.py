@@ -113,6 +113,23 @@ def test_artefacts_key_changes_with_everything_that_the_search_depends_on(tmp_pa
     assert own.artefact_id(replace(RECIPE)) == keys[0]
 
 
+def test_search_is_on_the_recipes_grid_and_with_its_guidance(shared, tmp_path):
+    """Found for a grid they run on it; an interval of all noise levels is CFG, one of none no guidance."""
+    own = runner(tmp_path)
+    for name in ("grid", "named grid"):
+        recipe = OTHERS[name]
+        made, _ = own.artefacts(recipe)
+        with accelerate(own.pipe, recipe, artefacts=made) as run:
+            assert made["sampler"]["timesteps"].tolist() == run.scheduler.nodes.t.tolist()
+    everywhere, nowhere, somewhere = (
+        own.artefacts(replace(RECIPE, guidance=IntervalCFG(3.0, *ends)))[0]["sampler"]["ratios"].tolist()
+        for ends in ((0.0, 1e6), (1e5, 1e6), (0.3, 3.0))
+    )
+    assert everywhere == pytest.approx(ratios_of(shared[1]), abs=1e-9)
+    assert nowhere == pytest.approx(own.artefacts(OTHERS["no guidance"])[0]["sampler"]["ratios"].tolist(), abs=1e-9)
+    assert somewhere not in (everywhere, nowhere)
+
+
 def test_artefact_is_that_of_the_plain_model(shared):
     """Ratios are found for the sampler and its guidance; whatever else the recipe has finds the same file."""
     own, path = shared
