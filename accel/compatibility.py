@@ -45,27 +45,33 @@ def refusal(pipe: Any, models: Mapping[str, nn.Module], *chosen: Method) -> str 
 
 
 def table(suite: Suite) -> str:
-    """Markdown matrix of all pairs: `yes`, or the number of the reason below; blank within one axis."""
+    """Markdown matrix of all pairs: `yes`, or the number of the reason below.
+
+    Rows are all methods; columns are the method alone and every method that is not a sampler, for a recipe has one
+    sampler. Blank: two methods of one axis.
+    """
     known, reasons = [m for m in methods() if m not in NEEDS_FILE], []
+    partners = [m for m in known if m[0] != "sampler"]
     pipe, models = suite.pipeline(), suite.models()
 
     @cache
     def refused(pair: frozenset[Method]) -> str | None:
         return refusal(pipe, models, *sorted(pair))
 
-    def cell(one: Method, other: Method) -> str:
-        return "" if one[0] == other[0] and one != other else mark(refused(frozenset({one, other})))
-
-    def mark(reason: str | None) -> str:
+    def cell(*pair: Method) -> str:
+        if len(pair) == 2 and pair[0][0] == pair[1][0]:
+            return ""
+        reason = refused(frozenset(pair))
         if reason is None:
             return "yes"
         if reason not in reasons:
             reasons.append(reason)
         return f"no ({reasons.index(reason) + 1})"
 
-    names = [choice for _, choice in known]
-    lines = [f"| {suite.name} | " + " | ".join(names) + " |", "|" + ":--|" * (len(names) + 1)]
+    columns = ["alone", *(choice for _, choice in partners)]
+    lines = [f"| {suite.name} | " + " | ".join(columns) + " |", "|:--" * (len(columns) + 1) + "|"]
     for one in known:
-        lines.append(f"| **{one[1]}** | " + " | ".join(cell(one, other) for other in known) + " |")
+        cells = [cell(one), *(cell(one, other) for other in partners)]
+        lines.append(f"| **{one[1]}** | " + " | ".join(cells) + " |")
     notes = [f"{i + 1}. {reason}" for i, reason in enumerate(reasons)]
     return "\n".join([*lines, "", *notes]) + "\n"

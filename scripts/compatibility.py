@@ -13,7 +13,8 @@ from accel.suites.mixture import MixtureSuite
 HEAD = """# What composes with what
 
 Generated from the methods' own checks at their default settings, and tested: every accepted pair runs on `digits`,
-every refused one raises before anything runs (tests/test_contract.py). The diagonal is the method alone.
+every refused one raises before anything runs (tests/test_contract.py). A sampler does not meet another one, so that
+samplers are rows only.
 
 """
 

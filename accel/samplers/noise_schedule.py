@@ -16,10 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from accel.errors import check_float, check_int, unknown
+from accel.errors import IncompatibleError, check_float, check_int, unknown
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 ZERO_SNR_ALPHA_BAR = 2.0**-24  # what diffusers puts in place of 0 after `rescale_betas_zero_snr`
+# Entries of diffusers configs with noise levels that are neither those of betas nor of a flow from 0 to 1. Their betas,
+# where they have any, would give a schedule that the model was not trained on.
+OTHER_SCHEDULES = {
+    "sigma_data": "an EDM, consistency or trigflow model (scaled by sigma_data)",
+    "s_churn": "a variance-exploding model (Karras VE)",
+    "sampling_eps": "a variance-exploding model (Score SDE)",
+    "snr_shift_scale": "a model with shifted signal-to-noise ratio (CogVideoX)",
+    "scaler": "a Wuerstchen prior",
+    "alpha_cum_start": "a discrete model (VQ-Diffusion)",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +94,11 @@ class NoiseSchedule:
 
 
 def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
-    """The schedule that a diffusers scheduler config describes; ConfigError for one that it cannot."""
+    """The schedule that a diffusers scheduler config describes.
+
+    ConfigError for values out of range, IncompatibleError for the config of another kind of model.
+    """
+    _refuse_others(config)
     total = config.get("num_train_timesteps", 1000)
     check_int("num_train_timesteps", total, 2)
     if is_flow(config):
@@ -107,6 +121,20 @@ def is_flow(config: Mapping[str, Any]) -> bool:
     # FlowMatch schedulers have no betas; only a config that was loaded from a file names its class.
     flow_match = "shift" in config and "beta_schedule" not in config
     return bool(config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction" or flow_match)
+
+
+def _refuse_others(config: Mapping[str, Any]) -> None:
+    found = [(f"has {key}", kind) for key, kind in OTHER_SCHEDULES.items() if config.get(key) is not None]
+    if config.get("timestep_type") == "continuous":
+        found.append(("has timestep_type 'continuous'", "a model whose timesteps are log sigma (EDM)"))
+    if config.get("invert_sigmas"):
+        found.append(("has invert_sigmas", "a flow whose time runs backwards"))
+    if found:
+        said, kind = found[0]
+        raise IncompatibleError(
+            f"the scheduler config {said}, so it is of {kind}; allowed: models trained on betas (DDPM, Stable "
+            "Diffusion, DiT) or as a flow from 0 to 1 (Stable Diffusion 3, Flux). Keep this pipeline's own scheduler."
+        )
 
 
 @lru_cache(maxsize=32)

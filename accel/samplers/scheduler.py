@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerOutput
 
-from accel.errors import AccelError, ConfigError, check_float, check_int, unknown
+from accel.errors import AccelError, ConfigError, IncompatibleError, check_float, check_int, unknown
 from accel.samplers.grids import Grid, checked, grid_of
 from accel.samplers.noise_schedule import is_flow, noise_schedule
 
@@ -71,6 +72,21 @@ def with_schedule_options(init):
 
     wrapped.__signature__ = own.replace(parameters=positional + common)
     return wrapped
+
+
+def _understood(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that say what `config` says in other words; IncompatibleError for what `given` leaves unsaid."""
+    noise_schedule(config)
+    if given.get("grid", config.get("grid")) is not None:
+        return {}
+    other = {k: config.get(k) for k in ("use_beta_sigmas", "shift_terminal", "lambda_min_clipped")}
+    if found := [k for k, v in other.items() if v and v != -math.inf]:
+        raise IncompatibleError(
+            f"the scheduler config has {found[0]}={other[found[0]]}, a grid that accel's schedulers do not have; name "
+            "the grid that you want, such as from_config(config, grid='trailing')."
+        )
+    # Uniform in lambda, that is in log sigma.
+    return {"use_exponential_sigmas": True} if config.get("use_lu_lambdas") else {}
 
 
 class BaseScheduler(SchedulerMixin, ConfigMixin):
@@ -152,7 +168,12 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
-        """As ConfigMixin's; the config of a FlowMatch scheduler makes this one a scheduler of flows."""
+        """As ConfigMixin's; the config of a FlowMatch scheduler makes this one a scheduler of flows.
+
+        Raises IncompatibleError for a config whose noise schedule or grid this scheduler does not have.
+        """
+        if isinstance(config, Mapping):
+            kwargs = _understood(config, kwargs) | kwargs
         if isinstance(config, Mapping) and "shift" in config and is_flow(config):
             shift = config.get("shift") or 1.0
             flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}

@@ -18,6 +18,7 @@ from tiny import dit_pipeline
 
 import accel.samplers
 from accel.errors import AccelError, IncompatibleError
+from accel.samplers import DEISScheduler
 from accel.samplers.noise_schedule import noise_schedule
 from accel.samplers.scheduler import BaseScheduler
 
@@ -146,6 +147,46 @@ def test_config_of_a_diffusers_scheduler_becomes_this_one_and_back(name, options
     assert back.config["timestep_spacing"] == theirs.config["timestep_spacing"]
     for scheduler in (ours, back):
         scheduler.set_timesteps(STEPS)
+
+OTHER_GRIDS = {
+    "use_beta_sigmas": diffusers.DPMSolverMultistepScheduler(use_beta_sigmas=True),
+    "lambda_min_clipped": diffusers.DPMSolverMultistepScheduler(lambda_min_clipped=-5.1),
+    "shift_terminal": diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1),
+}
+OTHER_MODELS = {
+    "sigma_data": diffusers.EDMEulerScheduler(),
+    "sampling_eps": diffusers.ScoreSdeVeScheduler(),
+    "s_churn": diffusers.KarrasVeScheduler(),
+    "timestep_type 'continuous'": diffusers.EulerDiscreteScheduler(timestep_type="continuous"),
+    "invert_sigmas": diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+    "snr_shift_scale": diffusers.CogVideoXDDIMScheduler(),
+}
+
+
+@pytest.mark.parametrize("key", OTHER_GRIDS)
+def test_grid_that_only_diffusers_has_is_refused_unless_one_is_named(key):
+    config = OTHER_GRIDS[key].config
+    with pytest.raises(IncompatibleError, match=f"{key}=.*from_config"):
+        DEISScheduler.from_config(config)
+    scheduler = DEISScheduler.from_config(config, grid="exponential")
+    assert scheduler.grid.name == "exponential"
+    assert DEISScheduler.from_config(scheduler.config).grid.name == "exponential"
+
+
+@pytest.mark.parametrize("key", OTHER_MODELS)
+def test_config_of_another_kind_of_model_is_refused(key):
+    with pytest.raises(IncompatibleError, match=rf"has {key}.*Keep this pipeline's own"):
+        DEISScheduler.from_config(OTHER_MODELS[key].config)
+
+
+def test_lu_lambdas_are_the_exponential_grid():
+    theirs = diffusers.DPMSolverMultistepScheduler(**SD, use_lu_lambdas=True)
+    theirs.set_timesteps(8)
+    ours = DEISScheduler.from_config(theirs.config)
+    ours.set_timesteps(8)
+    assert ours.grid.name == "exponential"
+    assert torch.allclose(ours.sigmas[:-1], theirs.sigmas[:-1], rtol=1e-3)
+
 
 
 @each
