@@ -37,7 +37,7 @@ def test_result_table_is_the_tracked_one():
 
 def test_sampler_table_is_that_of_the_tracked_studies():
     tracked = {}
-    for study in ("samplers_digits", "samplers_digits_cfg2"):
+    for study in ("samplers_digits", "samplers_digits_cfg2", "samplers_digits_cfg4"):
         for row in rows((ROOT / f"results/tables/{study}.md").read_text(), "# Samplers"):
             tracked[row["recipe"].replace("*", "").removesuffix(" (baseline)")] = row["distance to converged"]
     shown = rows(README, "## Samplers")
