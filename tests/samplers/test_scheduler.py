@@ -148,6 +148,7 @@ def test_config_of_a_diffusers_scheduler_becomes_this_one_and_back(name, options
     for scheduler in (ours, back):
         scheduler.set_timesteps(STEPS)
 
+
 OTHER_GRIDS = {
     "use_beta_sigmas": diffusers.DPMSolverMultistepScheduler(use_beta_sigmas=True),
     "lambda_min_clipped": diffusers.DPMSolverMultistepScheduler(lambda_min_clipped=-5.1),
@@ -186,7 +187,6 @@ def test_lu_lambdas_are_the_exponential_grid():
     ours.set_timesteps(8)
     assert ours.grid.name == "exponential"
     assert torch.allclose(ours.sigmas[:-1], theirs.sigmas[:-1], rtol=1e-3)
-
 
 
 @each
