@@ -52,7 +52,7 @@ def table(suite: Suite) -> str:
     """
     known, reasons = [m for m in methods() if m not in NEEDS_FILE], []
     partners = [m for m in known if m[0] != "sampler"]
-    pipe, models = suite.pipeline(), suite.models()
+    pipe, models = suite.pipeline(), suite.networks()
 
     @cache
     def refused(pair: frozenset[Method]) -> str | None:

@@ -46,7 +46,9 @@ def compose(overrides: list[str]) -> Any:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
 
+    OmegaConf.register_new_resolver("basename", lambda path: Path(path).name, replace=True)
     check_choices(overrides)
     try:
         if GlobalHydra.instance().is_initialized():

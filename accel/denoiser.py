@@ -8,9 +8,9 @@ the prediction as one tensor.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,11 +22,15 @@ from accel.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Inputs:
-    """One denoiser call: all arguments by name. `parts` names the equal row blocks of the batch, in order."""
+    """One denoiser call: all arguments by name. `parts` names the equal row blocks of the batch, in order.
+
+    `members`: which rows of its part are here, if not all; what is kept of a row is found by them.
+    """
 
     kwargs: dict[str, Any]
     sample_name: str
     parts: tuple[str, ...] = ("all",)
+    members: tuple[int, ...] | None = None
 
     @property
     def sample(self) -> torch.Tensor:
@@ -40,8 +44,19 @@ class Inputs:
         """Only the rows of one part; every batched argument is sliced alike."""
         size = self.rows // len(self.parts)
         start = self.parts.index(part) * size
-        sliced = {k: _slice(v, self.rows, start, size) for k, v in self.kwargs.items()}
-        return replace(self, kwargs=sliced, parts=(part,))
+        return replace(self._select(slice(start, start + size)), parts=(part,))
+
+    def pick(self, members: Sequence[int]) -> Inputs:
+        """Only these rows of inputs that have a single part, all of it."""
+        rows = torch.tensor(members, device=self.sample.device)
+        return replace(self._select(rows), members=tuple(members))
+
+    def given(self, **kwargs: Any) -> Inputs:
+        """The same call with some arguments replaced."""
+        return replace(self, kwargs=self.kwargs | kwargs)
+
+    def _select(self, which: slice | torch.Tensor) -> Inputs:
+        return replace(self, kwargs={k: _rows_of(v, self.rows, which) for k, v in self.kwargs.items()})
 
     def with_parts(self, parts: tuple[str, ...]) -> Inputs:
         return replace(self, parts=parts)
@@ -50,13 +65,13 @@ class Inputs:
 Denoise = Callable[[Inputs], torch.Tensor]
 
 
-def _slice(value: Any, rows: int, start: int, size: int) -> Any:
+def _rows_of(value: Any, rows: int, which: slice | torch.Tensor) -> Any:
     if isinstance(value, torch.Tensor):
-        return value[start : start + size] if value.dim() and len(value) == rows else value
+        return value[which] if value.dim() and len(value) == rows else value
     if isinstance(value, dict):
-        return {k: _slice(v, rows, start, size) for k, v in value.items()}
+        return {k: _rows_of(v, rows, which) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_slice(v, rows, start, size) for v in value)
+        return type(value)(_rows_of(v, rows, which) for v in value)
     return value
 
 
@@ -95,7 +110,9 @@ class Node:
     """One network within a recipe: its module, its name in traces, the clock and the undo stack.
 
     `dtype` is what floating-point inputs (not the timestep) are cast to for the network; predictions are cast back.
-    `evaluating` tells whether the network runs now.
+    `evaluating` tells whether the network runs now. For the guidance, which sits on the pipeline's own network:
+    `guides` are the denoisers of the further networks that it names, `classifier` gives logits of a clean image, and
+    what it remembers while sampling is in `memory`, emptied with every trajectory.
     """
 
     name: str
@@ -107,6 +124,9 @@ class Node:
     layout: str = "uncond_first"
     dtype: torch.dtype | None = None
     evaluating: bool = False
+    guides: dict[str, Denoise] = field(default_factory=dict)
+    classifier: nn.Module | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
     _return_dict: bool = False
 
     def __post_init__(self) -> None:
@@ -119,17 +139,25 @@ class Node:
             kwargs = kwargs | {"return_dict": False}
         self.evaluating = True
         try:
-            if self.count_macs:
-                from accel.evaluation.macs import count_macs
-
-                output, macs = count_macs(lambda: forward(**kwargs))
-            else:
-                output, macs = forward(**kwargs), None
+            output, macs = self._counted(lambda: forward(**kwargs))
         finally:
             self.evaluating = False
         self.clock.note(self.name, mode, inputs.rows, macs)
         prediction = output[0] if isinstance(output, tuple) else output
         return prediction if self.dtype is None else prediction.to(inputs.sample.dtype)
+
+    def aside(self, name: str, mode: str, rows: int, work: Callable[[], Any]) -> Any:
+        """Do `work` of a network that is no denoiser on `rows` samples; its MACs count, its rows are no NFE."""
+        result, macs = self._counted(work)
+        self.clock.note(name, mode, rows, macs, denoiser=False)
+        return result
+
+    def _counted(self, work: Callable[[], Any]) -> tuple[Any, int | None]:
+        if not self.count_macs:
+            return work(), None
+        from accel.evaluation.macs import count_macs
+
+        return count_macs(work)
 
 
 def denoiser_name(pipe: Any) -> str:

@@ -8,8 +8,9 @@ about text encoders, batch doubling or the order of its halves, and differentiab
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +42,8 @@ class _OneStep(BaseScheduler):
 
     def scale_model_input(self, sample, timestep=None):
         # `sample` may hold each row twice (guidance); pipelines that never call this got ours as `latents`.
+        if self.sample is None:
+            return sample
         return self.sample.repeat(len(sample) // len(self.sample), *[1] * (self.sample.ndim - 1))
 
     def step(self, model_output, timestep, sample, **kwargs):
@@ -75,6 +78,24 @@ class Predictor:
         """The model's noise schedule."""
         return self._scheduler.schedule
 
+    @torch.no_grad()
+    def initial_noise(self) -> torch.Tensor:
+        """The unit-variance noise (B, ...) that the pipeline draws from `call["generator"]`, one for each sample."""
+        found: list[torch.Tensor] = []
+
+        def catch(bound: inspect.BoundArguments, sample_name: str) -> None:
+            found.append(bound.arguments[sample_name][: len(self.call["generator"])].clone())
+            raise _Captured
+
+        probe, original = self._scheduler, self.pipe.scheduler
+        probe.sample, probe.at, self.pipe.scheduler = None, float(self.schedule.t_max), probe
+        try:
+            with _before_forward(self.pipe, catch), contextlib.suppress(_Captured):
+                self._loop(self.pipe, **self.call | self._fixed)
+        finally:
+            self.pipe.scheduler = original
+        return found[0]
+
     def __call__(self, x: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
         probe, original = self._scheduler, self.pipe.scheduler
         rows = isinstance(t, torch.Tensor) and t.numel() > 1
@@ -107,6 +128,17 @@ class Predictor:
 @contextmanager
 def _row_timesteps(pipe: Any, t: torch.Tensor) -> Iterator[None]:
     # Pipelines know one timestep for all rows; the denoiser takes one each.
+    def change(bound: inspect.BoundArguments, sample_name: str) -> None:
+        sample = bound.arguments[sample_name]
+        bound.arguments["timestep"] = t.to(sample.device).repeat(len(sample) // len(t))
+
+    with _before_forward(pipe, change):
+        yield
+
+
+@contextmanager
+def _before_forward(pipe: Any, act: Callable[[inspect.BoundArguments, str], None]) -> Iterator[None]:
+    # `act` gets the arguments of every denoiser call, and the name of the one that is the sample.
     net = getattr(pipe, denoiser_name(pipe))
     signature, inner = signature_of(net), net.forward
     sample_name = list(signature.parameters)[1]
@@ -114,8 +146,7 @@ def _row_timesteps(pipe: Any, t: torch.Tensor) -> Iterator[None]:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(net, *args, **kwargs)
-        rows = len(bound.arguments[sample_name])
-        bound.arguments["timestep"] = t.to(bound.arguments[sample_name].device).repeat(rows // len(t))
+        act(bound, sample_name)
         return inner(*bound.args[1:], **bound.kwargs)
 
     net.forward = forward

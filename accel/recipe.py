@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from accel import pipelines
 from accel.denoiser import Method, Node, denoiser_name, shadow_forward
 from accel.errors import ConfigError, IncompatibleError, unknown
-from accel.guidance.base import Guidance
+from accel.guidance.base import CLASSIFIER, Guidance
 from accel.precision.base import Precision
 from accel.samplers.base import Sampler
 from accel.samplers.grids import Grid
 from accel.stitching import TStitch
-from accel.trajectory import NetworkCall, Trajectory, attach_clock
+from accel.trajectory import Event, NetworkCall, Trajectory, attach_clock
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,12 @@ class Recipe:
     @property
     def guidance_scale(self) -> float:
         """What to pass to the pipeline as `guidance_scale`."""
-        return self.guidance.scale if self.guidance else 1.0
+        return self.guidance.pipeline_scale if self.guidance else 1.0
+
+    @property
+    def exact_guidance(self) -> Guidance | None:
+        """The guidance of the converged trajectory that the recipe's images are compared with."""
+        return self.guidance.exact if self.guidance else None
 
     @property
     def label(self) -> str:
@@ -65,7 +71,13 @@ class Recipe:
     @property
     def plain(self) -> bool:
         """Whether the recipe is a sampler and guidance only: nothing that an equal-cost control would compare."""
-        return self.cache is None and self.stitch is None and self.precision is None
+        return self == self.unaccelerated
+
+    @property
+    def unaccelerated(self) -> Recipe:
+        """The sampler and guidance alone; for a guidance that is a shortcut, what it is a shortcut of."""
+        guidance = self.exact_guidance if self.guidance and self.guidance.shortcut else self.guidance
+        return replace(self, guidance=guidance, cache=None, stitch=None, precision=None)
 
     def methods(self) -> list[Method]:
         """The denoiser-seam methods, outermost first."""
@@ -73,27 +85,34 @@ class Recipe:
 
     def check(self, pipe: Any, models: Mapping[str, nn.Module] | None = None) -> None:
         """Raise ConfigError or IncompatibleError, with the reason, if `pipe` cannot run this recipe."""
+        models = models or {}
         nets = self.nets(pipe, models)
         if self.grid and not self.sampler:
             raise IncompatibleError(f"grid={self.grid.name} needs a sampler to place it; choose one, or grid=none.")
+        scheduler = None
         if self.sampler:
             ready = self.sampler if self.sampler.calibrated else self.sampler.prepared(pipe, self)
-            ready.build(pipe.scheduler.config, self.grid)
+            scheduler = ready.build(pipe.scheduler.config, self.grid)
+        pipelines.check(pipe, nets["base"], self.guidance_scale, scheduler, self.sampler.steps if self.sampler else 1)
         for method in self.methods():
             method.check(nets, self)
+        if self.guidance:
+            self.guidance.check_around(scheduler or pipe.scheduler, models)
 
     def nets(self, pipe: Any, models: Mapping[str, nn.Module] | None = None) -> dict[str, nn.Module]:
-        """The networks this recipe runs by name: the pipeline's own (`base`) first, then the stitched ones."""
-        models = models or {}
+        """The denoisers this recipe runs by name: the pipeline's own (`base`) first, then the stitched ones, then those
+        that guide."""
+        others = {k: net for k, net in (models or {}).items() if k != CLASSIFIER}
         nets = {"base": getattr(pipe, denoiser_name(pipe))}
-        for name in self.stitch.models if self.stitch else ():
-            if not models:
-                raise IncompatibleError(
-                    f"there is no other model to stitch with, but {name!r} is named; use stitch=none."
-                )
-            if name not in models:
-                raise unknown("stitch model", name, models)
-            nets[name] = models[name]
+        wanted = [("stitch", name) for name in (self.stitch.models if self.stitch else ())]
+        wanted += [("guidance", name) for name in (self.guidance.models if self.guidance else ())]
+        for axis, name in wanted:
+            if not others:
+                task = {"stitch": "stitch with", "guidance": "guide with"}[axis]
+                raise IncompatibleError(f"there is no other model to {task}, but {name!r} is named; use {axis}=none.")
+            if name not in others:
+                raise unknown(f"{axis} model", name, others)
+            nets[name] = others[name]
         return nets
 
 
@@ -115,14 +134,19 @@ class Run:
     @property
     def nfe(self) -> float:
         """Network evaluations for each image: batch rows evaluated / images (CFG counts 2 an evaluation)."""
-        return sum(e.rows for e in self._evaluations) / max(1, self.clock.samples)
+        return sum(e.rows for e in self._evaluations if e.denoiser) / max(1, self.clock.samples)
 
     @property
     def macs(self) -> float:
-        """Multiply-accumulates for each image that really executed in the denoiser."""
+        """Multiply-accumulates for each image that really executed in the denoisers, and in a guiding classifier."""
         if not self.count_macs:
             raise ConfigError("MACs were not counted; use accelerate(pipe, recipe, count_macs=True).")
         return sum(e.macs for e in self._evaluations) / max(1, self.clock.samples)
+
+    @property
+    def events(self) -> list[Event]:
+        """What methods decided in the last trajectory, such as where adaptive guidance ended for which samples."""
+        return self.clock.events
 
     @property
     def _evaluations(self) -> list[NetworkCall]:
@@ -149,9 +173,10 @@ def accelerate(
 ) -> Iterator[Run]:
     """Make `pipe` run `recipe` inside the context; after it, also after an exception, `pipe` is what it was.
 
-    `models`: the networks that `recipe.stitch` names. `artefacts`: what calibrations made, by network name, and under
-    `sampler` what a sampler's search found.
-    Guided recipes need the pipeline called with `guidance_scale=recipe.guidance_scale`.
+    `models`: the networks that `recipe.stitch` and `recipe.guidance` name, and as `classifier` one that gives logits of
+    clean images. `artefacts`: what calibrations made, by network name; under `sampler` what a sampler's search found,
+    under `guidance` what a guidance was fitted to. Guided recipes need the pipeline called with
+    `guidance_scale=recipe.guidance_scale`.
     """
     if "set_timesteps" in vars(pipe.scheduler):
         raise ConfigError(
@@ -160,10 +185,10 @@ def accelerate(
     recipe.check(pipe, models)
     # Before anything changes the networks: an artefact belongs to the plain ones.
     sampler = recipe.sampler and recipe.sampler.prepared(pipe, recipe, (artefacts or {}).get("sampler"))
+    guidance = recipe.guidance and recipe.guidance.prepared(pipe, recipe, (artefacts or {}).get("guidance"))
     clock = Trajectory()
     run = Run(recipe, clock, count_macs, pipe)
-    # DiTPipeline stacks (conditional, null) and steps both; every other pipeline (null, conditional), and steps one.
-    layout = "cond_first" if type(pipe).__name__ == "DiTPipeline" else "uncond_first"
+    layout = pipelines.layout(pipe)
     copies = 2 if layout == "cond_first" and recipe.guidance_scale > 1 else 1
     with ExitStack() as undo:
         denoisers, nodes = {}, {}
@@ -176,13 +201,17 @@ def accelerate(
             denoisers[key] = recipe.cache.attach(node, denoise) if recipe.cache else denoise
             nodes[key] = node
         denoise = recipe.stitch.combine(denoisers, clock) if recipe.stitch else denoisers["base"]
-        if recipe.guidance:
-            denoise = recipe.guidance.attach(nodes["base"], denoise)
+        if guidance:
+            nodes["base"].guides = {name: denoisers[name] for name in guidance.models}
+            nodes["base"].classifier = (models or {}).get(CLASSIFIER)
+            denoise = guidance.attach(nodes["base"], denoise)
         undo.enter_context(shadow_forward(nodes["base"].net, denoise, clock))
 
         original = pipe.scheduler
         scheduler = sampler.build(original.config, recipe.grid) if sampler else copy.deepcopy(original)
         attach_clock(scheduler, clock, recipe.sampler.steps if recipe.sampler else None, copies)
+        if guidance:
+            guidance.follow(scheduler, nodes["base"])
         undo.callback(setattr, pipe, "scheduler", original)
         pipe.scheduler = run.scheduler = scheduler
         yield run
@@ -194,7 +223,11 @@ def run_pipeline(pipe: Any, recipe: Recipe, call: dict[str, Any]) -> Any:
         return pipe(**call)
     clock = pipe.scheduler.clock
     clock.prelude.clear()
-    return recipe.sampler.run(pipe, clock, call)
+    clock.generator = call.get("generator")
+    try:
+        return recipe.sampler.run(pipe, clock, call)
+    finally:
+        clock.generator = None
 
 
 def nothing() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from accel.suites.base import Suite
 
 MIN_N = 60  # 20 jackknife groups of at least three samples
 STRIP = 10  # samples in a record's picture
+PICTURE = 256  # its height at most
 CALIBRATION_SEED = 1_000_003  # never a seed of an evaluation
 CALIBRATION_N = 32
 
@@ -82,6 +83,7 @@ class Runner:
         self.suite, self.evaluation, self.results = suite, evaluation, results
         self.say, self.on_samples, self.on_search = say, on_samples, on_search
         self.device = evaluation.resolve_device()
+        suite.check(evaluation.n)
         self._fingerprint = suite.fingerprint()
         self._reported: set[str] = set()
 
@@ -91,7 +93,19 @@ class Runner:
 
     @cached_property
     def models(self) -> dict[str, torch.nn.Module]:
-        return {k: m.to(self.device) for k, m in self.suite.models().items()}
+        return {k: m.to(self.device) for k, m in self.suite.networks().items()}
+
+    @cached_property
+    def _classifier(self) -> str | None:
+        # It need not be among the weights that a suite's fingerprint is of.
+        from accel.search.dc_solver import weights_digest
+
+        net = self.suite.classifier()
+        return None if net is None else bytes(weights_digest(net).tolist()).hex()
+
+    @cached_property
+    def _scoring(self) -> dict[str, Any]:
+        return {"scoring": self.suite.scoring()} if self.suite.scoring() else {}
 
     def check(self, recipe: Recipe) -> None:
         """Raise now, before any work, if this suite cannot run `recipe`."""
@@ -101,17 +115,20 @@ class Runner:
 
     def generation_id(self, recipe: Recipe) -> str:
         """Id of the samples: everything that changes them but their number. Device and batch size are not in it."""
-        return digest({"suite": self.suite.name, "weights": self._fingerprint, "recipe": describe(recipe),
-                       "seed": self.evaluation.seed})  # fmt: skip
+        identity = {"suite": self.suite.name, "weights": self._fingerprint, "recipe": describe(recipe),
+                    "seed": self.evaluation.seed}  # fmt: skip
+        if recipe.guidance and recipe.guidance.uses_classifier:
+            identity["classifier"] = self._classifier
+        return digest(identity)
 
     def quality_id(self, recipe: Recipe) -> str:
         """Id of the scores: the samples, their number, the reference and what they are compared with."""
         from accel.evaluation.score import EPOCH
 
-        converged = self.suite.converged(recipe.guidance)
+        converged = self.suite.converged(recipe.exact_guidance)
         return digest({"samples": self.generation_id(recipe), "n": self.evaluation.n, "epoch": EPOCH,
                        "reference": self.suite.reference_identity(), "compared": self.evaluation.compared,
-                       "converged": self.generation_id(converged)})  # fmt: skip
+                       "converged": self.generation_id(converged)} | self._scoring)  # fmt: skip
 
     def timing_id(self, recipe: Recipe, baseline: Recipe) -> str:
         """Id of a timing: recipe, baseline, device, threads, versions and batch."""
@@ -119,7 +136,7 @@ class Runner:
 
         e = self.evaluation
         return digest({"samples": self.generation_id(recipe), "baseline": self.generation_id(baseline),
-                       "environment": environment(self.device), "batch": e.timing_batch,
+                       "environment": environment(self.device) | self.suite.execution(), "batch": e.timing_batch,
                        "repetitions": e.repetitions})  # fmt: skip
 
     # quality -----------------------------------------------------------------------------------------------------
@@ -158,8 +175,8 @@ class Runner:
         artefacts, setup = self.artefacts(recipe)
         cost = counted_cost(self.pipe, self.suite, recipe, self.models, artefacts)
         shards = self.shards(recipe, e.n, artefacts)
-        itself = self.generation_id(recipe) == self.generation_id(self.suite.converged(recipe.guidance))
-        exact = None if itself and not self._solved else self.converged_images(recipe)
+        itself = self.generation_id(recipe) == self.generation_id(self.suite.converged(recipe.exact_guidance))
+        exact = None if itself and not self.suite.solves(recipe.exact_guidance) else self.converged_images(recipe)
         values = score(self.suite, shards, exact)
         self._picture(key, shards["images"])
         record = {
@@ -177,11 +194,14 @@ class Runner:
             "cost": {k: v for k, v in cost.items() if k != "strip"} | {"setup_s": round(setup, 3)},
             "strip": cost["strip"],
             "samples": self.generation_id(recipe),
-            "converged": self.generation_id(self.suite.converged(recipe.guidance)),
+            "converged": self.generation_id(self.suite.converged(recipe.exact_guidance)),
             "weights": self._fingerprint,
             "reference": self.suite.reference_identity(),
-            "environment": environment(self.device) | {"batch": e.batch},
+            "environment": environment(self.device) | self.suite.execution() | {"batch": e.batch},
         }
+        if notes := self.suite.notes(self.pipe, e.n):
+            record["notes"] = notes
+            self._warn(notes.get("warnings", ()))
         self.results.save(record)
         return record
 
@@ -200,9 +220,24 @@ class Runner:
                 for a, b in missing:
                     with locked(self._device_lock, shared=True):
                         images = generate(self.pipe, self.suite, recipe, e.seed, a, b, e.batch)
-                    store.save(a, b, score_images(self.suite, images, self.suite.conditions(a, b)))
+                    tensors = {"images": self.suite.stored(images)}
+                    if not self._scoring:
+                        tensors = score_images(self.suite, images, self.suite.conditions(a, b))
+                    store.save(a, b, tensors)
                     self.on_samples(b - a)
-        return store.gather(n, e.shard)
+        found = store.gather(n, e.shard, {"images": e.compared})
+        return found | (self._scores(recipe, store, n) if self._scoring else {})
+
+    def _scores(self, recipe: Recipe, store: ShardStore, n: int) -> dict[str, torch.Tensor]:
+        """Features and per-sample scores of the images in `store`: apart, so that other ones need no other images."""
+        from accel.evaluation.score import score_images
+
+        scored = digest({"samples": self.generation_id(recipe), "scoring": self._scoring})
+        scores = ShardStore(self.results.root, scored)
+        for a, b in scores.missing(n, self.evaluation.shard):
+            made = score_images(self.suite, store.load(a, b)["images"], self.suite.conditions(a, b))
+            scores.save(a, b, {k: v for k, v in made.items() if k != "images"})
+        return scores.gather(n, self.evaluation.shard)
 
     def missing_samples(self, recipe: Recipe) -> int:
         """How many of the run's samples are still to be generated."""
@@ -218,9 +253,9 @@ class Runner:
 
     def converged_images(self, recipe: Recipe) -> torch.Tensor:
         """Images of the converged trajectory under the recipe's guidance, for the samples that are compared."""
-        converged = self.suite.converged(recipe.guidance)
+        converged = self.suite.converged(recipe.exact_guidance)
         n = self.evaluation.compared
-        if not self._solved:
+        if not self.suite.solves(recipe.exact_guidance):
             return self.shards(converged, n)["images"]
         store = ShardStore(self.results.root, digest({"exact": self.generation_id(converged)}))
         for a, b in boundaries(n, self.evaluation.shard):
@@ -266,13 +301,17 @@ class Runner:
     # calibration ---------------------------------------------------------------------------------------------------
 
     def artefacts(self, recipe: Recipe) -> tuple[dict[str, dict[str, torch.Tensor]] | None, float]:
-        """What the recipe's sampler and precision need, and the seconds that making it took (0: none needed)."""
+        """What the recipe's sampler, guidance and precision need, and the seconds that making it took (0: none)."""
         made, seconds = {}, 0.0
         if recipe.sampler and recipe.sampler.calibrated:
             # A search knows the sampler and its guidance only: the model is the plain one.
             alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
             made["sampler"] = self._artefact(alone, lambda: self._search(alone))
             seconds += float(made["sampler"].pop("seconds"))
+        if recipe.guidance and recipe.guidance.calibrated:
+            alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
+            made["guidance"] = self._artefact(alone, lambda: self._fit(alone))
+            seconds += float(made["guidance"].pop("seconds"))
         if recipe.precision and recipe.precision.calibrated:
             from accel.precision.calibration import by_network
 
@@ -298,9 +337,17 @@ class Runner:
         from accel.samplers.ode import initial_latents
 
         n = recipe.sampler.samples_wanted()
-        call = self.suite.conditions(0, n) | {"guidance_scale": recipe.guidance_scale}
-        noise = initial_latents(self.pipe, {"generator": generators(CALIBRATION_SEED, 0, n)})
+        call = self.suite.conditions(0, n) | self.suite.guidance_arguments(recipe)
+        noise = initial_latents(self.pipe, call | {"generator": generators(CALIBRATION_SEED, 0, n)})
         return recipe.sampler.calibrate(self.pipe, recipe, call, noise, self.on_search)
+
+    def _fit(self, recipe: Recipe) -> dict[str, torch.Tensor]:
+        from accel.evaluation.generate import generate
+
+        def sample(plain: Recipe, start: int, stop: int) -> None:
+            generate(self.pipe, self.suite, plain, CALIBRATION_SEED, start, stop, self.evaluation.batch)
+
+        return recipe.guidance.calibrate(self.pipe, recipe, sample)
 
     def _calibrate(self, recipe: Recipe, artefacts: dict[str, Any]) -> dict[str, torch.Tensor]:
         from accel.evaluation.generate import generate
@@ -334,7 +381,7 @@ class Runner:
         with locked(self._device_lock):  # nobody else times or generates meanwhile
             measured = time_recipe(self.pipe, self.suite, recipe, baseline, models=self.models, artefacts=artefacts,
                                    batch=e.timing_batch, repetitions=e.repetitions)  # fmt: skip
-        where = environment(self.device)
+        where = environment(self.device) | self.suite.execution()
         record = {
             "kind": "timing",
             "id": key,
@@ -352,9 +399,16 @@ class Runner:
 
     def control(self, recipe: Recipe, cost: dict[str, Any]) -> Recipe:
         """The plain sampler whose MACs an image come nearest to the accelerated recipe's `cost`."""
-        plain = replace(recipe, cache=None, stitch=None, precision=None)
+        plain = recipe.unaccelerated
         steps = max(1, round(recipe.sampler.steps * cost["macs"] / self.plain_macs(plain)))
         return replace(plain, sampler=replace(recipe.sampler, steps=min(steps, recipe.sampler.steps)))
+
+    def _warn(self, messages: Iterable[str]) -> None:
+        """Say each message once."""
+        for message in messages:
+            if message not in self._reported:
+                self.say(message)
+                self._reported.add(message)
 
     # helpers -------------------------------------------------------------------------------------------------------
 
@@ -365,16 +419,12 @@ class Runner:
     def _device_lock(self) -> Path:
         return self.results.root / "shards" / ".device.lock"
 
-    @property
-    def _solved(self) -> bool:
-        # The suite has an exact solution of its own, so that no sampler stands in for it.
-        return type(self.suite).solve is not Suite.solve
-
     def _picture(self, key: str, images: torch.Tensor) -> None:
         from PIL import Image
 
         strip = torch.cat(list(self.suite.to_uint8(images[:STRIP])), dim=-1).permute(1, 2, 0).numpy()
         picture = Image.fromarray(strip[..., 0] if strip.shape[-1] == 1 else strip)
+        picture.thumbnail((STRIP * PICTURE, PICTURE))
         data = io.BytesIO()
         picture.save(data, "png", optimize=True)
         write_atomic(self.results.root / "records" / "quality" / f"{key}.png", data.getvalue())

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from accel.denoiser import Denoise, Inputs, Method
 from accel.errors import ConfigError, IncompatibleError, check_float
@@ -29,6 +30,19 @@ SHARED = (
     "cross_attention_dim",
     "addition_embed_type",
 )
+
+
+def check_shared(nets: Mapping[str, nn.Module], doing: str, axis: str) -> None:
+    """IncompatibleError unless all of `nets` live in the latent space and take the conditioning of the first."""
+    (base, own), *others = nets.items()
+    for name, net in others:
+        for key in SHARED:
+            ours, theirs = own.config.get(key), net.config.get(key)
+            if ours != theirs:
+                raise IncompatibleError(
+                    f"{doing} needs models of one latent space and conditioning, but {key} is {theirs} in {name!r} "
+                    f"and {ours} in {base!r}; use a model with {key}={ours}, or {axis}=none."
+                )
 
 
 @dataclass(frozen=True)
@@ -64,20 +78,11 @@ class TStitch(Method):
         return ends
 
     def check(self, nets, recipe) -> None:
-        base, *others = nets.items()
-        for name, net in others:
-            for key in SHARED:
-                ours, theirs = base[1].config.get(key), net.config.get(key)
-                if ours != theirs:
-                    raise IncompatibleError(
-                        f"stitching needs models of one latent space and conditioning, but {key} is {theirs} in "
-                        f"{name!r} and {ours} in {base[0]!r}; use a model with {key}={ours}, or stitch=none."
-                    )
+        check_shared({name: nets[name] for name in ("base", *self.models)}, "stitching", "stitch")
 
     def combine(self, denoisers: Mapping[str, Denoise], clock: Trajectory) -> Denoise:
-        """One denoiser that hands each call to the model of its step; `denoisers` are in the order of the check."""
-        base, *others = denoisers.values()
-        order = [*others, base]
+        """One denoiser that hands each call to the model of its step; `denoisers` by name, `base` is the pipeline's."""
+        order = [*(denoisers[name] for name in self.models), denoisers["base"]]
 
         def denoise(inputs: Inputs) -> torch.Tensor:
             return order[bisect_right(self.milestones(clock.num_steps), clock.step)](inputs)

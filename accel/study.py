@@ -127,7 +127,7 @@ class Study:
 
     def _jobs(self, runner: Runner, refused: list[tuple[Recipe, str]]) -> list[_Job]:
         seen = {runner.generation_id(recipe) for recipe, _ in refused}
-        converged = self.suite.converged(self.baseline.guidance)
+        converged = self.suite.converged(self.baseline.exact_guidance)
         jobs = [_Job(converged, "reference"), _Job(self.baseline, "baseline")]
         if runner.generation_id(converged) == runner.generation_id(self.baseline):
             del jobs[0]  # the table needs its baseline
@@ -240,7 +240,8 @@ class _Rows:
 
 def rows_per_image(recipe: Recipe) -> int:
     """Upper bound of denoiser rows for an image: evaluations, twice under guidance."""
-    return recipe.sampler.evaluations * (2 if recipe.guidance_scale > 1 else 1)
+    guiding = len(recipe.guidance.models) if recipe.guidance else 0
+    return recipe.sampler.evaluations * ((2 if recipe.guidance_scale > 1 else 1) + guiding)
 
 
 def _seconds_per_row(runner: Runner) -> float:

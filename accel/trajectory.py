@@ -11,7 +11,8 @@ Terms: a *stage* is one `scheduler.step` call; a *step* is one solver step and h
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +22,10 @@ from accel.errors import AccelError
 
 @dataclass(frozen=True)
 class NetworkCall:
-    """One network evaluation that really happened. `rows` counts batch rows, `macs` all of them (None: not counted)."""
+    """One network evaluation that really happened. `rows` counts batch rows, `macs` all of them (None: not counted).
+
+    `denoiser` is false for a network that a method uses beside the denoisers (a classifier): MACs, but no NFE.
+    """
 
     step: int
     stage: int
@@ -32,6 +36,19 @@ class NetworkCall:
     mode: str
     rows: int
     macs: int | None = None
+    denoiser: bool = True
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a method decided while sampling: where, what, and for which samples of the batch."""
+
+    step: int
+    stage: int
+    timestep: float
+    sigma: float
+    name: str
+    samples: tuple[int, ...]
 
 
 @dataclass
@@ -39,6 +56,7 @@ class Trajectory:
     """Position in the current trajectory and the trace of what was evaluated; see the module's terms.
 
     `prelude`: evaluations made before the trajectory to prepare its initial samples (see `keep_as_prelude`).
+    `generator`: what step noise is drawn from where the pipeline gives its scheduler none (DiT, SD3, Flux).
     """
 
     stage: int = -1
@@ -48,7 +66,9 @@ class Trajectory:
     rows: int = 0
     trace: list[NetworkCall] = field(default_factory=list)
     prelude: list[NetworkCall] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     runs: int = 0
+    generator: torch.Generator | list[torch.Generator] | None = None
     _scheduler: object = None
     _timesteps: torch.Tensor | None = None
     _sigmas: torch.Tensor | None = None
@@ -67,6 +87,21 @@ class Trajectory:
     def slot(self) -> int:
         """Which evaluation of the solver step this is (0 for single-evaluation samplers)."""
         return self.stage % self._order
+
+    @property
+    def stages(self) -> int:
+        """Number of stages of this trajectory, known from the first evaluation on."""
+        return self._stages
+
+    @property
+    def timesteps(self) -> torch.Tensor:
+        """The timestep of every stage of this trajectory, on the CPU."""
+        return self._timesteps[self._offset :]
+
+    @property
+    def scheduler(self) -> object:
+        """The scheduler that drives this trajectory."""
+        return self._scheduler
 
     @property
     def timestep(self) -> float:
@@ -99,6 +134,7 @@ class Trajectory:
         self.stage, self.call, self.num_steps, self._stages = 0, -1, 0, 0
         self.samples = self.rows = 0
         self.trace.clear()
+        self.events.clear()
         self._reset()
 
     def enter(self, rows: int) -> None:
@@ -126,10 +162,14 @@ class Trajectory:
             self.runs += 1
             self._reset()
 
-    def note(self, model: str, mode: str, rows: int, macs: int | None) -> None:
+    def note(self, model: str, mode: str, rows: int, macs: int | None, denoiser: bool = True) -> None:
         """Append one network evaluation to the trace."""
         where = (self.step, self.stage, self.call, self.timestep, self.sigma)
-        self.trace.append(NetworkCall(*where, model, mode, rows, macs))
+        self.trace.append(NetworkCall(*where, model, mode, rows, macs, denoiser))
+
+    def mark(self, name: str, samples: Iterable[int]) -> None:
+        """Append one decision of a method, made now for `samples` of the batch, to the events."""
+        self.events.append(Event(self.step, self.stage, self.timestep, self.sigma, name, tuple(samples)))
 
     def keep_as_prelude(self) -> None:
         """Count what was evaluated until now as preparation of the trajectory that follows."""
@@ -154,6 +194,7 @@ def attach_clock(scheduler, clock: Trajectory, steps: int | None = None, copies:
     that the scheduler gets for each image.
     """
     set_timesteps, step = scheduler.set_timesteps, scheduler.step
+    draws = "generator" in inspect.signature(step).parameters
 
     @functools.wraps(set_timesteps)
     def clocked_set_timesteps(num_inference_steps=None, *args, **kwargs):
@@ -166,6 +207,9 @@ def attach_clock(scheduler, clock: Trajectory, steps: int | None = None, copies:
 
     @functools.wraps(step)
     def clocked_step(model_output, timestep, sample, *args, **kwargs):
+        if draws and clock.generator is not None and not args and kwargs.get("generator") is None:
+            own = clock.generator
+            kwargs["generator"] = own * copies if isinstance(own, list) else own
         result = step(model_output, timestep, sample, *args, **kwargs)
         clock.advance(len(sample) // copies)
         return result

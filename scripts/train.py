@@ -40,10 +40,15 @@ def train(args: argparse.Namespace) -> None:
         TimeRemainingColumn,
     )
 
-    from accel.suites import digits_flow_train, digits_levels_train, digits_train
+    from accel.suites import digits_flow_train, digits_levels_train, digits_train, shapes_train
     from accel.suites.base import ASSETS
 
-    trainers = {"digits": digits_train, "digits_flow": digits_flow_train, "digits_levels": digits_levels_train}
+    trainers = {
+        "digits": digits_train,
+        "digits_flow": digits_flow_train,
+        "digits_levels": digits_levels_train,
+        "shapes": shapes_train,
+    }
     if args.suite not in trainers:
         raise unknown("suite to train", args.suite, trainers)
     trainer = trainers[args.suite]

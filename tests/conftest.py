@@ -30,7 +30,7 @@ def pipe(digits):
 
 @pytest.fixture(scope="session")
 def models(digits):
-    return digits.models()
+    return digits.networks()
 
 
 @pytest.fixture

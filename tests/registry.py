@@ -26,6 +26,7 @@ _SEARCH = ("iterations=3", "noises=1", "held_out=1", "reference=12")
 QUICK = {
     "deepcache": ["cache.interval=2", "cache.branch=2"],
     "interval": ["guidance.sigma_lo=0.5", "guidance.sigma_hi=20"],
+    "linear_ag": ["guidance.samples=2", "guidance.held_out=1"],
     "explicit": ["grid.timesteps=[999,700,400.5,100]"],
     "dc_solver": [f"sampler.search.{setting}" for setting in _SEARCH],
     **{name: ["sampler.ratios=[1,1,1.1,0.9]"] for name in ("dc_ddim", "dc_dpmpp_2m")},

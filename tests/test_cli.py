@@ -181,17 +181,26 @@ def test_damaged_calibration_is_made_anew(accel, tmp_path):
     assert len(artefact.read_bytes()) == len(whole)
 
 
-def test_equal_cost_controls_are_added(accel, tmp_path):
-    cells = 'cells=[["sampler=euler","sampler.steps=6","cache=deepcache"]]'
+@pytest.mark.parametrize(
+    ("method", "label", "of"),
+    [
+        ("cache=deepcache", "", "deepcache3b1"),
+        # A shortcut of plain guidance: its control is plain guidance of fewer steps.
+        ('guidance=ag","guidance.threshold=0.9', " + cfg2", "ag2(x0>=0.9)"),
+    ],
+)
+def test_equal_cost_controls_are_added(accel, tmp_path, method, label, of):
+    cells = f'cells=[["sampler=euler","sampler.steps=6","{method}"]]'
     assert accel(cells, "study=s", "evaluation.controls=true")[0] == 0
     study = json.loads((tmp_path / "results/studies/s.json").read_text())
     cell, control = study["rows"][-2:]
-    assert (control["role"], control["of"]) == ("control", "euler-6 + deepcache3b1")
+    assert (control["role"], control["of"]) == ("control", f"euler-6 + {of}")
+    assert control["label"].endswith(label)
     macs = [
         json.loads((tmp_path / f"results/records/quality/{r['quality']}.json").read_text())["cost"]["macs"]
         for r in (cell, control)
     ]
-    per_step = macs[1] / int(control["label"].split("-")[1])
+    per_step = macs[1] / int(control["label"].split("-")[1].split(" ")[0])
     assert abs(macs[0] - macs[1]) <= per_step / 2
 
 

@@ -18,10 +18,17 @@ from accel.recipe import Recipe, accelerate
 from accel.results.records import canonical, describe
 from accel.samplers.ode import initial_latents
 
-# The setting at which a method must change nothing, by class; "same" compares bit for bit with the plain pipeline.
+# The setting at which a method must change nothing, bit for bit, by class; None: it has no such setting.
 IDENTITY = {
     "CFG": {"scale": 1.0},
     "IntervalCFG": {"scale": 1.0},
+    "AdaptiveGuidance": {"scale": 1.0},
+    "LinearAG": {"scale": 1.0},
+    "APG": {"scale": 1.0},
+    "AutoGuidance": {"weight": 1.0},
+    "ClassifierGuidance": {"strength": 0.0},
+    "GradientFreeClassifierGuidance": {"strength": 0.0},
+    "CFGPlusPlus": None,  # weight 0 is the unconditional model: tests/guidance/test_cfgpp.py
     "DeepCache": {"interval": 1},
     "TStitch": {"fractions": (0.0,)},
     "FakeQuant": {"weight_bits": 32, "activation_bits": 32},
@@ -39,6 +46,9 @@ def artefacts(pipe, digits, made: Recipe, models):
         call = digits.conditions(0, n) | {"guidance_scale": made.guidance_scale}
         noise = initial_latents(pipe, {"generator": generators(99, 0, n)})
         own["sampler"] = made.sampler.calibrate(pipe, alone, call, noise, lambda done, total: None)
+    if made.guidance and made.guidance.calibrated:
+        alone = Recipe(made.sampler, made.grid, made.guidance)
+        own["guidance"] = made.guidance.calibrate(pipe, alone, lambda r, a, b: generate(pipe, digits, r, 99, a, b, 2))
     if made.precision and made.precision.calibrated:
         own |= calibrate(pipe, made, lambda: generate(pipe, digits, made, 99, 0, 2, 2), models, own)
     return own or None
@@ -62,6 +72,8 @@ def test_identity_setting_equals_the_plain_pipeline(method, images):
     made = recipe(**{axis: choice})
     config = getattr(made, axis)
     assert type(config).__name__ in IDENTITY, f"say in IDENTITY at which setting {choice} changes nothing"
+    if IDENTITY[type(config).__name__] is None:
+        return
     neutral = replace(made, **{axis: replace(config, **IDENTITY[type(config).__name__])})
     assert torch.equal(images(neutral)[0], images(replace(made, **{axis: None}))[0])
 

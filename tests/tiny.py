@@ -69,3 +69,79 @@ class GaussianFlow(ModelMixin, ConfigMixin):
         """The state at timestep t of the trajectory that starts from noise `x`: quantiles stay quantiles."""
         s = t / 1000
         return (1 - s) * cls.MEAN + ((1 - s) ** 2 * cls.STD**2 + s**2) ** 0.5 * x
+
+
+def stable_diffusion():
+    """diffusers' own StableDiffusionPipeline, tiny and random, for `prompt_embeds`."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = UNet2DConditionModel(
+            sample_size=8, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
+            attention_head_dim=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        )  # fmt: skip
+        vae = AutoencoderKL(block_out_channels=(4,), latent_channels=4, norm_num_groups=4)
+    for part in (net, vae):
+        part.eval().requires_grad_(False)
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    pipe = StableDiffusionPipeline(vae, None, None, net, scheduler, None, None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def run_stable_diffusion(pipe, guidance_scale: float, negative: int = 0, steps: int = 6):
+    """Latents (2, 4, 8, 8) for two prompts; `negative` numbers the negative prompt."""
+    embed = [torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(seed)) for seed in (100, negative)]
+    generators = [torch.Generator().manual_seed(i) for i in range(2)]
+    return pipe(prompt_embeds=embed[0], negative_prompt_embeds=3 * embed[1], generator=generators, height=8, width=8,
+                guidance_scale=guidance_scale, num_inference_steps=steps, output_type="latent").images  # fmt: skip
+
+
+class Rotating(ModelMixin, ConfigMixin):
+    """Denoiser of two pixels: x_0 = (cos a, sin a), a = `rate` (label + 1) t / 1000, or 0 for the null label.
+
+    So that the cosine of conditional and unconditional prediction is cos a, whatever the sample.
+    """
+
+    @register_to_config
+    def __init__(self, rate: float = 0.5, num_class_embeds: int = 4, sample_size: tuple[int, int] = (1, 2)) -> None:
+        super().__init__()
+        self.register_buffer("unit", torch.ones((), dtype=torch.float64))
+        self.register_to_config(in_channels=1)
+
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        null = self.config.num_class_embeds - 1
+        turns = torch.where(class_labels == null, 0, class_labels + 1).to(sample)
+        angle = self.config.rate * turns * float(timestep) / 1000
+        return (torch.stack([angle.cos(), angle.sin()], 1).reshape(sample.shape),)
+
+
+class Proportional(ModelMixin, ConfigMixin):
+    """Denoiser whose unconditional prediction is `share` of its conditional one, tanh(2 x + label + t / 1000)."""
+
+    @register_to_config
+    def __init__(self, share: float = 0.7, num_class_embeds: int = 2, sample_size: int = 2, in_channels: int = 1):
+        super().__init__()
+        self.register_buffer("unit", torch.ones((), dtype=torch.float64))
+
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        weight = torch.where(class_labels == self.config.num_class_embeds - 1, self.config.share, 1.0).to(sample)
+        return (weight.reshape(-1, 1, 1, 1) * torch.tanh(2 * sample + float(timestep) / 1000),)
+
+
+def pixels(net, scheduler):
+    """PixelPipeline of `net`."""
+    from accel.suites.pipeline import PixelPipeline
+
+    pipe = PixelPipeline(net, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def run_pixels(pipe, guidance_scale: float = 1.0, labels=(0, 1, 2), first: int = 0, steps: int = 10):
+    """Images of a PixelPipeline; image i starts from noise of its own seed first + i."""
+    generators = [torch.Generator().manual_seed(first + i) for i in range(len(labels))]
+    return pipe(class_labels=list(labels), guidance_scale=guidance_scale, generator=generators,
+                num_inference_steps=steps, output_type="pt").images  # fmt: skip

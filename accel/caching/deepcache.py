@@ -20,6 +20,8 @@ from accel.caching.unet_view import ShallowView, skip_count
 from accel.denoiser import Denoise, Inputs, Method, Node
 from accel.errors import ConfigError, check_int
 
+Stored = tuple[torch.Tensor, tuple[int, ...] | None]  # features, and the members of the part that they are of
+
 
 @dataclass(frozen=True)
 class DeepCache(Method):
@@ -52,17 +54,27 @@ class DeepCache(Method):
         if self.interval == 1:
             return inner
         view, clock = ShallowView(node.net, self.branch), node.clock
-        stored: dict[tuple[int, int, str], torch.Tensor] = {}
+        stored: dict[tuple[int, int, str], Stored] = {}
         clock.on_reset(stored.clear)
 
         def denoise(inputs: Inputs) -> torch.Tensor:
             keys = [(clock.slot, clock.call, part) for part in inputs.parts]
             if not self.full(clock.step) and all(k in stored for k in keys):
-                entry = torch.cat([stored[k] for k in keys]) if len(keys) > 1 else stored[keys[0]]
+                found = [_rows(stored[k], inputs.members) for k in keys]
+                entry = torch.cat(found) if len(found) > 1 else found[0]
                 if len(entry) == inputs.rows:
                     return node.evaluate(inputs, lambda **kwargs: view.forward(entry, **kwargs), "shallow")
             prediction, entry = view.capture(lambda: inner(inputs))
-            stored.update(zip(keys, entry.chunk(len(keys)), strict=True))
+            stored.update((k, (part, inputs.members)) for k, part in zip(keys, entry.chunk(len(keys)), strict=True))
             return prediction
 
         return denoise
+
+
+def _rows(stored: Stored, wanted: tuple[int, ...] | None) -> torch.Tensor:
+    # The stored rows of the wanted members, fewer than wanted if some are not there; None stands for all of a part.
+    entry, held = stored
+    if wanted in (held, None):
+        return entry
+    places = {member: place for place, member in enumerate(range(len(entry)) if held is None else held)}
+    return entry[[places[m] for m in wanted if m in places]]

@@ -16,6 +16,8 @@ from accel.precision.base import plain_bytes
 from accel.recipe import Recipe, accelerate
 from accel.suites.base import Suite
 
+VARYING = 20  # samples over which a cost that differs from sample to sample is averaged
+
 
 class PeakTensorMemory(TorchDispatchMode):
     """Peak bytes of live tensors that operations return within the context (workspaces inside kernels are not seen).
@@ -58,7 +60,10 @@ def counted_cost(
     models: Mapping[str, nn.Module] | None = None,
     artefacts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Steps, NFE, MACs an image, model bytes, peak tensor bytes (batch 1) and the trace strip of one trajectory."""
+    """Steps, NFE, MACs an image, model bytes, peak tensor bytes (batch 1) and the trace strip of one trajectory.
+
+    NFE and MACs are means over the first VARYING samples where a guidance evaluates less for some than for others.
+    """
     nets = recipe.nets(pipe, models).values()
     size = recipe.precision.model_bytes if recipe.precision else plain_bytes
     with accelerate(pipe, recipe, models=models, artefacts=artefacts, count_macs=True) as run:
@@ -67,4 +72,10 @@ def counted_cost(
             count = recipe.sampler.group(suite.period) if recipe.sampler else 1
             generate(pipe, suite, recipe, seed=0, start=0, stop=count, batch=count)
         counts = {"steps": run.clock.num_steps, "nfe": run.nfe, "macs": run.macs, "strip": run.strip}
+        if recipe.guidance and recipe.guidance.varies:
+            found = [(run.nfe, run.macs)]
+            for start in range(count, VARYING, count):
+                generate(pipe, suite, recipe, seed=0, start=start, stop=start + count, batch=count)
+                found.append((run.nfe, run.macs))
+            counts |= {k: sum(v) / len(found) for k, v in zip(("nfe", "macs"), zip(*found, strict=True), strict=True)}
     return counts | {"model_bytes": sum(size(net) for net in nets), "peak_bytes": weights + memory.peak}

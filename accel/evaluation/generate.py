@@ -40,9 +40,9 @@ def generate(pipe: Any, suite: Suite, recipe: Recipe, seed: int, start: int, sto
     for a, b in batches(start, stop, batch):
         call = suite.conditions(a, b) | {
             "generator": generators(seed, a, b),
-            "guidance_scale": recipe.guidance_scale,
             "output_type": "pt",
         }
+        call |= suite.guidance_arguments(recipe)
         try:
             result = run_pipeline(pipe, recipe, call)
         except (MemoryError, RuntimeError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,10 +80,17 @@ class ShardStore:
         """Shards of the first n samples that are still to be computed; damaged ones are among them."""
         return [(a, b) for a, b in boundaries(n, size) if self.load(a, b) is None]
 
-    def gather(self, n: int, size: int) -> Tensors:
-        """All tensors of the first n samples, concatenated; every shard must be there."""
-        parts = [self.load(a, b) for a, b in boundaries(n, size)]
-        return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+    def gather(self, n: int, size: int, limits: Mapping[str, int] | None = None) -> Tensors:
+        """All tensors of the first n samples, concatenated; every shard must be there.
+
+        `limits`: of these tensors only so many samples are wanted; no more of them than needed is held in memory.
+        """
+        parts: dict[str, list[torch.Tensor]] = {}
+        for a, b in boundaries(n, size):
+            for name, tensor in self.load(a, b).items():
+                if a < (limits or {}).get(name, n):
+                    parts.setdefault(name, []).append(tensor)
+        return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
 @contextmanager

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from accel.errors import ConfigError, check_float
-from accel.guidance.base import Guidance
+from accel.guidance.base import Scaled
 
 
 @dataclass(frozen=True)
-class CFG(Guidance):
+class CFG(Scaled):
     """Classifier-free guidance at every step: two network rows an image and evaluation. scale 1: none."""
 
     @property
@@ -26,7 +26,7 @@ class CFG(Guidance):
 
 
 @dataclass(frozen=True)
-class IntervalCFG(Guidance):
+class IntervalCFG(Scaled):
     """Guidance where sigma_lo < sigma <= sigma_hi only; elsewhere one network row an image."""
 
     sigma_lo: float = 0.0

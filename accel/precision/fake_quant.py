@@ -111,6 +111,10 @@ class QuantisedLayer(nn.Module):
     def bias(self) -> torch.Tensor | None:
         return self.layer.bias
 
+    @property
+    def in_features(self) -> int:
+        return self.layer.in_features  # StableDiffusionXLPipeline reads that of the network's first linear layer
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.activation_bits != FLOAT_BITS:
             top = 2**self.activation_bits - 1

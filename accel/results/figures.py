@@ -365,8 +365,9 @@ def _samples(study: Study, results: Results) -> Figure | None:
     size = max(samples[0].height for _, samples in strips)
     names = [wrap(row.label, LABEL_WIDTH)[:2] for row, _ in strips]
     label = 60 + round(11.5 * max(18, *(len(line) for name in names for line in name)))
-    top, pitch = 96, size + LINE
-    width, height = label + count * (size + GAP) + 20, top + len(strips) * pitch + 12
+    captions = next((c for row, _ in strips if (c := row.quality.get("notes", {}).get("captions"))), [])[:count]
+    top, pitch, below = 96 + 14 * bool(captions), size + LINE, 10 + 17 * len(captions)
+    width, height = label + count * (size + GAP) + 20, top + len(strips) * pitch + 12 + below * bool(captions)
     figure = new_figure(width / DPI, height / DPI)
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
@@ -383,6 +384,9 @@ def _samples(study: Study, results: Results) -> Figure | None:
         single = len(names[i]) == 1
         write(24, y + (0.68 if single else 0.66) * size, "\n".join(names[i]), size=8, weight=weight, color=INK)
         write(24, y + (0.28 if single else 0.1) * size, _caption(row, group), size=6.3, color=GREY)
+    for j, caption in enumerate(captions):
+        write(label + j * (size + GAP) + size / 2, height - top + 10, str(j + 1), size=6.3, color=GREY, ha="center")
+        write(24, 12 + below - 17 * (j + 1), f"{j + 1}  {caption}", size=6.3, color=GREY)
     return figure
 
 

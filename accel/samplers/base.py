@@ -35,6 +35,11 @@ class Sampler:
         """Whether the sampler needs an artefact, which `calibrate` makes."""
         return False
 
+    @property
+    def predicts(self) -> bool:
+        """Whether it evaluates the model outside the pipeline's loop, each time as a trajectory of its own."""
+        return self.calibrated
+
     def prepared(self, pipe: Any, recipe: Any, artefact: Mapping[str, torch.Tensor] | None = None) -> Sampler:
         """The sampler with all its numbers, those of its artefact included."""
         return self

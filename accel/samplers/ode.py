@@ -52,6 +52,10 @@ class AdaptiveODE(Sampler):
     def label(self) -> str:
         return f"{self.name}({self.method},{self.rtol:g})"
 
+    @property
+    def predicts(self) -> bool:
+        return True
+
     def build(self, config: Any, grid: Grid | None = None) -> DEISScheduler:
         """DDIM's one step from the smallest noise level to sigma = 0."""
         if grid is not None:
@@ -124,6 +128,10 @@ def initial_latents(pipe: Any, call: dict[str, Any]) -> torch.Tensor:
     generators = call.get("generator")
     if not isinstance(generators, list):
         raise AccelError("the sampler needs `generator` as a list with one generator for each sample, or `latents`.")
+    if "prompt" in call or type(net).__name__ == "DiTTransformer2DModel":
+        from accel.predictor import Predictor
+
+        return Predictor(pipe, **call).initial_noise()  # its size is the pipeline's business
     size = net.config.sample_size
     shape = (len(generators), net.config.in_channels, *([size, size] if isinstance(size, int) else size))
     return randn_tensor(shape, generator=generators, device=net.device, dtype=net.dtype)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from accel.denoiser import denoiser_name
-from accel.errors import ConfigError, check_int
+from accel.errors import ConfigError, IncompatibleError, check_int
+from accel.guidance.cfg import CFG
 from accel.predictor import Predictor
 from accel.samplers.base import Sampler
 from accel.samplers.dc_solver import DCSolverScheduler
@@ -78,7 +79,14 @@ class DCSolver(Sampler):
         scheduler = DCSolverScheduler.from_config(
             dict(config), **own | (grid.options(DCSolverScheduler) if grid else {})
         )
-        scheduler.set_timesteps(self.steps)  # what does not fit fails here, before any work
+        dynamic = scheduler.config.use_dynamic_shifting
+        if dynamic and self.calibrated:
+            raise IncompatibleError(
+                f"the pipeline shifts its timesteps by the size of the image, which the ratio search of {self.name} "
+                "does not know; give sampler.ratios of your own, or use sampler=unipc_accel."
+            )
+        # What does not fit fails here, before any work. The pipeline will know the exponent of dynamic shifting.
+        scheduler.set_timesteps(self.steps, mu=1.0 if dynamic else None)
         return scheduler
 
     def calibrate(
@@ -109,6 +117,11 @@ class DCSolver(Sampler):
         if not isinstance(self.ratios, str):
             return self
         if self.ratios.endswith(".json"):
+            if self._other_guidance(recipe):
+                raise ConfigError(
+                    f"{self.ratios} predicts ratios from the scale of plain guidance, this recipe has guidance "
+                    f"{recipe.guidance.label}; use ratios=search, or guidance=cfg."
+                )
             found = Cascade.load(Path(self.ratios)).predict(self.steps, recipe.guidance_scale, self.dc_order)
             return replace(self, ratios=tuple(found))
         if self.ratios.endswith(".safetensors"):
@@ -122,8 +135,11 @@ class DCSolver(Sampler):
                 "the compensation ratios are still to be searched; run the recipe through `python -m accel` (the "
                 "artefact is then below results/artefacts/), or give sampler.ratios as a list or a file."
             )
-        for name, wanted in self._made_for(pipe, recipe).items():
-            found = artefact.get(f"{name}")
+        made_for = self._made_for(pipe, recipe)
+        if ("guidance" in artefact) != ("guidance" in made_for):
+            raise ConfigError("the compensation ratios were searched under another guidance; use ratios=search.")
+        for name, wanted in made_for.items():
+            found = artefact.get(name)
             if found is None or found.shape != wanted.shape or not torch.allclose(found.double(), wanted.double()):
                 raise ConfigError(
                     f"the compensation ratios were searched for {name.replace('_', ' ')} {_shown(found)}, this recipe "
@@ -134,12 +150,23 @@ class DCSolver(Sampler):
     def _made_for(self, pipe: Any, recipe: Any) -> dict[str, torch.Tensor]:
         scheduler = self.build(pipe.scheduler.config, recipe.grid)
         net = getattr(pipe, denoiser_name(pipe))
-        return {
+        made_for = {
             "timesteps": torch.from_numpy(scheduler.nodes.t.copy()),
             "guidance_scale": torch.tensor([recipe.guidance_scale], dtype=torch.float64),
             "solver": torch.tensor([self.order, self.dc_order, self.solver_type == "bh2", self.corrector]).long(),
             "weights": weights_digest(net),
         }
+        if self._other_guidance(recipe):
+            from accel.results.records import canonical, describe
+
+            text = canonical(describe(recipe.guidance)).encode()
+            made_for["guidance"] = torch.tensor(list(hashlib.sha256(text).digest()[:16]), dtype=torch.uint8)
+        return made_for
+
+    @staticmethod
+    def _other_guidance(recipe: Any) -> bool:
+        # Of plain guidance, the scale says all.
+        return recipe.guidance is not None and type(recipe.guidance) is not CFG
 
 
 def weights_digest(net: nn.Module) -> torch.Tensor:

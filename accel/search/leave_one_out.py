@@ -68,8 +68,8 @@ def _ratios(runner: Runner, recipe: Recipe) -> list[float]:
 @torch.no_grad()
 def _distances(runner: Runner, recipe: Recipe, choices: Sequence[list[float] | None], samples: int) -> list[dict]:
     pipe, suite = runner.pipe, runner.suite
-    noise = initial_latents(pipe, {"generator": generators(runner.evaluation.seed, 0, samples)})
-    call = suite.conditions(0, samples) | {"guidance_scale": recipe.guidance_scale}
+    call = suite.conditions(0, samples) | suite.guidance_arguments(recipe)
+    noise = initial_latents(pipe, call | {"generator": generators(runner.evaluation.seed, 0, samples)})
     plain = recipe.sampler.build(pipe.scheduler.config, recipe.grid)
     found = []
     with accelerate(pipe, Recipe(guidance=recipe.guidance)) as run:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from accel.errors import ConfigError, IntegrityError
-from accel.guidance.base import Guidance
+from accel.guidance.base import CLASSIFIER, Guidance
 from accel.recipe import Recipe
 
 ASSETS = Path(__file__).parent / "assets"
@@ -50,8 +50,17 @@ class Suite(ABC):
         """A freshly loaded diffusers pipeline."""
 
     def models(self) -> dict[str, nn.Module]:
-        """Further denoisers by name, for stitching."""
+        """Further denoisers by name, for stitching and autoguidance."""
         return {}
+
+    def classifier(self) -> nn.Module | None:
+        """Logits (B, K) of clean images as the denoiser predicts them (pixels: -1..1), one for each class; or None."""
+        return None
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Every network beside the pipeline's that a method may name: `models`, and the classifier if there is one."""
+        classifier = self.classifier()
+        return self.models() | ({} if classifier is None else {CLASSIFIER: classifier})
 
     @abstractmethod
     def fingerprint(self) -> dict[str, str]:
@@ -61,9 +70,38 @@ class Suite(ABC):
     def conditions(self, start: int, stop: int) -> dict[str, Any]:
         """Pipeline arguments that say what to generate for samples start..stop-1; a function of the index only."""
 
+    def guidance_arguments(self, recipe: Recipe) -> dict[str, Any]:
+        """Pipeline arguments that make it guide as `recipe` wants."""
+        return {"guidance_scale": recipe.guidance_scale}
+
+    def check(self, n: int) -> None:  # noqa: B027 (most suites have nothing to check)
+        """Raise ConfigError now if samples 0..n-1 cannot be made: a prompt file with fewer prompts."""
+
+    def execution(self) -> dict[str, Any]:
+        """Settings that change how long generation takes, but its results by rounding only; part of a timing's id."""
+        return {}
+
+    def scoring(self) -> dict[str, Any]:
+        """What `features` and `per_sample` depend on beyond the fingerprint, such as a feature network of choice.
+
+        Where there is any, scores are kept apart from the images, and another choice scores the same images again.
+        """
+        return {}
+
+    def notes(self, pipe: Any, n: int) -> dict[str, Any]:
+        """What else a record of samples 0..n-1 should say, such as how many prompts were cut.
+
+        `warnings`, a list of sentences, are said on the screen too.
+        """
+        return {}
+
     @abstractmethod
     def converged(self, guidance: Guidance | None) -> Recipe:
         """The recipe whose result counts as the exact solution for this guidance."""
+
+    def solves(self, guidance: Guidance | None) -> bool:
+        """Whether `solve` knows the exact solution under this guidance, so that no sampler stands in for it."""
+        return False
 
     def solve(self, pipe: Any, recipe: Recipe, seed: int, start: int, stop: int) -> torch.Tensor:
         """The exact solution of samples start..stop-1; only suites that override this have one."""
@@ -91,13 +129,21 @@ class Suite(ABC):
         return None
 
     def to_uint8(self, images: torch.Tensor) -> torch.Tensor:
-        """Pipeline output -> uint8 (B, C, H, W) for pictures."""
+        """Pipeline output, or what `stored` made of it, -> uint8 (B, C, H, W) for pictures."""
         return to_uint8(images)
+
+    def stored(self, images: torch.Tensor) -> torch.Tensor:
+        """What shards keep of pipeline output, and distances are taken of: -1..1 as it is, or uint8 to save space."""
+        return images
 
 
 @lru_cache(maxsize=64)
 def _file_hash(path: Path, size: int, modified: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    total = hashlib.sha256()
+    with path.open("rb") as file:  # weights may be larger than memory
+        while block := file.read(2**22):
+            total.update(block)
+    return total.hexdigest()
 
 
 def file_hash(path: Path) -> str:
@@ -144,7 +190,7 @@ def load_pipeline(cls: type, folder: Path | str, **kwargs: Any) -> Any:
     logging.disable_progress_bar()
     try:
         pipe = cls.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, **kwargs
+            folder, use_safetensors=True, local_files_only=True, **{"low_cpu_mem_usage": False} | kwargs
         )
     except OSError as error:
         raise ConfigError(

@@ -18,7 +18,7 @@ from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid
 from accel.suites import digits_data as data
 from accel.suites.base import ASSETS, Reference, Suite, check_manifest, load_pipeline
-from accel.suites.digits_models import DigitClassifier
+from accel.suites.digits_models import DigitClassifier, PixelClassifier
 from accel.suites.pipeline import PixelPipeline
 
 REMEDY = "Restore it from the repository (git checkout), or train it again with `make train SUITE=digits`."
@@ -44,6 +44,9 @@ class DigitsSuite(Suite):
 
     def models(self) -> dict[str, torch.nn.Module]:
         return {"small": load_pipeline(PixelPipeline, Path(self.weights) / "small").unet}
+
+    def classifier(self) -> PixelClassifier:
+        return PixelClassifier(classifier(self.weights))
 
     def conditions(self, start: int, stop: int) -> dict[str, Any]:
         return {"class_labels": [i % data.CLASSES for i in range(start, stop)]}

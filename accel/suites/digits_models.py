@@ -71,3 +71,14 @@ class DigitClassifier(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(images))
+
+
+class PixelClassifier(nn.Module):
+    """`DigitClassifier` on what a denoiser predicts: logits (B, 10) of images (B, 1, 16, 16) in -1..1, not rounded."""
+
+    def __init__(self, net: DigitClassifier) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net((images + 1) * 127.5)

@@ -10,6 +10,7 @@ import torch
 
 from accel.evaluation.generate import generators
 from accel.guidance.base import Guidance
+from accel.guidance.cfg import CFG
 from accel.recipe import Recipe
 from accel.results.records import digest
 from accel.samplers import DiffusersSampler
@@ -46,6 +47,9 @@ class MixtureSuite(Suite):
     def converged(self, guidance: Guidance | None) -> Recipe:
         options = {"solver_order": 2, "final_sigmas_type": "zero"}
         return Recipe(DiffusersSampler("DPMSolverMultistepScheduler", 200, "dpmpp_2m", options), guidance=guidance)
+
+    def solves(self, guidance: Guidance | None) -> bool:
+        return guidance is None or type(guidance) is CFG
 
     def solve(self, pipe: PixelPipeline, recipe: Recipe, seed: int, start: int, stop: int) -> torch.Tensor:
         """Integrates d(x/alpha)/d(rho) from the last training timestep, where trailing grids start, to rho = 0."""

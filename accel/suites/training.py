@@ -52,9 +52,15 @@ def velocity_loss(net: nn.Module, scheduler, x0, labels, generator, null_label: 
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.randint(0, scheduler.config.num_train_timesteps, (len(x0),), generator=generator)
     labels = _drop(labels, null_label, dropout, generator)
+    return velocity_error(net, scheduler, x0, noise, t, class_labels=labels)
+
+
+def velocity_error(net: nn.Module, scheduler, x0, noise, t, **condition: torch.Tensor):
+    """Mean squared error of the velocity that `net` predicts for x_t of x0 and noise (B, C, H, W), at t (B,)."""
     device = next(net.parameters()).device
-    x0, noise, t, labels = x0.to(device), noise.to(device), t.to(device), labels.to(device)
-    predicted = net(scheduler.add_noise(x0, noise, t), t, class_labels=labels, return_dict=False)[0]
+    x0, noise, t = x0.to(device), noise.to(device), t.to(device)
+    condition = {k: v.to(device) for k, v in condition.items()}
+    predicted = net(scheduler.add_noise(x0, noise, t), t, **condition, return_dict=False)[0]
     return nn.functional.mse_loss(predicted.float(), scheduler.get_velocity(x0, noise, t))
 
 

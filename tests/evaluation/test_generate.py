@@ -22,6 +22,9 @@ class Suite:
     def conditions(self, start, stop):
         return {"class_labels": list(range(start, stop))}
 
+    def guidance_arguments(self, recipe):
+        return {"guidance_scale": recipe.guidance_scale}
+
 
 class Pipe:
     """Images are the samples' first noise; notes its calls."""

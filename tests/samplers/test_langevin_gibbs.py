@@ -98,6 +98,9 @@ class Suite:
     def conditions(self, start: int, stop: int) -> dict:
         return {"class_labels": [i % 3 for i in range(start, stop)]}
 
+    def guidance_arguments(self, recipe: Recipe) -> dict:
+        return {"guidance_scale": recipe.guidance_scale}
+
 
 def images(pipe, made, start=0, stop=12, batch=12, grid=None, guidance=None, suite=None, count_macs=False):
     """(images, run) of a sampler."""

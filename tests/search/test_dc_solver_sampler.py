@@ -244,6 +244,28 @@ def test_artefact_for_something_else_is_refused(shared):
         pass
 
 
+def test_ratios_of_one_guidance_are_not_those_of_another(shared, tmp_path):
+    """Interval guidance has the same scale as plain guidance, and another trajectory."""
+    own, path = shared
+    interval = IntervalCFG(3.0, sigma_lo=0.3, sigma_hi=5.0)
+    with pytest.raises(ConfigError, match=f"another guidance.*{REMEDY}"):
+        replace(RECIPE, sampler=replace(SOLVER, ratios=str(path)), guidance=interval).check(own.pipe)
+    other = runner(tmp_path)
+    artefact = other.artefacts(replace(RECIPE, guidance=interval))[0]["sampler"]
+    with accelerate(own.pipe, replace(RECIPE, guidance=interval), artefacts={"sampler": artefact}):
+        pass
+    for guidance in (CFG(3.0), IntervalCFG(3.0, sigma_lo=0.4, sigma_hi=5.0)):
+        with (
+            pytest.raises(ConfigError, match=REMEDY),
+            accelerate(own.pipe, replace(RECIPE, guidance=guidance), artefacts={"sampler": artefact}),
+        ):
+            pass
+    cascade = tmp_path / "cascade.json"
+    Cascade.fit({(n, g): [1.0] * n for n in (4, 6) for g in (2.0, 4.0)}).save(cascade)
+    with pytest.raises(ConfigError, match=r"scale of plain guidance.*ratios=search"):
+        replace(RECIPE, sampler=DCSolver(5, ratios=str(cascade)), guidance=interval).check(own.pipe)
+
+
 def test_missing_damaged_and_foreign_files_are_refused(shared, tmp_path):
     own, path = shared
     damaged, foreign = tmp_path / "damaged.safetensors", tmp_path / "foreign.safetensors"

@@ -11,6 +11,8 @@ import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from accel.errors import AccelError, ConfigError
+from accel.guidance import CFG, IntervalCFG
+from accel.suites.mixture import MixtureSuite
 from accel.suites.mixture_exact import exact_solution, guided_noise_prediction, solution_error
 from accel.suites.mixture_model import MixtureDenoiser
 from accel.suites.pipeline import PixelPipeline
@@ -372,3 +374,11 @@ def test_bad_input_is_one_clear_error(model, call, message):
         call(model, noise(2))
     assert isinstance(caught.value, AccelError)
     assert "\n" not in str(caught.value)
+
+
+def test_exact_solution_is_that_of_plain_guidance_only():
+    """Of any other guidance the converged sampler stands in for it."""
+    suite = MixtureSuite()
+    assert suite.solves(None)
+    assert suite.solves(CFG(3.0))
+    assert not suite.solves(IntervalCFG(3.0, sigma_lo=0.3, sigma_hi=5.0))

@@ -1,0 +1,173 @@
+"""Classifier guidance with an off-the-shelf classifier of clean images (EluCD).
+
+Ma, Hu, Wang & Sun 2023, "Elucidating the Design Space of Classifier-Guided Diffusion Generation", ICLR 2024
+(arXiv:2310.11311). A classifier f that never saw noise looks at the prediction of x_0, and the gradient is taken at it,
+not through the denoiser. From the paper and the authors' released code:
+
+    g = grad_{x_0} ln [ exp(tau_1 f_y(x_0)) / sum_k exp(tau_2 f_k(x_0)) ],   x_0 clipped to [-1, 1] first
+    tau_1: `joint_temperature`; tau_2 = tau_1 * `margin_discount`, below tau_1 because the joint part is more reliable
+    ReLU -> Softplus(`softplus_beta`), so that the gradient is smooth
+    DDPM: mean += (variance + `sine` max_variance sin(pi t / T)) s g;   DDIM: eps_g = eps - s sigma g
+
+Our reading, for deterministic samplers of any kind: x_0 is moved by s w(t) h g with w(t) = 1 + `sine` sin(pi t / T),
+the ratio of both terms taken at the largest variance. `jacobian=one` is the code's DDIM form, h = sigma^2 / alpha: it
+takes g for the gradient at x, as if dx_0/dx were 1, and grows without limit where alpha -> 0 (a flow begins there, and
+is refused). `jacobian=prior`, the default, keeps the chain rule with dx_0/dx = alpha / (alpha^2 + sigma^2), exact for
+data of unit variance: h = sigma^2 / (alpha^2 + sigma^2). The two agree at low noise.
+
+x_0 is that of u + scale (c - u), or of the conditional prediction alone with scale 1, as in the paper; the same change
+goes to both halves, so that the pipeline steps with u + scale (c - u) + change. One classifier pass forwards and back
+an evaluation; its MACs are counted, it is no NFE. Shapes: predictions (B or 2 B, C, ...), logits (B, K).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from accel.denoiser import Inputs, Node, signature_of
+from accel.errors import ConfigError, IncompatibleError, check_float, unknown
+from accel.guidance.base import Scaled, halves
+from accel.guidance.spaces import level, own, shifted
+from accel.samplers.noise_schedule import is_flow
+
+JACOBIANS = ("prior", "one")
+CLASSES = ("num_class_embeds", "num_embeds_ada_norm")  # config entries of denoisers that get `class_labels`
+
+
+@dataclass(frozen=True)
+class ByClassifier(Scaled):
+    """Common part of guidances that ask the suite's classifier: CFG of `scale` below (1: the conditional model)."""
+
+    scale: float = 1.0
+    strength: float = 1.0
+    uses_classifier: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_float("guidance.strength", self.strength, 0.0)
+
+    @property
+    def neutral(self) -> bool:
+        return self.strength == 0.0
+
+    def check(self, nets, recipe) -> None:
+        super().check(nets, recipe)
+        base = nets["base"]
+        if "class_labels" not in signature_of(base).parameters or not any(base.config.get(k) for k in CLASSES):
+            raise IncompatibleError(
+                f"guidance {self.label} asks a classifier about the class of each row, but {type(base).__name__} gets "
+                "no class labels; use a class-conditional model, or guidance=cfg."
+            )
+
+
+@dataclass(frozen=True)
+class ClassifierGuidance(ByClassifier):
+    """EluCD: `strength` times the gradient of the classifier at the predicted x_0."""
+
+    joint_temperature: float = 1.0
+    margin_discount: float = 0.5
+    softplus_beta: float = 3.0
+    sine: float = 0.3
+    jacobian: str = "prior"
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_float("guidance.joint_temperature", self.joint_temperature, 0.0)
+        check_float("guidance.margin_discount", self.margin_discount, 0.0)
+        check_float("guidance.softplus_beta", self.softplus_beta, 1e-3)
+        check_float("guidance.sine", self.sine, 0.0)
+        if self.jacobian not in JACOBIANS:
+            raise unknown("guidance.jacobian", str(self.jacobian), JACOBIANS)
+
+    @property
+    def label(self) -> str:
+        below = f"cfg{self.scale:g}+" if self.scale > 1 else ""
+        return f"{below}elucd{self.strength:g}"
+
+    def check_around(self, scheduler, models) -> None:
+        super().check_around(scheduler, models)
+        if self.jacobian == "one" and is_flow(scheduler.config):
+            raise IncompatibleError(
+                "guidance.jacobian=one has no finite value where a flow begins, at alpha = 0; use jacobian=prior."
+            )
+
+    def attach(self, node, inner):
+        node.classifier = node.classifier and smoothed(node.classifier, self.softplus_beta)
+        return super().attach(node, inner)
+
+    def guide(self, inputs, inner, node):
+        prediction = inner(inputs)
+        if self.neutral:
+            return prediction
+        rows, x, at = conditional(inputs), conditional(inputs).sample, level(node.clock)
+        x0 = at.to("x0", own(guided(prediction, inputs, self.scale), x), x)
+        gradient = self.gradient(node, x0, rows.kwargs["class_labels"])
+        posterior = at.sigma**2 / (at.alpha if self.jacobian == "one" else at.alpha**2 + at.sigma**2)
+        change = at.change("x0", self.strength * self.wave(node.clock) * posterior * gradient)
+        return shifted(prediction, change.repeat(len(inputs.parts), *[1] * (change.ndim - 1)))
+
+    def wave(self, clock: Any) -> float:
+        """1 + sine sin(pi t / T) at the current timestep."""
+        return 1 + self.sine * math.sin(math.pi * clock.timestep / clock.scheduler.config.num_train_timesteps)
+
+    def gradient(self, node: Node, x0: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """g (B, C, ...) at x_0 (B, C, ...) for `labels` (B,)."""
+
+        def work() -> torch.Tensor:
+            with torch.inference_mode(False), torch.enable_grad():
+                at = x0.detach().clone()
+                at = (at.clamp(-1, 1) if self.clip else at).requires_grad_()
+                # A copy, because the hooks that count MACs take no leaves of the graph.
+                value = self.evidence(logits_of(node.classifier, at.clone(), labels), labels).sum()
+                return torch.autograd.grad(value, at)[0]
+
+        return node.aside("classifier", "gradient", len(x0), work).to(x0.dtype)
+
+    def evidence(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """ln [exp(tau_1 f_y) / sum_k exp(tau_2 f_k)] (B,) of logits (B, K)."""
+        joint = self.joint_temperature * logits.gather(1, labels[:, None])[:, 0]
+        return joint - torch.logsumexp(self.joint_temperature * self.margin_discount * logits, 1)
+
+
+def conditional(inputs: Inputs) -> Inputs:
+    """The conditional rows of a call, doubled or not."""
+    return inputs.take("cond")
+
+
+def guided(prediction: torch.Tensor, inputs: Inputs, scale: float) -> torch.Tensor:
+    """What the pipeline will step with: u + scale (c - u), or the prediction itself where the batch is not doubled."""
+    if len(inputs.parts) == 1:
+        return prediction
+    uncond, cond = halves(prediction, inputs)
+    return uncond + scale * (cond - uncond)
+
+
+def logits_of(classifier: nn.Module, x0: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Logits (B, K) of x_0 (B, C, ...); ConfigError if the labels are not among the classes."""
+    weight = next(classifier.parameters(), x0)
+    logits = classifier(x0.to(weight.dtype)).to(x0.dtype)
+    if logits.ndim != 2 or int(labels.max()) >= logits.shape[1]:
+        raise ConfigError(
+            f"the classifier gives {tuple(logits.shape)} for {len(x0)} samples with labels up to {int(labels.max())}; "
+            "allowed: one logit for each class of the model."
+        )
+    return logits
+
+
+def smoothed(classifier: nn.Module, beta: float) -> nn.Module:
+    """A copy of the classifier with Softplus(beta) for every ReLU; itself where there is none."""
+    found = [name for name, module in classifier.named_modules() if isinstance(module, nn.ReLU)]
+    if not found:
+        return classifier
+    smooth = copy.deepcopy(classifier)
+    for name in found:
+        parent, _, last = name.rpartition(".")
+        setattr(smooth.get_submodule(parent), last, nn.Softplus(beta))
+    return smooth

@@ -1,0 +1,71 @@
+"""What accel must know of a diffusers pipeline beyond its two seams: how it guides, and what it asks of a scheduler.
+
+`layout`, the guided batch of one denoiser call: most pipelines stack (null, conditional) and step one of them.
+DiTPipeline stacks (conditional, null) and steps both. Pipelines with a `true_cfg_scale` (Flux) call the denoiser twice
+a step, conditional first, and their `guidance_scale` is a number that a distilled network is told, not a weight.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from accel.errors import IncompatibleError
+
+
+def layout(pipe: Any) -> str:
+    """Order of the guided batch: `uncond_first`, `cond_first`, or `separate` for two denoiser calls."""
+    if type(pipe).__name__ == "DiTPipeline":
+        return "cond_first"
+    return "separate" if "true_cfg_scale" in _arguments(pipe) else "uncond_first"
+
+
+def distilled(net: Any) -> bool:
+    """Whether the network is told the guidance scale (Flux dev, latent consistency models), in place of guidance."""
+    return distilled_config(getattr(net, "config", {}))
+
+
+def distilled_config(config: Mapping[str, Any]) -> bool:
+    """`distilled` of a denoiser's config."""
+    return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
+
+
+def check(pipe: Any, net: Any, guidance_scale: float, scheduler: Any = None, steps: int = 1) -> None:
+    """IncompatibleError, with the reason, if `pipe` cannot guide its denoiser `net`, or cannot drive `scheduler`."""
+    name = type(pipe).__name__
+    if guidance_scale > 1 and distilled(net):
+        raise IncompatibleError(
+            f"the denoiser of this {name} is distilled from guided predictions: it is told the scale and gets no "
+            "doubled batch. Use guidance=none; suite hub gives it the number suite.distilled_guidance."
+        )
+    if guidance_scale > 1 and layout(pipe) == "separate":
+        raise IncompatibleError(
+            f"{name} evaluates the conditional and the null prediction in two calls of the denoiser, and guidance "
+            "methods need both in one doubled batch; use guidance=none."
+        )
+    if scheduler is not None and layout(pipe) == "separate":
+        _check_driven(name, scheduler, steps)
+
+
+def _check_driven(name: str, scheduler: Any, steps: int) -> None:
+    # Flux hands its scheduler `mu`, and sigmas of its own unless the scheduler makes those of a flow itself.
+    accepted = inspect.signature(scheduler.set_timesteps).parameters
+    needed = ["mu"] if scheduler.config.get("use_flow_sigmas") else ["mu", "sigmas"]
+    missing = [argument for argument in needed if argument not in accepted]
+    reason = f"its set_timesteps takes no {missing[0]}" if missing else None
+    if reason is None:
+        try:
+            copy.deepcopy(scheduler).set_timesteps(steps, mu=1.0)
+        except (AssertionError, TypeError, ValueError) as error:
+            reason = str(error) or "it does not take the pipeline's mu"
+    if reason:
+        raise IncompatibleError(
+            f"{name} cannot drive {type(scheduler).__name__}: {reason}. Use flow_euler or one of accel's own samplers "
+            "of flows, such as rf_solver."
+        )
+
+
+def _arguments(pipe: Any) -> Any:
+    return inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters

@@ -1,0 +1,313 @@
+"""`make train SUITE=shapes`: every weight that suite `shapes` ships, with progress, checkpoints and resume.
+
+In order: autoencoder, detector, CLIP, then the denoisers on the frozen autoencoder and text encoder, as Stable
+Diffusion was made. Pictures and captions are drawn anew from their streams (accel/suites/shapes_data.py).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from accel.errors import ConfigError
+from accel.suites import shapes_data as data
+from accel.suites.base import ASSETS, write_manifest
+from accel.suites.shapes_adherence import NAMES
+from accel.suites.shapes_models import (
+    MAX_TOKENS,
+    SCHEDULER,
+    ShapeDetector,
+    build_clip,
+    build_tokenizer,
+    build_unet,
+    build_vae,
+)
+from accel.suites.shapes_scene import SIZE
+from accel.suites.training import TrainConfig, train, velocity_error
+
+PARTS = {
+    "vae": TrainConfig(steps=4000, batch=16, lr=2e-3, weight_decay=0.0, label_dropout=0.0, seed=1),
+    "detector": TrainConfig(steps=2000, batch=64, lr=3e-3, weight_decay=0.01, label_dropout=0.0, seed=2),
+    "clip": TrainConfig(steps=2000, batch=128, lr=1e-3, weight_decay=0.05, label_dropout=0.0, seed=3),
+    "large": TrainConfig(steps=5500, batch=64, lr=1e-3, weight_decay=0.01, seed=4),
+    "small": TrainConfig(steps=5000, batch=64, lr=2e-3, weight_decay=0.01, seed=5),
+}
+WORKERS = min(8, os.cpu_count() or 1)
+KL_WEIGHT = 1e-6  # Rombach et al. 2022 (arXiv:2112.10752)
+# Of the squared, the absolute and the edges' error. Objects are few pixels: absolute errors alone leave them grey.
+SQUARED, ABSOLUTE, EDGES = 4.0, 0.5, 0.25
+SIGMA = 0.8  # cells, of the heat around an object's centre
+
+
+def train_part(
+    part: str, work: Path, assets: Path = ASSETS / "shapes", device: str = "cpu", on_step=lambda step, loss: None
+):
+    """Train one part (see PARTS) and write its fp16 weights under `assets`; the parts before it must be there."""
+    torch.manual_seed(PARTS[part].seed)
+    net, inputs, loss = PREPARE[part](assets, device)
+    index = torch.arange(len(inputs))
+    weights = train(net, loss, inputs, index, PARTS[part], work / f"{part}.safetensors", device, on_step)
+    net.cpu().eval().load_state_dict(weights, strict=False)
+    assets.mkdir(parents=True, exist_ok=True)
+    SAVE[part](net, assets)
+    write_manifest(assets)
+    return net
+
+
+def lowered(device: torch.device | str) -> Any:
+    """bfloat16 matrix products where the processor has them, as on a GPU; float32 elsewhere."""
+    kind = torch.device(device).type
+    able = kind == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(kind, torch.bfloat16, enabled=able)
+
+
+# --- autoencoder
+
+
+def _vae(assets: Path, device: str):
+    def loss(net, images, index, generator):
+        x = to_model(images.to(device))
+        with lowered(device):
+            moments = net.encode(x).latent_dist
+            noise = torch.randn(moments.mean.shape, generator=generator).to(device)
+            decoded = net.decode(moments.mean + moments.std * noise).sample.float()
+        edges = sum((decoded.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
+        error, kl = decoded - x, moments.kl().mean() / x[0].numel()  # Rombach et al. weigh sums, here are means
+        return SQUARED * error.square().mean() + ABSOLUTE * error.abs().mean() + EDGES * edges + KL_WEIGHT * kl
+
+    return build_vae(), data.pictures("train", data.TRAIN, WORKERS), loss
+
+
+def _save_vae(net: nn.Module, assets: Path) -> None:
+    # Latents of unit variance, as Stable Diffusion scales them.
+    images = to_model(data.pictures("train", min(1024, data.TRAIN)))
+    with torch.inference_mode():
+        latents = torch.cat([net.encode(x).latent_dist.mean for x in images.split(64)])
+    net.register_to_config(scaling_factor=float(1 / latents.std()))
+    net.half().save_pretrained(assets / "large" / "vae")
+
+
+# --- detector
+
+
+def _detector(assets: Path, device: str):
+    targets = {k: v.to(device) for k, v in detector_targets(data.samples("train", data.TRAIN, 0, WORKERS)).items()}
+
+    def loss(net, images, index, generator):
+        blurred = images.float()
+        blurred = torch.where(_coin(len(images), generator), _blur(blurred), blurred)
+        noise = torch.rand(len(images), 1, 1, 1, generator=generator) * 12
+        x = (blurred + noise * torch.randn(images.shape, generator=generator)).clamp(0, 255)
+        with lowered(device):
+            maps = {k: v.float() for k, v in net(x.to(device)).items()}
+        return detection_loss(maps, {k: v[index] for k, v in targets.items()})
+
+    return ShapeDetector(), data.pictures("train", data.TRAIN, WORKERS), loss
+
+
+def detector_targets(samples: list[data.Sample]) -> dict[str, torch.Tensor]:
+    """Centre (N, 3, 2) in cells, `there` (N, 3), and the index of each attribute (N, 3), of up to three objects."""
+    n, most, cells = len(samples), 3, SIZE // 4
+    targets = {"centre": torch.zeros(n, most, 2), "there": torch.zeros(n, most, dtype=torch.bool)}
+    targets |= {name: torch.zeros(n, most, dtype=torch.long) for name in NAMES}
+    for i, s in enumerate(samples):
+        for k, thing in enumerate(s.scene.things):
+            targets["centre"][i, k] = torch.tensor([thing.x, thing.y]) * cells / SIZE
+            targets["there"][i, k] = True
+            for name, names in NAMES.items():
+                targets[name][i, k] = names.index(getattr(thing, name))
+    return targets
+
+
+def detection_loss(maps: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Focal loss of the heat (Zhou et al. 2019, eq. 1), absolute error of the offset, cross-entropy of attributes."""
+    there, centre = targets["there"], targets["centre"]
+    side = maps["heat"].shape[-1]
+    grid = torch.arange(side, device=centre.device) + 0.5
+    dx, dy = (grid - centre[..., None, i] for i in (0, 1))
+    heat = torch.exp(-(dx[:, :, None, :] ** 2 + dy[:, :, :, None] ** 2) / (2 * SIGMA**2)) * there[:, :, None, None]
+    b, k = there.nonzero(as_tuple=True)
+    column, row = centre[b, k].long().clamp(0, side - 1).T
+    wanted = heat.amax(1)
+    wanted[b, row, column] = 1.0
+    log_p, log_q = F.logsigmoid(maps["heat"][:, 0]), F.logsigmoid(-maps["heat"][:, 0])
+    p = log_p.exp()
+    peak = wanted == 1
+    focal = torch.where(peak, (1 - p) ** 2 * log_p, (1 - wanted) ** 4 * p**2 * log_q)
+    loss = -focal.sum() / len(b)
+    cell = torch.stack([column, row], 1)
+    loss = loss + (maps["offset"][b, :, row, column] - (centre[b, k] - cell)).abs().sum(1).mean()
+    for name in NAMES:
+        loss = loss + F.cross_entropy(maps[name][b, :, row, column], targets[name][b, k])
+    return loss
+
+
+def _save_detector(net: nn.Module, assets: Path) -> None:
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    save_file(halves, assets / "detector.safetensors")
+    # Features of real pictures of the benchmark's own prompts: what FID and its kin compare with.
+    with torch.inference_mode():
+        images = data.pictures("reference", data.REFERENCE)
+        features = torch.cat([net.features(x) for x in images.split(256)])
+    save_file({"features": features.half()}, assets / "reference.safetensors")
+
+
+# --- CLIP
+
+
+def _clip(assets: Path, device: str):
+    tokenizer = build_tokenizer(assets / "large" / "tokenizer")
+    drawn = data.samples("train", data.TRAIN, data.CAPTIONS, WORKERS)
+    true = tokens(tokenizer, [c for s in drawn for c in s.captions]).reshape(-1, data.CAPTIONS, MAX_TOKENS)
+    false = tokens(tokenizer, [c for s in drawn for c in s.false]).reshape(-1, data.CAPTIONS, MAX_TOKENS)
+
+    def loss(net, images, index, generator):
+        which = torch.randint(data.CAPTIONS, (len(index),), generator=generator)
+        ids = torch.cat([true[index, which], false[index, which]]).to(device).long()
+        ids = ids[:, : int((ids != ids[0, -1]).sum(1).max()) + 1]  # attention is causal: what follows does not count
+        with lowered(device):
+            pictured = net.visual_projection(net.vision_model(pixel_values=to_model(images.to(device))).pooler_output)
+            said = net.text_projection(net.text_model(input_ids=ids).pooler_output)
+        return contrastive_loss(F.normalize(pictured.float(), dim=1), F.normalize(said.float(), dim=1), net.logit_scale)
+
+    return build_clip(tokenizer), data.pictures("train", data.TRAIN, WORKERS), loss
+
+
+def contrastive_loss(images: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+    """InfoNCE in both directions (Radford et al. 2021, arXiv:2103.00020); images (B, D), texts (2 B, D): true captions,
+    then false ones, which the images must tell apart, too (Yuksekgonul et al. 2023, arXiv:2210.01936)."""
+    logits = logit_scale.exp().clamp(max=100) * images @ texts.T
+    own = torch.arange(len(images), device=images.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(images)].T, own)) / 2
+
+
+def _save_clip(net: nn.Module, assets: Path) -> None:
+    from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
+
+    net.half().save_pretrained(assets / "clip")
+    text = CLIPTextModel.from_pretrained(assets / "clip", dtype=torch.float16)
+    text.save_pretrained(assets / "large" / "text_encoder")
+    CLIPTokenizer.from_pretrained(assets / "large" / "tokenizer").save_pretrained(assets / "clip")
+    size = {"height": SIZE, "width": SIZE}
+    CLIPImageProcessor(
+        size={"shortest_edge": SIZE}, crop_size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(assets / "clip")
+
+
+# --- denoisers
+
+
+def _denoiser(size: str):
+    def prepare(assets: Path, device: str):
+        from diffusers import DDPMScheduler
+
+        latents, texts = encoded(assets, device)
+        empty, cfg = texts[-1], PARTS[size]
+        scheduler = DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k in DDPM_OPTIONS})
+
+        def loss(net, x0, index, generator):
+            which = torch.randint(data.CAPTIONS, (len(index),), generator=generator)
+            condition = texts[index * data.CAPTIONS + which]
+            dropped = torch.rand(len(index), generator=generator) < cfg.label_dropout
+            condition = torch.where(dropped[:, None, None], empty, condition).to(device)
+            noise = torch.randn(x0.shape, generator=generator)
+            t = (torch.rand(1, generator=generator) + torch.arange(len(x0)) / len(x0)) % 1 * 1000
+            with lowered(device):
+                return velocity_error(net, scheduler, x0, noise, t.long(), encoder_hidden_states=condition)
+
+        return build_unet(size), latents, loss
+
+    return prepare
+
+
+DDPM_OPTIONS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+
+
+@cache
+def encoded(assets: Path, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled latents (N, 4, h, w) of the training pictures, and hidden states (2 N + 1, tokens, D) of their captions,
+    of which the last is of the empty caption; float16, on the CPU."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    folder = assets / "large"
+    for name in ("vae", "text_encoder"):
+        if not (folder / name).is_dir():
+            raise ConfigError(f"{folder / name} is missing; train the parts in order: {', '.join(PARTS)}.")
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(device).eval()
+    text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).to(device).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    with torch.inference_mode(), lowered(device):
+        images = data.pictures("train", data.TRAIN, WORKERS)
+        latents = [vae.encode(to_model(x.to(device))).latent_dist.mean.cpu().half() for x in images.split(256)]
+        captions = [c for s in data.samples("train", data.TRAIN, data.CAPTIONS, WORKERS) for c in s.captions]
+        ids = tokens(tokenizer, [*captions, ""]).long()
+        texts = [text(input_ids=x.to(device)).last_hidden_state.cpu().half() for x in ids.split(512)]
+    return torch.cat(latents).float() * vae.config.scaling_factor, torch.cat(texts)
+
+
+def _save_denoiser(size: str):
+    def save(net: nn.Module, assets: Path) -> None:
+        from diffusers import DDIMScheduler
+
+        net.half().save_pretrained(assets / size / "unet")
+        if size == "large":
+            DDIMScheduler(**SCHEDULER).save_pretrained(assets / "large" / "scheduler")
+            _write_index(assets / "large")
+
+    return save
+
+
+def _write_index(folder: Path) -> None:
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float16),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float16),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float16),
+        scheduler=DDIMScheduler(**SCHEDULER),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+PREPARE = {"vae": _vae, "detector": _detector, "clip": _clip, "large": _denoiser("large"), "small": _denoiser("small")}
+SAVE = {
+    "vae": _save_vae,
+    "detector": _save_detector,
+    "clip": _save_clip,
+    "large": _save_denoiser("large"),
+    "small": _save_denoiser("small"),
+}
+
+
+# --- common
+
+
+def to_model(images: torch.Tensor) -> torch.Tensor:
+    """uint8 -> float in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def tokens(tokenizer: Any, captions: list[str]) -> torch.Tensor:
+    """Token ids (N, MAX_TOKENS), padded as the pipeline pads them, int16."""
+    ids = tokenizer(captions, padding="max_length", truncation=True, max_length=MAX_TOKENS).input_ids
+    return torch.tensor(ids, dtype=torch.int16)
+
+
+def _coin(count: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(count, 1, 1, 1, generator=generator) < 0.3
+
+
+def _blur(images: torch.Tensor) -> torch.Tensor:
+    return F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)

@@ -1,0 +1,115 @@
+"""Captions are true, mean one thing, and say what is judged."""
+
+from __future__ import annotations
+
+import pytest
+
+from accel.errors import ConfigError
+from accel.suites import shapes_data as data
+from accel.suites.shapes_adherence import Found, right, true_of
+from accel.suites.shapes_captions import Order, Wanted, background, holds, vocabulary, wanted
+
+SAMPLES = data.samples("prompts", 400, 2)
+
+
+def test_captions_are_true_and_their_rivals_false():
+    for s in SAMPLES:
+        assert all(true_of(wanted(c), s.scene) for c in s.captions), s.captions
+        assert not any(true_of(wanted(c), s.scene) for c in s.false), s.false
+
+
+def test_captions_name_every_object_and_the_ground_as_it_is():
+    for s in SAMPLES:
+        for text in s.captions:
+            kinds = sorted((t.shape, t.colour) for t in wanted(text).things)
+            assert kinds == sorted((t.shape, t.colour) for t in s.scene.things), text
+            assert background(text) in (None, (s.scene.ground, s.scene.finish))
+
+
+def test_one_scene_is_described_in_many_ways():
+    texts = {data.sample("prompts", 5, 40).captions[i] for i in range(40)}
+    assert len(texts) > 25
+
+
+def test_every_word_is_in_the_vocabulary():
+    words = {word for s in SAMPLES for c in s.captions for word in c.replace(",", " ,").split()}
+    assert words <= set(vocabulary())
+    assert len(words) > 0.95 * len(vocabulary())
+
+
+@pytest.mark.parametrize(
+    ("text", "order"),
+    [
+        ("a red circle", Order((Wanted("circle", "red"),))),
+        (
+            "a picture of a tiny stripy violet disc in the top left on a gray background",
+            Order((Wanted("circle", "purple", "small", "striped", ("top", "left")),)),
+        ),
+        ("a cyan hoop with dots in the centre", Order((Wanted("ring", "cyan", None, "dotted", ("middle", "centre")),))),
+        (
+            "a big blue square to the left of an orange star",
+            Order((Wanted("square", "blue", "large"), Wanted("star", "orange")), ((0, "left", 1),)),
+        ),
+        (
+            "there is a red plus above a green ring and right of a solid pink triangle",
+            Order(
+                (Wanted("cross", "red"), Wanted("ring", "green"), Wanted("triangle", "pink", None, "plain")),
+                ((0, "above", 1), (0, "right", 2)),
+            ),
+        ),
+        ("a red star next to a red ring", Order((Wanted("star", "red"), Wanted("ring", "red")))),
+    ],
+)
+def test_meaning(text, order):
+    assert wanted(text) == order
+
+
+def test_text_without_an_object_is_refused_with_an_example():
+    with pytest.raises(ConfigError, match=r"names no object.*such as 'a small striped red"):
+        wanted("a photograph of a cat")
+
+
+def found(shape: str, colour: str, x: float, y: float, size: str = "large", texture: str = "plain") -> Found:
+    return Found(shape, colour, size, texture, x, y)
+
+
+CIRCLE, SQUARE = found("circle", "red", 16, 32), found("square", "blue", 48, 32)
+ORDER = wanted("a large red circle left of a blue square")
+
+
+@pytest.mark.parametrize(
+    ("objects", "expected"),
+    [
+        ([CIRCLE, SQUARE], (2, True)),
+        ([SQUARE, CIRCLE], (2, True)),
+        ([CIRCLE], (1, False)),
+        ([], (0, False)),
+        ([found("circle", "blue", 16, 32), found("square", "red", 48, 32)], (0, False)),  # colours changed places
+        ([found("circle", "red", 48, 32), found("square", "blue", 16, 32)], (1, False)),  # the wrong way round
+        ([CIRCLE, SQUARE, found("star", "pink", 32, 50)], (2, False)),  # one too many
+        ([found("circle", "red", 16, 32, "small"), SQUARE], (2, False)),  # a detail is wrong
+    ],
+)
+def test_judgement_of_a_relation(objects, expected):
+    assert right(ORDER, objects) == expected
+
+
+def test_best_assignment_counts():
+    """Two red circles: the left one is wanted, whichever is found first."""
+    order = wanted("a red circle left of a red circle")
+    pair = [found("circle", "red", 40, 30), found("circle", "red", 10, 30)]
+    assert right(order, pair) == right(order, pair[::-1]) == (2, True)
+    assert right(order, pair[:1])[0] == 1
+
+
+@pytest.mark.parametrize(("x", "y", "count"), [(10, 10, 1), (23, 10, 1), (26, 10, 0), (50, 50, 0)])
+def test_stated_field(x, y, count):
+    assert right(wanted("a red star in the top left"), [found("star", "red", x, y)])[0] == count
+
+
+def test_relations():
+    assert holds("left", (10, 0), (20, 0))
+    assert holds("above", (0, 10), (0, 20))
+    assert not holds("right", (10, 0), (20, 0))
+    assert not holds("below", (10, 0), (20, 0))
+    assert not holds("left", (10, 0), (20, 0), gap=10)
