@@ -6,19 +6,19 @@ Diffusion was made. Pictures and captions are drawn anew from their streams (acc
 
 from __future__ import annotations
 
+import hashlib
 import os
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
 from accel.errors import ConfigError
 from accel.suites import shapes_data as data
-from accel.suites.base import ASSETS, write_manifest
+from accel.suites.base import ASSETS, file_hash, write_manifest
 from accel.suites.shapes_adherence import NAMES
 from accel.suites.shapes_models import (
     MAX_TOKENS,
@@ -40,6 +40,7 @@ PARTS = {
     "small": TrainConfig(steps=5000, batch=64, lr=2e-3, weight_decay=0.01, seed=5),
 }
 WORKERS = min(8, os.cpu_count() or 1)
+ENCODERS = {"vae": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
 KL_WEIGHT = 1e-6  # Rombach et al. 2022 (arXiv:2112.10752)
 # Of the squared, the absolute and the edges' error. Objects are few pixels: absolute errors alone leave them grey.
 SQUARED, ABSOLUTE, EDGES = 4.0, 0.5, 0.25
@@ -51,7 +52,7 @@ def train_part(
 ):
     """Train one part (see PARTS) and write its fp16 weights under `assets`; the parts before it must be there."""
     torch.manual_seed(PARTS[part].seed)
-    net, inputs, loss = PREPARE[part](assets, device)
+    net, inputs, loss = PREPARE[part](assets, work, device)
     index = torch.arange(len(inputs))
     weights = train(net, loss, inputs, index, PARTS[part], work / f"{part}.safetensors", device, on_step)
     net.cpu().eval().load_state_dict(weights, strict=False)
@@ -62,16 +63,15 @@ def train_part(
 
 
 def lowered(device: torch.device | str) -> Any:
-    """bfloat16 matrix products where the processor has them, as on a GPU; float32 elsewhere."""
+    """bfloat16 matrix products on a GPU; on a processor, whose casts cost more than they save here, float32."""
     kind = torch.device(device).type
-    able = kind == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(kind, torch.bfloat16, enabled=able)
+    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
 
 
 # --- autoencoder
 
 
-def _vae(assets: Path, device: str):
+def _vae(assets: Path, work: Path, device: str):
     def loss(net, images, index, generator):
         x = to_model(images.to(device))
         with lowered(device):
@@ -97,7 +97,7 @@ def _save_vae(net: nn.Module, assets: Path) -> None:
 # --- detector
 
 
-def _detector(assets: Path, device: str):
+def _detector(assets: Path, work: Path, device: str):
     targets = {k: v.to(device) for k, v in detector_targets(data.samples("train", data.TRAIN, 0, WORKERS)).items()}
 
     def loss(net, images, index, generator):
@@ -162,7 +162,7 @@ def _save_detector(net: nn.Module, assets: Path) -> None:
 # --- CLIP
 
 
-def _clip(assets: Path, device: str):
+def _clip(assets: Path, work: Path, device: str):
     tokenizer = build_tokenizer(assets / "large" / "tokenizer")
     drawn = data.samples("train", data.TRAIN, data.CAPTIONS, WORKERS)
     true = tokens(tokenizer, [c for s in drawn for c in s.captions]).reshape(-1, data.CAPTIONS, MAX_TOKENS)
@@ -205,10 +205,10 @@ def _save_clip(net: nn.Module, assets: Path) -> None:
 
 
 def _denoiser(size: str):
-    def prepare(assets: Path, device: str):
+    def prepare(assets: Path, work: Path, device: str):
         from diffusers import DDPMScheduler
 
-        latents, texts = encoded(assets, device)
+        latents, texts = encoded(assets, work, device)
         empty, cfg = texts[-1], PARTS[size]
         scheduler = DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k in DDPM_OPTIONS})
 
@@ -230,27 +230,39 @@ def _denoiser(size: str):
 DDPM_OPTIONS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
 
 
-@cache
-def encoded(assets: Path, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def encoded(assets: Path, work: Path, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Scaled latents (N, 4, h, w) of the training pictures, and hidden states (2 N + 1, tokens, D) of their captions,
-    of which the last is of the empty caption; float16, on the CPU."""
+    of which the last is of the empty caption; float16, kept in `work` for both denoisers and for a resumed run."""
+    folder = assets / "large"
+    networks = [folder / part / name for part, name in ENCODERS.items()]
+    if missing := [path for path in networks if not path.exists()]:
+        raise ConfigError(f"{missing[0]} is missing; train the parts in order: {', '.join(PARTS)}.")
+    made_for = "".join(file_hash(path) for path in networks) + str(data.TRAIN)
+    kept = work / f"encoded-{hashlib.sha256(made_for.encode()).hexdigest()[:12]}.safetensors"
+    if not kept.exists():
+        latents, texts = _encode(folder, device)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}.tmp")
+        save_file({"latents": latents, "texts": texts}, temporary)
+        os.replace(temporary, kept)
+    tensors = load_file(kept)
+    return tensors["latents"].float(), tensors["texts"]
+
+
+def _encode(folder: Path, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    folder = assets / "large"
-    for name in ("vae", "text_encoder"):
-        if not (folder / name).is_dir():
-            raise ConfigError(f"{folder / name} is missing; train the parts in order: {', '.join(PARTS)}.")
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(device).eval()
     text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).to(device).eval()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     with torch.inference_mode(), lowered(device):
         images = data.pictures("train", data.TRAIN, WORKERS)
-        latents = [vae.encode(to_model(x.to(device))).latent_dist.mean.cpu().half() for x in images.split(256)]
+        latents = [vae.encode(to_model(x.to(device))).latent_dist.mean.cpu() for x in images.split(256)]
         captions = [c for s in data.samples("train", data.TRAIN, data.CAPTIONS, WORKERS) for c in s.captions]
         ids = tokens(tokenizer, [*captions, ""]).long()
         texts = [text(input_ids=x.to(device)).last_hidden_state.cpu().half() for x in ids.split(512)]
-    return torch.cat(latents).float() * vae.config.scaling_factor, torch.cat(texts)
+    return (torch.cat(latents) * vae.config.scaling_factor).half().contiguous(), torch.cat(texts)
 
 
 def _save_denoiser(size: str):
