@@ -47,7 +47,7 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 NEUTRAL = ("and", "next to", "beside")
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 OPENINGS = ("", "", "a picture of ", "an image of ", "there is ")
-FINISH_WORDS = {"flat": "", "gradient": "shaded ", "speckled": "speckled "}
+FINISH_WORDS = {"flat": "", "gradient": "shaded ", "checked": "checked "}
 GAP = 8.0  # pixels by which a stated relation holds in a scene
 THIRD = SIZE / 3
 
@@ -176,7 +176,7 @@ def wanted(text: str) -> Order:
 
 def background(text: str) -> tuple[str, str] | None:
     """(ground, finish) that a caption asks for, or None."""
-    match = re.search(rf"on a (?:(shaded|speckled) )?({_any(GROUND_NAMES)}) background", text)
+    match = re.search(rf"on a (?:(shaded|checked) )?({_any(GROUND_NAMES)}) background", text)
     if not match:
         return None
     finish = next(f for f in FINISHES if FINISH_WORDS[f].strip() == (match[1] or ""))

@@ -27,7 +27,7 @@ COLOURS = {
 SIZES = {"small": (7.5, 9.0), "large": (11.5, 13.5)}  # circumradius in pixels
 TEXTURES = ("plain", "striped", "dotted")
 GROUNDS = {"black": (24, 24, 26), "grey": (122, 124, 126), "white": (240, 240, 238), "beige": (214, 196, 164)}
-FINISHES = ("flat", "gradient", "speckled")
+FINISHES = ("flat", "gradient", "checked")
 COLOUR_NAMES, SIZE_NAMES, GROUND_NAMES = tuple(COLOURS), tuple(SIZES), tuple(GROUNDS)
 # Pairs of shape and colour that no training scene has: one in eight, each shape and each colour at most once.
 HELD_OUT = tuple((shape, COLOUR_NAMES[(3 * i + 1) % len(COLOURS)]) for i, shape in enumerate(SHAPES))
@@ -51,14 +51,13 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects over a background; `noise` seeds the speckles."""
+    """Objects over a background."""
 
     things: tuple[Thing, ...]
     ground: str
     finish: str
     tint: tuple[int, int, int]
     slope: float  # direction of a gradient, radians
-    noise: int
 
 
 def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
@@ -83,7 +82,7 @@ def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
     ground = GROUND_NAMES[rng.integers(len(GROUND_NAMES))]
     finish = FINISHES[rng.integers(len(FINISHES))]
     slope = float(rng.uniform(0, 2 * math.pi))
-    return Scene(things, ground, finish, _jitter(rng, GROUNDS[ground]), slope, int(rng.integers(2**31)))
+    return Scene(things, ground, finish, _jitter(rng, GROUNDS[ground]), slope)
 
 
 def _kind(rng: np.random.Generator) -> tuple[str, str]:
@@ -138,9 +137,8 @@ def _ground(scene: Scene) -> np.ndarray:
     if scene.finish == "gradient":
         along = (math.cos(scene.slope) * (_X - SIZE / 2) + math.sin(scene.slope) * (_Y - SIZE / 2)) / SIZE
         return image + 55 * along[..., None]
-    if scene.finish == "speckled":
-        coarse = np.random.default_rng(scene.noise).normal(0, 14, (SIZE // 4, SIZE // 4))
-        return image + coarse.repeat(4, 0).repeat(4, 1)[..., None]
+    if scene.finish == "checked":
+        return image + 14 * np.where((_X // 8 + _Y // 8) % 2, 1, -1)[..., None]
     return image.copy()
 
 

@@ -35,13 +35,13 @@ from accel.suites.training import TrainConfig, train, velocity_error
 PARTS = {
     "vae": TrainConfig(steps=4000, batch=16, lr=2e-3, weight_decay=0.0, label_dropout=0.0, seed=1),
     "detector": TrainConfig(steps=2000, batch=64, lr=3e-3, weight_decay=0.01, label_dropout=0.0, seed=2),
-    "clip": TrainConfig(steps=2000, batch=128, lr=1e-3, weight_decay=0.05, label_dropout=0.0, seed=3),
+    "clip": TrainConfig(steps=1500, batch=128, lr=1e-3, weight_decay=0.05, label_dropout=0.0, seed=3),
     "large": TrainConfig(steps=5500, batch=64, lr=1e-3, weight_decay=0.01, seed=4),
     "small": TrainConfig(steps=5000, batch=64, lr=2e-3, weight_decay=0.01, seed=5),
 }
 WORKERS = min(8, os.cpu_count() or 1)
 ENCODERS = {"vae": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
-KL_WEIGHT = 1e-6  # Rombach et al. 2022 (arXiv:2112.10752)
+KL_WEIGHT = 1e-3  # Rombach et al. 2022 (arXiv:2112.10752) have 1e-6; here no channel may be tiny
 # Of the squared, the absolute and the edges' error. Objects are few pixels: absolute errors alone leave them grey.
 SQUARED, ABSOLUTE, EDGES = 4.0, 0.5, 0.25
 SIGMA = 0.8  # cells, of the heat around an object's centre
@@ -62,10 +62,12 @@ def train_part(
     return net
 
 
-def lowered(device: torch.device | str) -> Any:
-    """bfloat16 matrix products on a GPU; on a processor, whose casts cost more than they save here, float32."""
+def lowered(device: torch.device | str, transformer: bool = False) -> Any:
+    """bfloat16 matrix products on a GPU. On a processor the casts around small convolutions cost more than they save:
+    there only transformers have them, if it has such instructions."""
     kind = torch.device(device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda")
+    able = transformer and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda" or able)
 
 
 # --- autoencoder
@@ -86,12 +88,33 @@ def _vae(assets: Path, work: Path, device: str):
 
 
 def _save_vae(net: nn.Module, assets: Path) -> None:
-    # Latents of unit variance, as Stable Diffusion scales them.
     images = to_model(data.pictures("train", min(1024, data.TRAIN)))
-    with torch.inference_mode():
-        latents = torch.cat([net.encode(x).latent_dist.mean for x in images.split(64)])
-    net.register_to_config(scaling_factor=float(1 / latents.std()))
+    with torch.no_grad():
+        whiten(net, torch.cat([net.encode(x).latent_dist.mean for x in images.split(64)]))
+    net.register_to_config(scaling_factor=1.0)
     net.half().save_pretrained(assets / "large" / "vae")
+
+
+@torch.no_grad()
+def whiten(net: nn.Module, latents: torch.Tensor) -> None:
+    """Fold z -> S^(-1/2) (z - mean) into the 1 x 1 convolutions around the latents (N, C, h, w), S their covariance.
+
+    Pictures stay what they were. Channels that differ in size by factors would be lost in noise one after the other,
+    and Stable Diffusion's single scaling factor cannot mend that. The posterior keeps its variances, rotated.
+    """
+    channels = latents.shape[1]
+    flat = latents.double().transpose(0, 1).flatten(1)
+    mean = flat.mean(1)
+    values, vectors = torch.linalg.eigh(torch.cov(flat))
+    into, back = (vectors @ torch.diag(values**power) @ vectors.T for power in (-0.5, 0.5))
+    quant, post = net.quant_conv, net.post_quant_conv
+    weight, bias = quant.weight[:, :, 0, 0].double(), quant.bias.double()
+    quant.weight[:channels, :, 0, 0] = (into @ weight[:channels]).float()
+    quant.bias[:channels] = (into @ (bias[:channels] - mean)).float()
+    quant.bias[channels:] += (into**2).sum(1).log().float()
+    weight = post.weight[:, :, 0, 0].double()
+    post.bias += (weight @ mean).float()
+    post.weight[:, :, 0, 0] = (weight @ back).float()
 
 
 # --- detector
@@ -172,7 +195,7 @@ def _clip(assets: Path, work: Path, device: str):
         which = torch.randint(data.CAPTIONS, (len(index),), generator=generator)
         ids = torch.cat([true[index, which], false[index, which]]).to(device).long()
         ids = ids[:, : int((ids != ids[0, -1]).sum(1).max()) + 1]  # attention is causal: what follows does not count
-        with lowered(device):
+        with lowered(device, transformer=True):
             pictured = net.visual_projection(net.vision_model(pixel_values=to_model(images.to(device))).pooler_output)
             said = net.text_projection(net.text_model(input_ids=ids).pooler_output)
         return contrastive_loss(F.normalize(pictured.float(), dim=1), F.normalize(said.float(), dim=1), net.logit_scale)
@@ -216,7 +239,7 @@ def _denoiser(size: str):
             which = torch.randint(data.CAPTIONS, (len(index),), generator=generator)
             condition = texts[index * data.CAPTIONS + which]
             dropped = torch.rand(len(index), generator=generator) < cfg.label_dropout
-            condition = torch.where(dropped[:, None, None], empty, condition).to(device)
+            condition = torch.where(dropped[:, None, None], empty, condition).to(device, torch.float32)
             noise = torch.randn(x0.shape, generator=generator)
             t = (torch.rand(1, generator=generator) + torch.arange(len(x0)) / len(x0)) % 1 * 1000
             with lowered(device):

@@ -27,7 +27,7 @@ def thing(**changes) -> Thing:
 
 
 def scene(*things: Thing) -> Scene:
-    return Scene(things, "black", "flat", GROUNDS["black"], 0.0, 0)
+    return Scene(things, "black", "flat", GROUNDS["black"], 0.0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

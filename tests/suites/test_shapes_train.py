@@ -101,3 +101,21 @@ def test_denoisers_need_what_comes_before_them(tiny, tmp_path):
         ConfigError, match=r"vae.* is missing; train the parts in order: vae, detector, clip, large, small"
     ):
         trainer.train_part("large", tmp_path / "work", tmp_path / "shapes")
+
+
+def test_whitening_keeps_the_pictures_and_makes_the_latents_white():
+    torch.manual_seed(0)
+    vae = trainer.build_vae().eval()
+    x = trainer.to_model(data.pictures("train", 48))
+    with torch.no_grad():
+        vae.quant_conv.bias[:4] += 3  # an offset, and channels of very different size
+        vae.quant_conv.weight[0] *= 50
+        before = vae.encode(x).latent_dist
+        pictures = vae.decode(before.mean).sample
+        trainer.whiten(vae, before.mean)
+        after = vae.encode(x).latent_dist
+        again = vae.decode(after.mean).sample
+    torch.testing.assert_close(again, pictures, atol=2e-3, rtol=1e-3)
+    flat = after.mean.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(flat.mean(1), torch.zeros(4, dtype=torch.float64), atol=1e-3, rtol=0)
+    torch.testing.assert_close(torch.cov(flat), torch.eye(4, dtype=torch.float64), atol=5e-3, rtol=0)
