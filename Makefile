@@ -47,7 +47,7 @@ tables: $(READY) ## rebuild the tables of every study from its records
 figures: $(READY) ## rebuild the figures of every study from its records
 	$(PY) scripts/rebuild.py figures --results $(RESULTS)
 
-STUDIES := demo axes judge judge_cfg samplers_digits samplers_digits_cfg2 samplers_digits_cfg4 flow_digits reference_digits dmcmc
+STUDIES := demo axes judge judge_cfg samplers_digits samplers_digits_cfg2 samplers_digits_cfg4 flow_digits reference_digits dmcmc guidance_digits
 
 results: $(READY) ## compute the tracked tables in results/ (all studies; about two hours)
 	for study in $(STUDIES); do $(PY) -m accel experiment=$$study results=results $(ARGS) || exit 1; done
