@@ -48,6 +48,16 @@ def test_sampler_table_is_that_of_the_tracked_studies():
             assert tracked[f"{name}-{steps}" + (f" + {guidance}" if guidance else "")] == cell, (name, steps)
 
 
+def test_guidance_table_is_the_tracked_one():
+    tracked = {
+        row["recipe"]: row for row in rows((ROOT / "results/tables/guidance_digits.md").read_text(), "# Guidance")
+    }
+    shown = rows(README, "## Guidance")
+    assert len(shown) >= 8
+    for row in shown:
+        assert row == {column: tracked[row["recipe"]][column] for column in row}
+
+
 def test_overhead_table_is_the_tracked_one():
     tracked = rows((ROOT / "results/tables/overhead.md").read_text(), "# Overhead")
     assert rows(README, "## Overhead") == tracked

@@ -82,6 +82,7 @@ class DigitsSuite(Suite):
 
 
 @lru_cache(maxsize=2)
+@torch.inference_mode(False)  # whoever asks first: guidance differentiates through it
 def classifier(weights: str) -> DigitClassifier:
     """The feature classifier in float32, ready for inference."""
     check_manifest(Path(weights), REMEDY)

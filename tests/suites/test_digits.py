@@ -118,6 +118,16 @@ def test_classifier_knows_held_out_digits(digits):
     torch.testing.assert_close(digits.features(data.to_model(images[:7])), features, atol=1e-5, rtol=1e-5)
 
 
+def test_classifier_passes_gradients_whoever_loaded_it(digits):
+    """Scores ask for it in inference mode, a guidance differentiates through it afterwards."""
+    classifier.cache_clear()
+    with torch.inference_mode():
+        digits.features(torch.zeros(1, 1, 16, 16))
+    x = torch.zeros(1, 1, 16, 16, requires_grad=True)
+    digits.classifier()(x).sum().backward()
+    assert x.grad.abs().max() > 0
+
+
 def test_shipped_files_are_small_and_half_precision(manifest):
     files = [p for p in SHIPPED.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 10e6
