@@ -98,14 +98,15 @@ class Runner:
     @cached_property
     def _classifier(self) -> str | None:
         # It need not be among the weights that a suite's fingerprint is of.
-        from accel.search.dc_solver import weights_digest
+        from accel.digests import weights_digest
 
         net = self.suite.classifier()
         return None if net is None else bytes(weights_digest(net).tolist()).hex()
 
     @cached_property
     def _scoring(self) -> dict[str, Any]:
-        return {"scoring": self.suite.scoring()} if self.suite.scoring() else {}
+        used = self.suite.scoring()
+        return {"scoring": used} if used else {}
 
     def check(self, recipe: Recipe) -> None:
         """Raise now, before any work, if this suite cannot run `recipe`."""

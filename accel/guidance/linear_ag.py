@@ -21,7 +21,6 @@ about which they know nothing. Shapes: predictions (2 B, C, ...), coefficients (
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ from typing import Any, ClassVar
 import torch
 
 from accel.denoiser import denoiser_name
+from accel.digests import settings_digest, weights_digest
 from accel.errors import AccelError, ConfigError, check_float, check_int, unknown
 from accel.guidance.base import Guidance, Scaled, halves, joined
 from accel.guidance.cfg import CFG
@@ -183,14 +183,10 @@ class LinearAG(Scaled):
         return replace(self, fitted=Coefficients(rows, tuple(artefact["timesteps"].tolist())))
 
     def _made_for(self, pipe: Any, recipe: Any) -> dict[str, torch.Tensor]:
-        from accel.results.records import canonical, describe
-        from accel.search.dc_solver import weights_digest
-
         settings = {"scale": self.scale, "part": self.part, "space": self.space}
-        parts = {"sampler": describe(recipe.sampler), "grid": describe(recipe.grid), "guidance": settings}
-        digests = {k: hashlib.sha256(canonical(v).encode()).digest()[:16] for k, v in parts.items()}
-        own_digests = {k: torch.tensor(list(v), dtype=torch.uint8) for k, v in digests.items()}
-        return own_digests | {"model": weights_digest(getattr(pipe, denoiser_name(pipe)))}
+        parts = {"sampler": recipe.sampler, "grid": recipe.grid, "guidance": settings}
+        model = weights_digest(getattr(pipe, denoiser_name(pipe)))
+        return {name: settings_digest(part) for name, part in parts.items()} | {"model": model}
 
 
 def observed(prediction: torch.Tensor, inputs: Any, space: str, clock: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -201,11 +201,6 @@ def pooled(output: Any) -> Tensor:
 def _load(folder: Path, device: str) -> tuple[nn.Module, Any, Any]:
     import transformers
 
-    needed = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-    if not any(all((folder / name).is_file() for name in names) for names in needed):
-        raise ConfigError(
-            f"clip weights: {folder} has no tokenizer; needed: tokenizer.json, or vocab.json, merges.txt."
-        )
     # transformers 5 calls the processor that does without torchvision CLIPImageProcessorPil, 4 CLIPImageProcessor.
     processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
     model = load_model(transformers.CLIPModel, folder)

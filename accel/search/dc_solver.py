@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from accel.denoiser import denoiser_name
+from accel.digests import settings_digest, weights_digest
 from accel.errors import ConfigError, IncompatibleError, check_int
 from accel.guidance.cfg import CFG
 from accel.predictor import Predictor
@@ -157,26 +156,13 @@ class DCSolver(Sampler):
             "weights": weights_digest(net),
         }
         if self._other_guidance(recipe):
-            from accel.results.records import canonical, describe
-
-            text = canonical(describe(recipe.guidance)).encode()
-            made_for["guidance"] = torch.tensor(list(hashlib.sha256(text).digest()[:16]), dtype=torch.uint8)
+            made_for["guidance"] = settings_digest(recipe.guidance)
         return made_for
 
     @staticmethod
     def _other_guidance(recipe: Any) -> bool:
         # Of plain guidance, the scale says all.
         return recipe.guidance is not None and type(recipe.guidance) is not CFG
-
-
-def weights_digest(net: nn.Module) -> torch.Tensor:
-    """Sixteen bytes (uint8) that change with a network's weights: names, shapes and 64 values of each tensor."""
-    digest = hashlib.sha256()
-    for name, tensor in net.state_dict().items():
-        flat = tensor.detach().flatten()
-        few = flat[:: max(1, len(flat) // 64)].float().cpu() if flat.numel() else flat
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + few.numpy().tobytes())
-    return torch.tensor(list(digest.digest()[:16]), dtype=torch.uint8)
 
 
 def _shown(value: torch.Tensor | None) -> str:

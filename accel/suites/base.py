@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from accel.errors import ConfigError, IntegrityError
@@ -178,6 +179,14 @@ def check_manifest(folder: Path, remedy: str) -> dict[str, str]:
                 f"weights file {path} is damaged: sha256 {found[:12]}..., expected {expected[:12]}.... {remedy}"
             )
     return content
+
+
+@torch.inference_mode(False)  # whoever asks first: guidance differentiates through it
+def load_frozen(make: Callable[[], nn.Module], path: Path) -> nn.Module:
+    """The network that `make` builds, with the float16 weights of a safetensors file in float32, for inference."""
+    net, state = make(), load_file(path)
+    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    return net.eval().requires_grad_(False)
 
 
 def load_pipeline(cls: type, folder: Path | str, **kwargs: Any) -> Any:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from accel.errors import IntegrityError
 from accel.guidance.base import Guidance
@@ -17,7 +16,7 @@ from accel.recipe import Recipe
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid
 from accel.suites import digits_data as data
-from accel.suites.base import ASSETS, Reference, Suite, check_manifest, load_pipeline
+from accel.suites.base import ASSETS, Reference, Suite, check_manifest, load_frozen, load_pipeline
 from accel.suites.digits_models import DigitClassifier, PixelClassifier
 from accel.suites.pipeline import PixelPipeline
 
@@ -82,14 +81,10 @@ class DigitsSuite(Suite):
 
 
 @lru_cache(maxsize=2)
-@torch.inference_mode(False)  # whoever asks first: guidance differentiates through it
 def classifier(weights: str) -> DigitClassifier:
     """The feature classifier in float32, ready for inference."""
     check_manifest(Path(weights), REMEDY)
-    net = DigitClassifier()
-    state = load_file(Path(weights) / "classifier.safetensors")
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    return net.eval().requires_grad_(False)
+    return load_frozen(DigitClassifier, Path(weights) / "classifier.safetensors")
 
 
 @lru_cache(maxsize=2)

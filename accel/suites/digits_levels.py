@@ -14,11 +14,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from accel.samplers.langevin_gibbs import LevelEstimator
-from accel.suites.base import ASSETS, check_manifest
+from accel.suites.base import ASSETS, check_manifest, load_frozen
 from accel.suites.digits_data import SIZE
 
 REMEDY = "Restore it from the repository (git checkout), or train it again with `make train SUITE=digits_levels`."
@@ -84,6 +83,4 @@ def level_classifier(weights: str = "digits") -> LevelClassifier:
     """
     folder = ASSETS / "digits_levels" if weights == "digits" else Path(weights)
     manifest = check_manifest(folder, REMEDY)
-    net = LevelNet()
-    net.load_state_dict({k: v.float() for k, v in load_file(folder / FILE).items()})
-    return LevelClassifier(net, manifest[FILE])
+    return LevelClassifier(load_frozen(LevelNet, folder / FILE), manifest[FILE])

@@ -20,7 +20,7 @@ from accel.recipe import Recipe
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid
 from accel.suites import shapes_data as data
-from accel.suites.base import ASSETS, Reference, Suite, check_manifest, load_pipeline, to_uint8
+from accel.suites.base import ASSETS, Reference, Suite, check_manifest, load_frozen, load_pipeline, to_uint8
 from accel.suites.hub_models import quiet
 from accel.suites.shapes_adherence import detect, right
 from accel.suites.shapes_captions import wanted
@@ -122,10 +122,7 @@ def prompt(index: int) -> str:
 def detector(weights: str) -> ShapeDetector:
     """The detector in float32, ready for inference."""
     check_manifest(Path(weights), REMEDY)
-    net = ShapeDetector()
-    state = load_file(Path(weights) / "detector.safetensors")
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    return net.eval().requires_grad_(False)
+    return load_frozen(ShapeDetector, Path(weights) / "detector.safetensors")
 
 
 @lru_cache(maxsize=2)

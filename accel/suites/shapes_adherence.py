@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from accel.suites.shapes_captions import Order, Wanted, holds, place
 from accel.suites.shapes_models import ShapeDetector
-from accel.suites.shapes_scene import COLOUR_NAMES, SHAPES, SIZE, SIZE_NAMES, TEXTURES, Scene, Thing
+from accel.suites.shapes_scene import COLOUR_NAMES, SHAPES, SIZE, SIZE_NAMES, TEXTURES, Scene, Seen
 
 NAMES = {"shape": SHAPES, "colour": COLOUR_NAMES, "size": SIZE_NAMES, "texture": TEXTURES}
 THRESHOLD = 0.3  # of the heat at an object's centre
@@ -24,20 +23,8 @@ MOST = 6  # objects that are looked at in a picture
 SLACK = 2.0  # pixels by which a centre may lie outside the stated field
 
 
-@dataclass(frozen=True)
-class Found:
-    """One object in a picture, by its detected attributes and centre in pixels."""
-
-    shape: str
-    colour: str
-    size: str
-    texture: str
-    x: float
-    y: float
-
-
 @torch.inference_mode()
-def detect(detector: ShapeDetector, images: torch.Tensor) -> list[list[Found]]:
+def detect(detector: ShapeDetector, images: torch.Tensor) -> list[list[Seen]]:
     """Objects in each of uint8 images (B, 3, H, W): local maxima of the heat, the hottest first."""
     maps = detector(images)
     heat = maps["heat"].float().sigmoid()
@@ -50,13 +37,13 @@ def detect(detector: ShapeDetector, images: torch.Tensor) -> list[list[Found]]:
     return result
 
 
-def _found(maps: dict[str, torch.Tensor], b: int, row: int, column: int, cell: float) -> Found:
+def _found(maps: dict[str, torch.Tensor], b: int, row: int, column: int, cell: float) -> Seen:
     said = {name: names[int(maps[name][b, :, row, column].argmax())] for name, names in NAMES.items()}
     dx, dy = maps["offset"][b, :, row, column].tolist()
-    return Found(x=(column + dx) * cell, y=(row + dy) * cell, **said)
+    return Seen(x=(column + dx) * cell, y=(row + dy) * cell, **said)
 
 
-def right(order: Order, found: Sequence[Found | Thing]) -> tuple[int, bool]:
+def right(order: Order, found: Sequence[Seen]) -> tuple[int, bool]:
     """(how many of the wanted objects are right, whether the whole scene is exact)."""
     best = (0, False)
     for chosen in _assignments(len(order.things), len(found)):
@@ -64,8 +51,8 @@ def right(order: Order, found: Sequence[Found | Thing]) -> tuple[int, bool]:
         good = [_is(want, thing) for want, thing in zip(order.things, things, strict=True)]
         for a, relation, b in order.relations:
             first, second = things[a], things[b]
-            met = first is not None and second is not None
-            good[b] &= met and holds(relation, (first.x, first.y), (second.x, second.y)) if met else False
+            there = first is not None and second is not None
+            good[b] &= there and holds(relation, (first.x, first.y), (second.x, second.y))
         exact = all(good) and len(found) == len(things) and all(map(_in_detail, order.things, things))
         best = max(best, (sum(good), exact))
     return best
@@ -76,7 +63,7 @@ def true_of(order: Order, scene: Scene) -> bool:
     return right(order, scene.things)[1]
 
 
-def _is(want: Wanted, thing: Found | Thing | None) -> bool:
+def _is(want: Wanted, thing: Seen | None) -> bool:
     if thing is None or (thing.shape, thing.colour) != (want.shape, want.colour):
         return False
     moves = (-SLACK, 0.0, SLACK)
@@ -85,7 +72,7 @@ def _is(want: Wanted, thing: Found | Thing | None) -> bool:
     }
 
 
-def _in_detail(want: Wanted, thing: Found | Thing) -> bool:
+def _in_detail(want: Wanted, thing: Seen) -> bool:
     return want.size in (None, thing.size) and want.texture in (None, thing.texture)
 
 

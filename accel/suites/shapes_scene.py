@@ -35,8 +35,8 @@ MARGIN = 1.5  # pixels between objects, and to the edge
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One object: what it is, and where (centre x to the right, y downwards, in pixels)."""
+class Seen:
+    """One object in a picture: what it is, and where (centre x to the right, y downwards, in pixels)."""
 
     shape: str
     colour: str
@@ -44,6 +44,12 @@ class Thing:
     texture: str
     x: float
     y: float
+
+
+@dataclass(frozen=True)
+class Thing(Seen):
+    """One object of a scene: also how it is drawn."""
+
     radius: float
     angle: float  # radians
     tint: tuple[int, int, int]  # its colour in this picture

@@ -6,8 +6,9 @@ import pytest
 
 from accel.errors import ConfigError
 from accel.suites import shapes_data as data
-from accel.suites.shapes_adherence import Found, right, true_of
+from accel.suites.shapes_adherence import right, true_of
 from accel.suites.shapes_captions import Order, Wanted, background, holds, vocabulary, wanted
+from accel.suites.shapes_scene import Seen
 
 SAMPLES = data.samples("prompts", 400, 2)
 
@@ -69,8 +70,8 @@ def test_text_without_an_object_is_refused_with_an_example():
         wanted("a photograph of a cat")
 
 
-def found(shape: str, colour: str, x: float, y: float, size: str = "large", texture: str = "plain") -> Found:
-    return Found(shape, colour, size, texture, x, y)
+def found(shape: str, colour: str, x: float, y: float, size: str = "large", texture: str = "plain") -> Seen:
+    return Seen(shape, colour, size, texture, x, y)
 
 
 CIRCLE, SQUARE = found("circle", "red", 16, 32), found("square", "blue", 48, 32)

@@ -1,0 +1,30 @@
+"""Short tensors that name what an artefact was made for, to be kept in it and compared later."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def settings_digest(config: Any) -> torch.Tensor:
+    """Sixteen bytes (uint8) that change with a method's class, EPOCH or settings."""
+    from accel.results.records import canonical, describe
+
+    return _sixteen(hashlib.sha256(canonical(describe(config)).encode()))
+
+
+def weights_digest(net: nn.Module) -> torch.Tensor:
+    """Sixteen bytes (uint8) that change with a network's weights: names, shapes and 64 values of each tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        flat = tensor.detach().flatten()
+        few = flat[:: max(1, len(flat) // 64)].float().cpu() if flat.numel() else flat
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + few.numpy().tobytes())
+    return _sixteen(digest)
+
+
+def _sixteen(digest: Any) -> torch.Tensor:
+    return torch.tensor(list(digest.digest()[:16]), dtype=torch.uint8)
