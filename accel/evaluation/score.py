@@ -37,7 +37,8 @@ def score(suite: Suite, shards: Tensors, converged: torch.Tensor | None) -> dict
     """All values with intervals. `converged` holds the exact images of the first samples (None: it is itself)."""
     values: dict[str, Estimate] = {}
     if suite.feature_space and "features" in shards:
-        values |= quality(shards["features"].double(), suite.reference().features, suite.feature_space)
+        features = shards["features"].double()
+        values |= quality(features, suite.reference().features, suite.feature_space) | suite.feature_scores(features)
     for name, tensor in shards.items():
         if name.startswith("score."):
             values[name.removeprefix("score.")] = mean_estimate(tensor.double().numpy())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.errors import ConfigError, check_int
+from accel.evaluation.statistics import Estimate
 
 BATCH = 32  # images or captions in one forward pass; changes no value beyond rounding
 
@@ -54,6 +55,10 @@ class FeatureNetwork(ABC):
     def network(self) -> Any:
         """The loaded network, kept."""
         return self._load()
+
+    def scores(self, features: Tensor) -> dict[str, Estimate]:
+        """Metrics of features (N, D) that need no reference, such as the Inception Score; none by default."""
+        return {}
 
     def unavailable(self) -> str | None:
         """Why the features cannot be computed here and what mends it; None if they can.

@@ -62,6 +62,10 @@ class InceptionFeatures(FeatureNetwork):
         weight = self.network.fc.weight.detach().cpu().double()
         return features.double() @ weight.T
 
+    def scores(self, features: Tensor) -> dict[str, Estimate]:
+        """`inception_score`."""
+        return {"inception_score": inception_score(self.logits(features))}
+
     def identity(self) -> dict[str, Any]:
         return {
             "network": "Inception-v3 2015-12-05 (torch-fidelity)",

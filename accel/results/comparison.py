@@ -2,7 +2,8 @@
 
 What keeps a comparison fair is decided here. Quality is ranked, and compared with the baseline, only among rows of
 equal suite, N, seed, metric and reference; a difference whose paired 95 % interval contains 0 is a tie. Times stand
-side by side only when device, threads and batch agree. All that is ranked (FID, distances) is better when lower.
+side by side only when device, threads and batch agree. All that is ranked (FID, distances) is better when lower;
+`HIGHER` names what is better when higher.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from accel.evaluation.statistics import Estimate, paired
 from accel.results.records import Results
 
 COMPETES = ("baseline", "cell", "control")
+HIGHER = ("accuracy", "adherence", "exact", "clip_score", "inception_score", "precision", "recall")
 UNKNOWN = "not comparable"
 
 
@@ -81,11 +83,11 @@ def rank(records: Iterable[Mapping[str, Any]]) -> dict[str, Rank]:
     return ranks
 
 
-def verdict(delta: Estimate | None) -> str:
-    """better, tie or worse, of a difference where lower is better."""
+def verdict(delta: Estimate | None, key: str | None = None) -> str:
+    """better, tie or worse, of a difference of value `key`; without one lower is better."""
     if delta is None:
         return UNKNOWN
-    return "tie" if delta.tie else "better" if delta.value < 0 else "worse"
+    return "tie" if delta.tie else "better" if (delta.value > 0) == (key in HIGHER) else "worse"
 
 
 def speed_tie(timing: Mapping[str, Any]) -> bool:

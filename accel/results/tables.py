@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 AXES = ("sampler", "steps", "grid", "guidance", "cache", "stitch", "precision")
 ABSENT = "–"
+PROMPTED = {"adherence": ("adherence %", 100), "clip_score": ("CLIP score", 1)}  # of each prompt: heading, scale
 HASH_DIGITS = 12
 NARROW = 96  # columns of a terminal below which the table leaves out what the others imply
 
@@ -132,7 +133,8 @@ def markdown(study: Study) -> str:
 
 CONTROLS = (
     "Each accelerated recipe against the plain sampler given the same cost. Δ = recipe − control, paired on common "
-    "seeds: negative is better, and it is a tie when its interval contains 0."
+    "seeds: negative is better, and it is a tie when its interval contains 0. "
+    "Of adherence and CLIP score positive is better."
 )
 
 
@@ -156,8 +158,17 @@ def _columns(study: Study, group: tuple) -> list[Column]:
         _recipe(group),
         Column(f"{name} [95 %]", value(metric, interval), name, value(metric, plus_minus)),
         _change(study, metric),
-        *(Column(f"{key} %", value(key, lambda x: plus_minus(x, 100))) for key in ("accuracy", "adherence", "exact")),
-        Column("CLIP score", value("clip_score", plus_minus)),
+        Column("accuracy %", value("accuracy", lambda x: plus_minus(x, 100))),
+        *(
+            column
+            for key, (name, factor) in PROMPTED.items()
+            for column in (
+                Column(name, value(key, lambda x, s=factor: plus_minus(x, s))),
+                _prompted_change(name, lambda row, k=key: (row, study.baseline, k), study, factor),
+            )
+        ),
+        Column("exact %", value("exact", lambda x: plus_minus(x, 100))),
+        Column("Inception score", value("inception_score", interval)),
         Column("distance to converged", value("distance" if metric != "distance" else None, plus_minus)),
         Column("nearest training image", value("nearest", plus_minus)),
         Column("NFE", lambda row: None if row.cost("nfe") is None else f"{row.cost('nfe'):.4g}", "NFE"),
@@ -231,6 +242,10 @@ def _control_columns(study: Study) -> list[Column]:
             Column(f"Δ{name}", lambda pair, key=key: interval(x, True) if (x := study.delta(*pair, key)) else None),
             Column(f"{name} verdict", judge, name),
         ]
+    columns += [
+        _prompted_change(name, lambda pair, k=key: (*pair, k), study, factor)
+        for key, (name, factor) in PROMPTED.items()
+    ]
     return [column for column in columns if any(column.text(pair) for pair in pairs)]
 
 
@@ -242,6 +257,15 @@ def _change(study: Study, metric: str | None) -> Column:
         return delta and ("tie" if delta.tie else write(delta, sign=True))
 
     return Column(f"Δ{metric_name(metric)} vs baseline", text, "Δ", lambda row: text(row, point))
+
+
+def _prompted_change(name: str, of: Callable[[Any], tuple], study: Study, scale: float) -> Column:
+    def text(item: Any) -> str | None:
+        row, other, key = of(item)
+        delta = None if row is other else study.delta(row, other, key)
+        return delta and f"{plus_minus(delta, scale, sign=True)} {verdict(delta, key)}"
+
+    return Column(f"Δ{name}", text)
 
 
 def _ratio(ratio: float | None) -> str | None:

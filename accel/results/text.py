@@ -52,11 +52,11 @@ def interval(x: Interval, sign: bool = False, unit: str = "") -> str:
     return f"{rounding(x, sign)(value)}{unit} [{inside(lo)}, {inside(hi)}]"
 
 
-def plus_minus(x: Interval, scale: float = 1) -> str:
+def plus_minus(x: Interval, scale: float = 1, sign: bool = False) -> str:
     """`97.3 ± 0.8`, for intervals that lie evenly about the value."""
     value, lo, hi = parts(x)
-    text = rounding(x, scale=scale)
-    return f"{text(value * scale)} ± {text((hi - lo) / 2 * scale)}" if hi > lo else text(value * scale)
+    middle = rounding(x, sign, scale)(value * scale)
+    return f"{middle} ± {rounding(x, scale=scale)((hi - lo) / 2 * scale)}" if hi > lo else middle
 
 
 def point(x: Interval, sign: bool = False, unit: str = "") -> str:

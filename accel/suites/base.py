@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from accel.errors import ConfigError, IntegrityError
+from accel.evaluation.statistics import Estimate
 from accel.guidance.base import CLASSIFIER, Guidance
 from accel.recipe import Recipe
 
@@ -111,6 +112,10 @@ class Suite(ABC):
     def features(self, images: torch.Tensor) -> torch.Tensor | None:
         """Features (B, D) of pipeline output (B, C, H, W); None without a feature space."""
         return None
+
+    def feature_scores(self, features: torch.Tensor) -> dict[str, Estimate]:
+        """Metrics of the features (N, D) of all samples that need no reference."""
+        return {}
 
     def per_sample(self, images: torch.Tensor, conditions: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Further scores of each sample under its condition, by metric name, each (B,)."""

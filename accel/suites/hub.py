@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from accel.errors import ConfigError, check_float, check_int, unknown
+from accel.evaluation.statistics import Estimate
 from accel.guidance.base import Guidance
 from accel.recipe import Recipe
 from accel.samplers.noise_schedule import is_flow
@@ -210,6 +211,9 @@ class HubSuite(Suite):
     def features(self, images: torch.Tensor) -> torch.Tensor | None:
         network = self._network_or_none()
         return network and network(self.to_uint8(images))
+
+    def feature_scores(self, features: torch.Tensor) -> dict[str, Estimate]:
+        return self._network_or_none().scores(features)
 
     def scoring(self) -> dict[str, Any]:
         network, used = self._network_or_none(), {}

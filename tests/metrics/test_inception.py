@@ -131,6 +131,8 @@ def test_logits_have_no_bias(package, tmp_path):
     network = feature_network("inception", tmp_path / "w.pth", device="cpu")
     assert network.logits(torch.zeros(2, 3).half()).abs().max() == 0
     weight = network.network.fc.weight
+    features = torch.randn(40, 3)
+    assert network.scores(features) == {"inception_score": inception_score(network.logits(features))}
     assert network.logits(torch.eye(3)).numpy() == pytest.approx(weight.T.detach().double().numpy())
 
 

@@ -46,7 +46,7 @@ class Fabric:
 
     def quality(
         self, label, fid=None, distance=None, macs=None, *, steps=10, n=1000, seed=0, sha="ab" * 32, suite="digits",
-        simulated=False, picture=True, **axes,
+        simulated=False, picture=True, more=None, **axes,
     ):  # fmt: skip
         values = {}
         if fid is not None:
@@ -54,6 +54,7 @@ class Fabric:
             values["accuracy"] = estimate(max(0.1, 0.99 - 0.004 * fid), label, n, spread=0.004)
         if distance is not None:
             values["distance"] = estimate(distance, label, n)
+        values |= {key: estimate(value, label, n) for key, value in (more or {}).items()}
         cost = {"steps": steps, "nfe": float(steps), "macs": macs, "setup_s": 0.0}
         cost |= {"model_bytes": 2_310_000, "peak_bytes": 5_400_000}
         sampler = label.split("-")[0]

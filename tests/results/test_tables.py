@@ -207,6 +207,31 @@ def test_control_verdicts(fabric, cell, control, words):
     assert row["ΔFID (digits)"].startswith("-")
 
 
+def test_adherence_and_clip_score_are_better_when_higher(fabric):
+    """Paired on the prompts, against the baseline and against the control; in per cent where the heading says so."""
+    rows = {
+        role: fabric.quality(label, fid, 0.1, 1e9, more={"adherence": adherence, "clip_score": clip}, **axes)
+        for role, label, fid, adherence, clip, axes in (
+            ("baseline", "base", 2.0, 0.80, 30.0, {}),
+            ("cell", "cached", 2.1, 0.70, 32.0, {"cache": "deepcache"}),
+            ("control", "plain", 2.2, 0.60, 32.0001, {}),
+        )
+    }
+    for role, record in rows.items():
+        fabric.line(role, record, of="cached" if role == "control" else None)
+    fabric.save()
+    main = {row["recipe"].strip("*").split()[0].strip("*"): row for row in grid(page(fabric), "jackknife")}
+    assert main["base"]["Δadherence %"] == "–"
+    assert main["cached"]["Δadherence %"].startswith("-10.0")
+    assert main["cached"]["Δadherence %"].endswith("worse")
+    assert main["cached"]["ΔCLIP score"].startswith("+2.0")
+    assert main["cached"]["ΔCLIP score"].endswith("better")
+    (row,) = grid(page(fabric), "## Equal-cost controls")
+    assert row["Δadherence %"].startswith("+10.0")
+    assert row["Δadherence %"].endswith("better")
+    assert row["ΔCLIP score"].endswith("tie")
+
+
 def test_a_control_on_other_seeds_gives_no_verdict(fabric):
     fabric.line("baseline", fabric.quality("base", 1.0, 0.01, 5e9))
     fabric.line("cell", fabric.quality("cached", 2.0, 0.1, 1e9, cache="deepcache"))

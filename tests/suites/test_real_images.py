@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from accel.config import CONF
 from accel.errors import ConfigError
 from accel.evaluation.quality import Moments, fid, quality
+from accel.evaluation.statistics import mean_estimate
 from accel.recipe import Recipe
 from accel.results.records import Results
 from accel.runner import Evaluation, Runner
@@ -34,6 +35,9 @@ class Colours:
 
     def unavailable(self):
         return self.missing
+
+    def scores(self, features):
+        return {"inception_score": mean_estimate(features[:, 0].numpy())} if self.version == "1" else {}
 
     def __call__(self, images):
         assert images.dtype == torch.uint8
@@ -233,12 +237,15 @@ def test_metrics_appear_and_another_network_scores_the_same_images(hub_suite, fo
     images = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("shards/*/*.safetensors")}
     real = RealImages(str(folder), size=16)
     scored, said = record(reference_images=real, feature_network="inception", clip="1")
-    assert set(scored["values"]) == {"fid_colours", "kid_colours", "precision", "recall", "clip_score", "distance"}
+    assert set(scored["values"]) == {
+        *("fid_colours", "kid_colours", "precision", "recall", "inception_score", "clip_score", "distance")
+    }
     assert scored["reference"]["n"] == 62
     assert "clip_score cuts 30 of 60 prompts at 12 tokens." in said
     assert "tokenizer cuts 30 of 60 prompts at 16 tokens." in said
     again, _ = record(reference_images=real, feature_network="dinov2", clip="2")
     assert again["id"] != scored["id"]
+    assert "inception_score" not in again["values"]
     assert again["samples"] == scored["samples"] == plain["samples"]
     assert {p: p.stat().st_mtime_ns for p in images} == images, "no image was made again"
 
