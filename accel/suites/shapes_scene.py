@@ -24,7 +24,7 @@ COLOURS = {
     "purple": (140, 56, 196),
     "pink": (250, 140, 196),
 }
-SIZES = {"small": (7.5, 9.0), "large": (11.5, 13.5)}  # circumradius in pixels
+SIZES = {"small": (8.5, 10.0), "large": (12.5, 14.5)}  # circumradius in pixels
 TEXTURES = ("plain", "striped", "dotted")
 GROUNDS = {"black": (24, 24, 26), "grey": (122, 124, 126), "white": (240, 240, 238), "beige": (214, 196, 164)}
 FINISHES = ("flat", "gradient", "checked")
@@ -183,6 +183,6 @@ DISTANCES = {
 # How much of the marks' colour a point shows, at distances from the object's centre in pixels.
 PATTERNS = {
     "plain": lambda u, v: np.zeros_like(u),
-    "striped": lambda u, v: np.clip(0.5 + 2.5 * np.sin(2 * math.pi * v / 5.5), 0, 1),
-    "dotted": lambda u, v: np.clip(2.0 - np.hypot((u + 2.5) % 5 - 2.5, (v + 2.5) % 5 - 2.5), 0, 1),
+    "striped": lambda u, v: np.clip(0.5 + 2.5 * np.sin(2 * math.pi * v / 7), 0, 1),
+    "dotted": lambda u, v: np.clip(2.5 - np.hypot((u + 3.25) % 6.5 - 3.25, (v + 3.25) % 6.5 - 3.25), 0, 1),
 }

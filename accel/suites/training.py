@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from accel.errors import ConfigError
+from accel.suites.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class TrainConfig:
     grad_clip: float = 1.0
     seed: int = 0
     checkpoint_every: int = 250
+    muon_lr: float = 0.0  # of the hidden layers' matrices (see accel/suites/optimizer.py); 0: AdamW for all
 
 
 def learning_rate(cfg: TrainConfig, step: int) -> float:
@@ -100,47 +102,39 @@ def train(
     """
     net.to(device).train()
     params = dict(net.named_parameters())
-    opt = torch.optim.AdamW(params.values(), lr=cfg.lr, weight_decay=cfg.weight_decay)
+    optimizer = Optimizer(params, cfg.lr, cfg.weight_decay, cfg.muon_lr)
     ema = {k: p.detach().clone() for k, p in params.items()}
     buffers = {k: v for k, v in net.named_buffers() if k in net.state_dict()}  # such as BatchNorm's statistics
-    start = _resume(checkpoint, cfg, params, ema, opt, buffers) if checkpoint.exists() else 0
+    start = _resume(checkpoint, cfg, params, ema, optimizer, buffers) if checkpoint.exists() else 0
     for step in range(start, cfg.steps):
         generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
         torch.manual_seed(cfg.seed * 1_000_003 + step)  # dropout layers draw from the global generator
         index = torch.randint(0, len(images), (cfg.batch,), generator=generator)
-        for group in opt.param_groups:
-            group["lr"] = learning_rate(cfg, step)
         loss = loss_fn(net, images[index], labels[index], generator)
         loss.backward()
         nn.utils.clip_grad_norm_(params.values(), cfg.grad_clip)
-        opt.step()
-        opt.zero_grad(set_to_none=True)
+        optimizer.step(learning_rate(cfg, step) / cfg.lr)
         decay = min(cfg.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.values()), [p.detach() for p in params.values()], 1 - decay)
         on_step(step + 1, float(loss.detach()))
         if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps:
-            _save(checkpoint, cfg, step + 1, params, ema, opt, buffers)
+            _save(checkpoint, cfg, step + 1, params, ema, optimizer, buffers)
     return {k: v.cpu() for k, v in (ema | buffers).items()}
 
 
-def _save(path: Path, cfg: TrainConfig, step: int, params, ema, opt, buffers) -> None:
+def _save(path: Path, cfg: TrainConfig, step: int, params, ema, optimizer, buffers) -> None:
     tensors = {f"buffer.{name}": b for name, b in buffers.items()}
     for name, p in params.items():
-        state = opt.state[p]
-        tensors |= {
-            f"net.{name}": p.detach(),
-            f"ema.{name}": ema[name],
-            f"m.{name}": state["exp_avg"],
-            f"v.{name}": state["exp_avg_sq"],
-        }
+        tensors |= {f"net.{name}": p.detach(), f"ema.{name}": ema[name]}
+        tensors |= {f"{key}/{name}": v for key, v in optimizer.state(name).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, {"step": str(step), **_identity(cfg)})
     os.replace(temporary, path)
 
 
-def _resume(path: Path, cfg: TrainConfig, params, ema, opt, buffers) -> int:
+def _resume(path: Path, cfg: TrainConfig, params, ema, optimizer, buffers) -> int:
     with safe_open(path, "pt") as file:
         meta = file.metadata()
     if {k: v for k, v in meta.items() if k != "step"} != _identity(cfg):
@@ -149,8 +143,13 @@ def _resume(path: Path, cfg: TrainConfig, params, ema, opt, buffers) -> int:
             "Delete it to start again, or restore the settings to resume."
         )
     tensors = load_file(path)
-    if missing := [name for name in buffers if f"buffer.{name}" not in tensors]:
-        raise ConfigError(f"{path} is of an older version: it lacks {missing[0]}. Delete it to start again.")
+    states: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        if "/" in key:
+            part, name = key.split("/")
+            states.setdefault(name, {})[part] = tensor
+    if missing := {f"buffer.{name}" for name in buffers} - set(tensors) | set(params) - set(states):
+        raise ConfigError(f"{path} is of an older version: it lacks {min(missing)}. Delete it to start again.")
     step = int(meta["step"])
     with torch.no_grad():
         for name, b in buffers.items():
@@ -158,11 +157,8 @@ def _resume(path: Path, cfg: TrainConfig, params, ema, opt, buffers) -> int:
         for name, p in params.items():
             p.copy_(tensors[f"net.{name}"])
             ema[name].copy_(tensors[f"ema.{name}"])
-            opt.state[p] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": tensors[f"m.{name}"].to(p.device),
-                "exp_avg_sq": tensors[f"v.{name}"].to(p.device),
-            }
+            # AdamW counts its steps on the CPU.
+            optimizer.state(name).update({k: v.to(p.device) if v.ndim else v for k, v in states[name].items()})
     return step
 
 
