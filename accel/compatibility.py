@@ -28,8 +28,8 @@ def recipe_with(*chosen: Method, sampler: str = "dpmpp_2m"):
     """Recipe of the chosen methods at their defaults; `sampler` unless one is chosen."""
     axes = {"sampler": sampler} | dict(chosen)
     recipe = Recipe(**{axis: choice_of(axis, choice) for axis, choice in axes.items()})
-    # A list of timesteps says how many steps there are; samplers of one step choose their own.
-    steps = len(getattr(recipe.grid, "timesteps", ()))
+    # Lists say how many steps there are; samplers of one step choose their own.
+    steps = len(getattr(recipe.grid, "timesteps", ()) or getattr(recipe.cache, "table", ()))
     if steps and recipe.sampler.steps not in (1, steps):
         recipe = replace(recipe, sampler=replace(recipe.sampler, steps=steps))
     return recipe

@@ -84,6 +84,10 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return type(value)(_cast(v, dtype) for v in value) if isinstance(value, (list, tuple)) else value
 
 
+# Metadata of a dataclass field that a method got after records of it were made (see accel.results.records.describe).
+LATER = {"later": True}
+
+
 class Method:
     """Base of everything that attaches at the denoiser seam; subclasses are frozen dataclasses (their config).
 

@@ -1,5 +1,5 @@
 """Feature caches: which parts of the denoiser are reused from an earlier step."""
 
-from accel.caching.deepcache import DeepCache
+from accel.caching.deepcache import BranchTable, DeepCache
 
-__all__ = ["DeepCache"]
+__all__ = ["BranchTable", "DeepCache"]

@@ -3,8 +3,9 @@
 Paper: Ma, Fang & Wang, "DeepCache: Accelerating Diffusion Models for Free", CVPR 2024 (arXiv:2312.00858), sec. 3.3-3.4.
 At a full step the whole UNet runs and the hidden state that enters the up layer consuming skip `branch` is stored,
 before the concatenation; at the other steps only the layers outside that point run, on the current x_t.
-`branch` follows the paper's Table 12 (the number of live skip connections); the PyPI package's `cache_branch_id` is
-branch - 1. Schedule: uniform 1:interval, full iff step % interval == 0, so ceil(T / interval) full steps.
+`branch` follows the paper's Table 12 (the number of live skip connections); other numberings by name, see NUMBERINGS.
+Schedules: uniform 1:interval, ceil(T / interval) full steps, or any of accel/caching/schedules.py, the paper's
+non-uniform one among them. `BranchTable` gives each step a branch of its own, as a search finds them.
 Deviations: the decision is made for each solver step, not for each call, and every stage of a multi-stage solver keeps
 a cache of its own (the original's counter collapses on such samplers); a step whose guidance needs rows that are not
 stored is full. At the deepest branch a ControlNet's mid residual is the stored one.
@@ -12,63 +13,151 @@ stored is full. At the deepest branch a ControlNet's mid residual is the stored 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 
-from accel.caching.unet_view import ShallowView, skip_count
-from accel.denoiser import Denoise, Inputs, Method, Node
-from accel.errors import ConfigError, check_int
+from accel.caching.schedules import Schedule, Uniform
+from accel.caching.unet_view import ShallowView, capture, skip_count
+from accel.denoiser import LATER, Denoise, Inputs, Method, Node
+from accel.errors import ConfigError, check_int, unknown
 
 Stored = tuple[torch.Tensor, tuple[int, ...] | None]  # features, and the members of the part that they are of
 
+# What has to be added to a branch number to give live skip connections: Table 12 of the paper, the `cache_branch_id` of
+# the PyPI package, and `--branch` of the released DDPM code, whose first branch has two.
+NUMBERINGS = {"paper": 0, "pypi": 1, "ddpm_code": 2}
+FULL = 0
 
-@dataclass(frozen=True)
-class DeepCache(Method):
-    """Uniform 1:N DeepCache. interval >= 1 (1: no caching), branch in 1..number of skips of the UNet."""
 
-    interval: int = 3
-    branch: int = 1
+class BranchCache(Method):
+    """What DeepCache's variants share: `plan` says for every step how many skips are live, or FULL."""
 
-    def __post_init__(self) -> None:
-        check_int("cache.interval", self.interval, 1)
-        check_int("cache.branch", self.branch, 1)
+    @abstractmethod
+    def plan(self, num_steps: int) -> Sequence[int]:
+        """FULL or the live skips of each of `num_steps` solver steps; the first is FULL."""
 
     @property
-    def label(self) -> str:
-        return f"deepcache{self.interval}b{self.branch}"
+    @abstractmethod
+    def deepest(self) -> int:
+        """The most live skips of any step."""
 
     def check(self, nets, recipe) -> None:
         for name, net in nets.items():
             skips = skip_count(net, name)
-            if self.branch > skips:
+            if self.deepest > skips:
                 raise ConfigError(
-                    f"cache.branch is {self.branch}, but {name!r} has {skips} skip connections; allowed: 1..{skips}."
+                    f"cache.branch is {self.deepest}, but {name!r} has {skips} skip connections; allowed: 1..{skips}."
                 )
-
-    def full(self, step: int) -> bool:
-        """Whether solver step `step` runs the whole UNet."""
-        return step % self.interval == 0
+        if recipe.sampler:
+            self.plan(recipe.sampler.steps)
 
     def attach(self, node: Node, inner: Denoise) -> Denoise:
-        if self.interval == 1:
-            return inner
-        view, clock = ShallowView(node.net, self.branch), node.clock
-        stored: dict[tuple[int, int, str], Stored] = {}
+        clock = node.clock
+        views: dict[int, ShallowView] = {}
+        plan: list[int] = []
+        stored: dict[tuple[int, int, str, int], Stored] = {}
         clock.on_reset(stored.clear)
+        clock.on_reset(plan.clear)
+
+        def view(branch: int) -> ShallowView:
+            if branch not in views:
+                views[branch] = ShallowView(node.net, branch)
+            return views[branch]
+
+        def coming() -> list[int]:
+            # Branches that reuse what is stored now: those of this step and the next ones up to a full step.
+            found = {plan[clock.step]}
+            for branch in plan[clock.step + 1 :]:
+                if branch == FULL:
+                    break
+                found.add(branch)
+            return sorted(found - {FULL})
 
         def denoise(inputs: Inputs) -> torch.Tensor:
-            keys = [(clock.slot, clock.call, part) for part in inputs.parts]
-            if not self.full(clock.step) and all(k in stored for k in keys):
-                found = [_rows(stored[k], inputs.members) for k in keys]
+            if not plan:
+                plan.extend(self.plan(clock.num_steps))
+            branch, keys = plan[clock.step], [(clock.slot, clock.call, part) for part in inputs.parts]
+            held = [stored[key] for k in keys if (key := (*k, branch)) in stored]
+            if branch != FULL and len(held) == len(keys):
+                found = [_rows(one, inputs.members) for one in held]
                 entry = torch.cat(found) if len(found) > 1 else found[0]
                 if len(entry) == inputs.rows:
-                    return node.evaluate(inputs, lambda **kwargs: view.forward(entry, **kwargs), "shallow")
-            prediction, entry = view.capture(lambda: inner(inputs))
-            stored.update((k, (part, inputs.members)) for k, part in zip(keys, entry.chunk(len(keys)), strict=True))
+                    return node.evaluate(inputs, lambda **kwargs: view(branch).forward(entry, **kwargs), "shallow")
+            branches = coming()
+            prediction, entries = capture([view(b) for b in branches], lambda: inner(inputs))
+            for b, entry in zip(branches, entries, strict=True):
+                parts = entry.chunk(len(keys))
+                stored.update(((*k, b), (part, inputs.members)) for k, part in zip(keys, parts, strict=True))
             return prediction
 
         return denoise
+
+
+@dataclass(frozen=True)
+class DeepCache(BranchCache):
+    """DeepCache of one branch. interval >= 1 (1: no caching); `schedule`, if given, takes the interval's place."""
+
+    interval: int = 3
+    branch: int = 1
+    schedule: Schedule | None = field(default=None, metadata=LATER)
+    numbering: str = field(default="paper", metadata=LATER)
+
+    def __post_init__(self) -> None:
+        check_int("cache.interval", self.interval, 1)
+        if self.numbering not in NUMBERINGS:
+            raise unknown("cache.numbering", str(self.numbering), NUMBERINGS)
+        check_int("cache.branch", self.branch, 0 if self.numbering != "paper" else 1)
+
+    @property
+    def label(self) -> str:
+        return f"deepcache{self._schedule.label}b{self.deepest}"
+
+    @property
+    def _schedule(self) -> Schedule:
+        return self.schedule or Uniform(self.interval)
+
+    @property
+    def deepest(self) -> int:
+        return self.branch + NUMBERINGS[self.numbering]
+
+    def plan(self, num_steps: int) -> list[int]:
+        full = self._schedule.full(num_steps)
+        return [FULL if step in full else self.deepest for step in range(num_steps)]
+
+
+@dataclass(frozen=True)
+class BranchTable(BranchCache):
+    """DeepCache by a table: for each solver step 0 (full) or the number of live skips; the first is 0."""
+
+    table: Sequence[int] = (0,)
+
+    def __post_init__(self) -> None:
+        for entry in self.table:
+            check_int("cache.table", entry, 0)
+        table = tuple(int(entry) for entry in self.table)
+        object.__setattr__(self, "table", table)
+        if not table or table[0] != FULL:
+            raise ConfigError(
+                f"cache.table is {list(table)}; allowed: one number a step, 0 (full) or live skips, beginning with 0."
+            )
+
+    @property
+    def label(self) -> str:
+        return "deepcache[" + ",".join(map(str, self.table)) + "]"
+
+    @property
+    def deepest(self) -> int:
+        return max(self.table)
+
+    def plan(self, num_steps: int) -> list[int]:
+        if len(self.table) != num_steps:
+            raise ConfigError(
+                f"cache.table has {len(self.table)} steps, but the sampler has {num_steps}; give one number for each."
+            )
+        return list(self.table)
 
 
 def _rows(stored: Stored, wanted: tuple[int, ...] | None) -> torch.Tensor:

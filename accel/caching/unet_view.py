@@ -10,7 +10,7 @@ the original is never changed, so the view reads the current parameters (quantis
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -135,3 +135,11 @@ class ShallowView:
             return type(self.net).forward(self.view, **kwargs)
         finally:
             self.stub.value = None
+
+
+def capture(views: Sequence[ShallowView], forward: Callable[[], Any]) -> tuple[Any, list[torch.Tensor]]:
+    """Run one full forward; return its result and, for each view, the hidden state that enters its kept part."""
+    if not views:
+        return forward(), []
+    (result, others), entry = views[0].capture(lambda: capture(views[1:], forward))
+    return result, [entry, *others]

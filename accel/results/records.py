@@ -26,9 +26,14 @@ SCHEMA = 1
 
 
 def describe(value: Any) -> Any:
-    """A plain JSON value that identifies a config object: class name, EPOCH and fields, recursively."""
+    """A plain JSON value that identifies a config object: class name, EPOCH and fields, recursively.
+
+    A field that a method got later says so in its metadata (accel.denoiser.LATER), and counts only where it is not at
+    its default: what was recorded before stays valid.
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: describe(getattr(value, f.name)) for f in fields(value)}
+        kept = [f for f in fields(value) if not f.metadata.get("later") or getattr(value, f.name) != f.default]
+        own = {f.name: describe(getattr(value, f.name)) for f in kept}
         head = {"type": type(value).__name__}
         return head | ({"epoch": value.EPOCH} if hasattr(value, "EPOCH") else {}) | own
     if isinstance(value, Mapping):

@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
-from accel.caching import DeepCache
+from accel.caching import BranchTable, DeepCache
+from accel.caching.schedules import Explicit, NonUniform, Squares
 from accel.caching.unet_view import ShallowView
+from accel.errors import ConfigError
 from accel.evaluation.macs import count_macs
 from accel.guidance import CFG, IntervalCFG
 from accel.recipe import Recipe, accelerate
@@ -70,8 +72,8 @@ def test_stored_tensors_are_freed_at_the_end(pipe, run, ddim):
     with accelerate(pipe, Recipe(ddim(4), cache=cache)) as traced:
         run()
         drops = list(traced.clock._resets)
-        assert len(drops) == 1
-        assert drops[0].__self__ == {}, "the cache still holds tensors after the last step"
+        assert drops
+        assert not any(drop.__self__ for drop in drops), "the cache still holds tensors after the last step"
 
 
 def test_batched_guidance_equals_two_calls(pipe, ddim):
@@ -99,3 +101,78 @@ def test_batched_guidance_equals_two_calls(pipe, ddim):
         sequential = loop(sequential=True)
         assert [e.mode[0] for e in traced.trace] == list("ffssffss")
     torch.testing.assert_close(batched, sequential, atol=1e-3, rtol=0)
+
+
+# --- other schedules, tables, numberings
+
+
+def test_full_steps_are_those_of_the_schedule(pipe, run, ddim):
+    for schedule in (NonUniform(3, 4), Explicit((0, 1, 5)), Squares()):
+        with accelerate(pipe, Recipe(ddim(8), cache=DeepCache(branch=2, schedule=schedule))) as traced:
+            run()
+        assert {e.step for e in traced.trace if e.mode == "full"} == schedule.full(8)
+
+
+@pytest.mark.parametrize("numbering", [("paper", 3), ("pypi", 2), ("ddpm_code", 1)])
+def test_numberings_name_the_same_branch(pipe, run, ddim, numbering):
+    named, branch = numbering
+    with accelerate(pipe, Recipe(ddim(4), cache=DeepCache(2, 3))):
+        expected = run()
+    with accelerate(pipe, Recipe(ddim(4), cache=DeepCache(2, branch, numbering=named))):
+        assert torch.equal(run(), expected)
+
+
+def test_a_table_of_one_branch_is_that_schedule(pipe, run, ddim):
+    with accelerate(pipe, Recipe(ddim(6), cache=DeepCache(3, 2))):
+        expected = run()
+    with accelerate(pipe, Recipe(ddim(6), cache=BranchTable([0, 2, 2, 0, 2, 2]))):
+        assert torch.equal(run(), expected)
+
+
+def test_a_table_runs_at_every_step_what_it_says(pipe, run, ddim):
+    table = [0, 1, 3, 0, 0, 9, 1]
+    with accelerate(pipe, Recipe(ddim(7), cache=BranchTable(table)), count_macs=True) as counted:
+        run()
+    rows = counted.trace[0].rows
+    assert [e.macs for e in counted.trace] == [rows * macs_of(pipe, b or 1)[b > 0] for b in table]
+
+
+def test_each_branch_of_a_table_reuses_the_last_full_step(pipe, run, ddim):
+    """Step 2 by branch 3 is what uniform caching of branch 3 makes of the same inputs, whatever step 1 was."""
+    seen = {}
+    for name, cache in (
+        ("table", BranchTable([0, 0, 3])),
+        ("explicit", DeepCache(branch=3, schedule=Explicit((0, 1)))),
+    ):
+        with accelerate(pipe, Recipe(ddim(3), cache=cache)):
+            seen[name] = run()
+    assert torch.equal(seen["table"], seen["explicit"])
+
+
+REFUSED = {
+    "cached first": (lambda: BranchTable([1, 0]), "beginning with 0"),
+    "empty": (lambda: BranchTable([]), "beginning with 0"),
+    "negative": (lambda: BranchTable([0, -1]), "cache.table is -1"),
+    "numbering": (lambda: DeepCache(2, 1, numbering="pipy"), "pypi"),
+    "no live skip": (lambda: DeepCache(2, 0), "cache.branch is 0"),
+}
+
+
+@pytest.mark.parametrize(("make", "said"), REFUSED.values(), ids=REFUSED)
+def test_bad_settings_are_refused(make, said):
+    with pytest.raises(ConfigError, match=said):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("cache", "said"),
+    [
+        (BranchTable([0, 1, 1]), "has 3 steps, but the sampler has 8"),
+        (BranchTable([0, *[10] * 7]), r"cache.branch is 10, but 'base' has 9 skip connections; allowed: 1\.\.9"),
+        (DeepCache(2, 9, numbering="pypi"), "cache.branch is 10"),
+        (DeepCache(branch=1, schedule=Explicit((0, 8))), r"has 8, but the sampler has 8 steps"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(pipe, ddim, cache, said):
+    with pytest.raises(ConfigError, match=said):
+        Recipe(ddim(8), cache=cache).check(pipe)
