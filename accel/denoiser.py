@@ -8,7 +8,7 @@ the prediction as one tensor.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,6 +51,10 @@ class Inputs:
         rows = torch.tensor(members, device=self.sample.device)
         return replace(self._select(rows), members=tuple(members))
 
+    def tiled(self, times: int) -> Inputs:
+        """The whole batch `times` times over; every batched argument is repeated alike."""
+        return replace(self, kwargs={k: _tiled(v, self.rows, times) for k, v in self.kwargs.items()})
+
     def given(self, **kwargs: Any) -> Inputs:
         """The same call with some arguments replaced."""
         return replace(self, kwargs=self.kwargs | kwargs)
@@ -73,6 +77,14 @@ def _rows_of(value: Any, rows: int, which: slice | torch.Tensor) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_rows_of(v, rows, which) for v in value)
     return value
+
+
+def _tiled(value: Any, rows: int, times: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        return torch.cat([value] * times) if value.dim() and len(value) == rows else value
+    if isinstance(value, dict):
+        return {k: _tiled(v, rows, times) for k, v in value.items()}
+    return type(value)(_tiled(v, rows, times) for v in value) if isinstance(value, (list, tuple)) else value
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
@@ -103,6 +115,12 @@ class Method:
 
     def check(self, nets: dict[str, nn.Module], recipe: Any) -> None:
         """Raise IncompatibleError when this method cannot work on `nets` or within `recipe`."""
+
+    def check_around(self, scheduler: Any, models: Mapping[str, nn.Module]) -> None:
+        """Raise IncompatibleError if it cannot work with the recipe's `scheduler` or lacks a network in `models`."""
+
+    def follow(self, scheduler: Any, node: Node) -> None:
+        """Change `scheduler`, which is the recipe's own and drives the clock already, where the method needs it."""
 
     def attach(self, node: Node, inner: Denoise) -> Denoise:
         """Return the callable that replaces `inner` on `node`; undo work goes on `node.undo`."""

@@ -96,8 +96,8 @@ class Recipe:
         pipelines.check(pipe, nets["base"], self.guidance_scale, scheduler, self.sampler.steps if self.sampler else 1)
         for method in self.methods():
             method.check(nets, self)
-        if self.guidance:
-            self.guidance.check_around(scheduler or pipe.scheduler, models)
+        for method in self.methods():
+            method.check_around(scheduler or pipe.scheduler, models)
 
     def nets(self, pipe: Any, models: Mapping[str, nn.Module] | None = None) -> dict[str, nn.Module]:
         """The denoisers this recipe runs by name: the pipeline's own (`base`) first, then the stitched ones, then those
@@ -210,8 +210,9 @@ def accelerate(
         original = pipe.scheduler
         scheduler = sampler.build(original.config, recipe.grid) if sampler else copy.deepcopy(original)
         attach_clock(scheduler, clock, recipe.sampler.steps if recipe.sampler else None, copies)
-        if guidance:
-            guidance.follow(scheduler, nodes["base"])
+        for method in (recipe.cache, guidance):
+            if method:
+                method.follow(scheduler, nodes["base"])
         undo.callback(setattr, pipe, "scheduler", original)
         pipe.scheduler = run.scheduler = scheduler
         yield run

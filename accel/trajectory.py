@@ -81,12 +81,20 @@ class Trajectory:
     @property
     def step(self) -> int:
         """Solver step index, counted from the first step of this run (img2img starts at 0 too)."""
-        return self.stage // self._order
+        return self.step_of(self.stage)
+
+    def step_of(self, stage: int) -> int:
+        """Solver step that a stage belongs to."""
+        return stage // self._order
 
     @property
     def slot(self) -> int:
         """Which evaluation of the solver step this is (0 for single-evaluation samplers)."""
-        return self.stage % self._order
+        return self.slot_of(self.stage)
+
+    def slot_of(self, stage: int) -> int:
+        """Place of a stage within its solver step."""
+        return stage % self._order
 
     @property
     def stages(self) -> int:

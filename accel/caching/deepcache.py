@@ -19,12 +19,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from accel.caching.rows import Kept, rows_of
 from accel.caching.schedules import Schedule, Uniform
 from accel.caching.unet_view import ShallowView, capture, skip_count
 from accel.denoiser import LATER, Denoise, Inputs, Method, Node
 from accel.errors import ConfigError, check_int, unknown
-
-Stored = tuple[torch.Tensor, tuple[int, ...] | None]  # features, and the members of the part that they are of
 
 # What has to be added to a branch number to give live skip connections: Table 12 of the paper, the `cache_branch_id` of
 # the PyPI package, and `--branch` of the released DDPM code, whose first branch has two.
@@ -58,7 +57,7 @@ class BranchCache(Method):
         clock = node.clock
         views: dict[int, ShallowView] = {}
         plan: list[int] = []
-        stored: dict[tuple[int, int, str, int], Stored] = {}
+        stored: dict[tuple[int, int, str, int], Kept] = {}
         clock.on_reset(stored.clear)
         clock.on_reset(plan.clear)
 
@@ -80,17 +79,14 @@ class BranchCache(Method):
             if not plan:
                 plan.extend(self.plan(clock.num_steps))
             branch, keys = plan[clock.step], [(clock.slot, clock.call, part) for part in inputs.parts]
-            held = [stored[key] for k in keys if (key := (*k, branch)) in stored]
-            if branch != FULL and len(held) == len(keys):
-                found = [_rows(one, inputs.members) for one in held]
-                entry = torch.cat(found) if len(found) > 1 else found[0]
-                if len(entry) == inputs.rows:
-                    return node.evaluate(inputs, lambda **kwargs: view(branch).forward(entry, **kwargs), "shallow")
+            kept = [stored[key] for k in keys if (key := (*k, branch)) in stored]
+            if len(kept) == len(keys) and (entry := rows_of(kept, inputs)):
+                return node.evaluate(inputs, lambda **kwargs: view(branch).forward(*entry, **kwargs), "shallow")
             branches = coming()
             prediction, entries = capture([view(b) for b in branches], lambda: inner(inputs))
             for b, entry in zip(branches, entries, strict=True):
                 parts = entry.chunk(len(keys))
-                stored.update(((*k, b), (part, inputs.members)) for k, part in zip(keys, parts, strict=True))
+                stored.update(((*k, b), Kept((part,), inputs.members)) for k, part in zip(keys, parts, strict=True))
             return prediction
 
         return denoise
@@ -158,12 +154,3 @@ class BranchTable(BranchCache):
                 f"cache.table has {len(self.table)} steps, but the sampler has {num_steps}; give one number for each."
             )
         return list(self.table)
-
-
-def _rows(stored: Stored, wanted: tuple[int, ...] | None) -> torch.Tensor:
-    # The stored rows of the wanted members, fewer than wanted if some are not there; None stands for all of a part.
-    entry, held = stored
-    if wanted in (held, None):
-        return entry
-    places = {member: place for place, member in enumerate(range(len(entry)) if held is None else held)}
-    return entry[[places[m] for m in wanted if m in places]]

@@ -4,7 +4,8 @@ The decoder's concatenation points are numbered from the shallowest: skip 1 is t
 the first down layer, and so on; a down block contributes one skip for each layer and one for its downsampler. A view
 with `skips = s` keeps the down layers that make skips 1..s and the up layers that consume them; the mid block is
 replaced by a stub that returns a stored tensor, which enters the first kept up layer. Containers are shallow copies,
-the original is never changed, so the view reads the current parameters (quantised or cast ones too).
+the original is never changed, so the view reads the current parameters (quantised or cast ones too). What is stored is
+copied when it is taken and when it is given back, because FreeU changes hidden states in place.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def skip_count(net: nn.Module, name: str = "the denoiser") -> int:
     return sum(len(b.resnets) for b in net.up_blocks)
 
 
-def _copy(module: nn.Module) -> nn.Module:
+def shallow_copy(module: nn.Module) -> nn.Module:
+    """The module with a table of children of its own; parameters and children are shared."""
     view = copy.copy(module)
     view.__dict__.pop("forward", None)  # instance overrides are bound to the original
     view._modules = dict(module._modules)
@@ -61,7 +63,7 @@ def _kept_down(net: nn.Module, skips: int) -> nn.ModuleList:
         if left >= whole:
             kept.append(block)
         else:
-            part = _copy(block)
+            part = shallow_copy(block)
             take = min(left, layers)
             part._modules["resnets"] = block.resnets[:take]
             if getattr(block, "attentions", None) is not None:
@@ -82,7 +84,7 @@ def _kept_up(net: nn.Module, skips: int) -> tuple[nn.ModuleList, int, int]:
         if left >= layers:
             kept.insert(0, block)
         else:
-            part = _copy(block)
+            part = shallow_copy(block)
             part._modules["resnets"] = block.resnets[layers - left :]
             if getattr(block, "attentions", None) is not None:
                 part._modules["attentions"] = block.attentions[layers - left :]
@@ -99,7 +101,7 @@ class ShallowView:
     def __init__(self, net: nn.Module, skips: int) -> None:
         self.net, self.stub = net, Stub()
         up, self.entry_block, self.entry_layer = _kept_up(net, skips)
-        self.view = _copy(net)
+        self.view = shallow_copy(net)
         self.view.__dict__.pop("mid_block", None)
         self.view._modules |= {"down_blocks": _kept_down(net, skips), "mid_block": self.stub, "up_blocks": up}
 
@@ -109,14 +111,15 @@ class ShallowView:
         if self.entry_layer == 0:
 
             def before(module, args, kwargs):
-                found.append(args[0] if args else kwargs["hidden_states"])
+                found.append((args[0] if args else kwargs["hidden_states"]).clone())
 
             handle = block.register_forward_pre_hook(before, with_kwargs=True)
         else:
             layers = block.attentions if getattr(block, "attentions", None) is not None else block.resnets
 
             def after(module, args, output):
-                found.append(output[0] if isinstance(output, tuple) else getattr(output, "sample", output))
+                hidden = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+                found.append(hidden.clone())
 
             handle = layers[self.entry_layer - 1].register_forward_hook(after)
         try:
@@ -130,7 +133,7 @@ class ShallowView:
         if kwargs.get("mid_block_additional_residual") is not None:
             # Already inside `stored`; a zero keeps diffusers from reading the call as a T2I-adapter's.
             kwargs["mid_block_additional_residual"] = torch.zeros((), device=stored.device, dtype=stored.dtype)
-        self.stub.value = stored
+        self.stub.value = stored.clone()
         try:
             return type(self.net).forward(self.view, **kwargs)
         finally:

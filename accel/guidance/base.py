@@ -96,7 +96,6 @@ class Guidance(Method):
                 )
 
     def check_around(self, scheduler: Any, models: Mapping[str, nn.Module]) -> None:
-        """Raise IncompatibleError if it cannot work with the recipe's `scheduler` or lacks a network in `models`."""
         if self.uses_classifier and CLASSIFIER not in models:
             raise IncompatibleError(
                 f"guidance {self.label} needs a classifier of clean images, and there is none; use a suite that has "
@@ -138,9 +137,6 @@ class Guidance(Method):
             return self.guide(inputs.with_parts(("cond", "uncond")), inner, node)
 
         return guided
-
-    def follow(self, scheduler: Any, node: Node) -> None:
-        """Change `scheduler`, which is the recipe's own and drives the clock already, where guidance needs it."""
 
     def guide(self, inputs: Inputs, inner: Denoise, node: Node) -> torch.Tensor:
         """Prediction of both halves (of the conditional rows alone where the batch is not doubled).

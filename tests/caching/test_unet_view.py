@@ -142,3 +142,16 @@ def test_networks_without_skips_are_refused():
     dit = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=4, in_channels=1, num_layers=1, sample_size=8)
     with pytest.raises(IncompatibleError, match="skip connections of a UNet"):
         skip_count(dit, "base")
+
+
+@pytest.mark.parametrize("skips", range(1, 10))
+def test_freeu_is_applied_once_to_what_is_stored(skips):
+    """At the inputs of the full step the shallow one is the full one, again and again."""
+    net, condition = unet_sd()
+    net.enable_freeu(s1=0.5, s2=0.5, b1=1.5, b2=1.5)
+    view, x = ShallowView(net, skips), torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        (expected,), stored = view.capture(lambda: net(x, torch.tensor(7), **condition, return_dict=False))
+        for _ in range(2):
+            (found,) = view.forward(stored, sample=x, timestep=torch.tensor(7), **condition, return_dict=False)
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
