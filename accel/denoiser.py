@@ -132,9 +132,10 @@ class Node:
     """One network within a recipe: its module, its name in traces, the clock and the undo stack.
 
     `dtype` is what floating-point inputs (not the timestep) are cast to for the network; predictions are cast back.
-    `evaluating` tells whether the network runs now. For the guidance, which sits on the pipeline's own network:
-    `guides` are the denoisers of the further networks that it names, `classifier` gives logits of a clean image, and
-    what it remembers while sampling is in `memory`, emptied with every trajectory.
+    `evaluating` tells whether the network runs now, `mode` what the trace calls an evaluation of it. For the guidance,
+    which sits on the pipeline's own network: `guides` are the denoisers of the further networks that it names,
+    `classifier` gives logits of a clean image, and what it remembers while sampling is in `memory`, emptied with every
+    trajectory.
     """
 
     name: str
@@ -149,13 +150,14 @@ class Node:
     guides: dict[str, Denoise] = field(default_factory=dict)
     classifier: nn.Module | None = None
     memory: dict[str, Any] = field(default_factory=dict)
+    mode: str = "full"
     _return_dict: bool = False
 
     def __post_init__(self) -> None:
         self._return_dict = _takes_return_dict(self.net)
 
-    def evaluate(self, inputs: Inputs, forward: Callable[..., Any], mode: str = "full") -> torch.Tensor:
-        """Run `forward` on `inputs`, note it in the trace and return the prediction tensor."""
+    def evaluate(self, inputs: Inputs, forward: Callable[..., Any], mode: str | None = None) -> torch.Tensor:
+        """Run `forward` on `inputs`, note it in the trace as `mode` (the node's own) and return the prediction."""
         kwargs = inputs.kwargs if self.dtype is None else _cast(inputs.kwargs, self.dtype)
         if self._return_dict:
             kwargs = kwargs | {"return_dict": False}
@@ -164,7 +166,7 @@ class Node:
             output, macs = self._counted(lambda: forward(**kwargs))
         finally:
             self.evaluating = False
-        self.clock.note(self.name, mode, inputs.rows, macs)
+        self.clock.note(self.name, mode or self.mode, inputs.rows, macs)
         prediction = output[0] if isinstance(output, tuple) else output
         return prediction if self.dtype is None else prediction.to(inputs.sample.dtype)
 

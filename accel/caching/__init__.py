@@ -2,5 +2,6 @@
 
 from accel.caching.deepcache import BranchTable, DeepCache
 from accel.caching.encoder_propagation import EncoderPropagation
+from accel.caching.inheritance import FeatureInheritance
 
-__all__ = ["BranchTable", "DeepCache", "EncoderPropagation"]
+__all__ = ["BranchTable", "DeepCache", "EncoderPropagation", "FeatureInheritance"]

@@ -1,0 +1,104 @@
+"""Feature inheritance: blocks, layers or units of the denoiser take over what they computed at the preceding step.
+
+The tuning-free half of A-SDM: Zhang et al. 2024, "A-SDM: Accelerating Stable Diffusion through Model Assembly and
+Feature Inheritance Strategies" (arXiv:2406.00210). Only its abstract was at hand: it inherits at the levels of blocks,
+layers and units, in several modes of time steps. Our reading of the levels:
+
+    block   a whole down, mid or up block of a UNet, or a transformer block
+    layer   a residual block or a transformer of a UNet (for a transformer: the block)
+    unit    attn1, attn2 or ff of a transformer block, conv1 or conv2 of a residual block: what is inherited is the
+            branch before the residual is added, so that the current input passes by
+
+and of the modes: any of accel/caching/schedules.py (the steps at which everything runs), within the steps from `begin`
+to `end`, fractions of the trajectory. `match` names the modules that inherit by a regular expression.
+
+FORA (Selvaraju et al. 2024, "FORA: Fast-Forward Caching in Diffusion Transformer Acceleration", arXiv:2407.01425) is
+the level of units on a DiT, attn1 and ff of every block, uniform 1:N. Its released code counts steps down to 0 and so
+has two full steps in a row at the start where N does not divide the last index; here full steps are 0, N, 2 N, ... The
+gates of adaptive normalisation are computed at each step. With `order` > 0 outputs are forecast instead: TaylorSeer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from accel.caching.module_cache import ModuleCache
+from accel.caching.schedules import Schedule, Uniform
+from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
+
+_BLOCK = re.compile(r"(down_blocks|up_blocks|transformer_blocks|single_transformer_blocks)\.\d+|mid_block")
+_LAYER = re.compile(r"((down_blocks|up_blocks)\.\d+|mid_block)\.(resnets|attentions)\.\d+")
+_UNIT = re.compile(r"(attn\d?|ff|ff_context|conv1|conv2)")
+
+
+def _is_block(name: str) -> bool:
+    return _BLOCK.fullmatch(name) is not None
+
+
+def _is_layer(name: str) -> bool:
+    transformer = _is_block(name) and "transformer_blocks" in name
+    return transformer or _LAYER.fullmatch(name) is not None
+
+
+def _is_unit(name: str) -> bool:
+    inside = _LAYER.match(name) or re.match(r"(single_)?transformer_blocks\.\d+\.", name)
+    return inside is not None and _UNIT.fullmatch(name.rsplit(".", 1)[-1]) is not None
+
+
+LEVELS: dict[str, Callable[[str], bool]] = {"block": _is_block, "layer": _is_layer, "unit": _is_unit}
+
+
+@dataclass(frozen=True)
+class FeatureInheritance(ModuleCache):
+    """`level` and `match` say which modules inherit, `schedule` at which steps they run; `order`: Taylor forecast."""
+
+    level: str = "unit"
+    match: str = ""
+    schedule: Schedule = field(default_factory=lambda: Uniform(2))
+    begin: float = 0.0
+    end: float = 1.0
+    order: int = 0
+    name: str = "inherit"
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise unknown("cache.level", str(self.level), LEVELS)
+        check_int("cache.order", self.order, 0, 4)
+        check_float("cache.begin", self.begin, 0.0, 1.0)
+        check_float("cache.end", self.end, 0.0, 1.0)
+        if self.begin >= self.end:
+            raise ConfigError(f"cache.begin is {self.begin:g} and cache.end {self.end:g}; allowed: begin < end.")
+        try:
+            re.compile(self.match)
+        except re.error as error:
+            raise ConfigError(f"cache.match {self.match!r} is no regular expression: {error}.") from error
+
+    @property
+    def label(self) -> str:
+        what = "" if self.name != "inherit" else f"({self.level}{f',{self.match}' if self.match else ''})"
+        window = "" if (self.begin, self.end) == (0, 1) else f"[{self.begin:g},{self.end:g}]"
+        return f"{self.name}{self.schedule.label}{what}{window}" + (f"o{self.order}" if self.order else "")
+
+    def modules(self, net: nn.Module, name: str) -> list[str]:
+        there = [n for n, _ in net.named_modules() if LEVELS[self.level](n)]
+        found = [n for n in there if re.search(self.match, n)]
+        if not there:
+            raise IncompatibleError(
+                f"{name} ({type(net).__name__}) has no modules of cache.level={self.level}; use another level of "
+                f"{', '.join(LEVELS)}, or cache=none."
+            )
+        if not found:
+            raise ConfigError(
+                f"cache.match={self.match!r} names none of the {len(there)} modules of level {self.level} of {name}, "
+                f"such as {there[0]} and {there[-1]}."
+            )
+        return found
+
+    def runs(self, modules: Sequence[str], num_steps: int) -> list[frozenset[str]]:
+        full, every = self.schedule.full(num_steps), frozenset(modules)
+        first, last = self.begin * num_steps, self.end * num_steps
+        return [frozenset() if step not in full and first <= step < last else every for step in range(num_steps)]
