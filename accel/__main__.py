@@ -42,13 +42,16 @@ def main() -> None:
 
 
 def run(cfg: Any, overrides: list[str] | None = None) -> int:
-    """Run or plan the study that `cfg` describes; 1 if a cell failed."""
+    """Run, plan or explain the study that `cfg` describes; 1 if a cell failed."""
     # Known noise of the libraries: none of it is about what the user asked for.
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     study = build_study(cfg, overrides)
     if cfg.plan:
         study.plan()
+        return 0
+    if cfg.explain:
+        study.explain()
         return 0
     return 1 if study.run() else 0
 

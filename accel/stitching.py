@@ -3,23 +3,27 @@
 Paper: Pan et al., "T-Stitch: Accelerating Sampling in Pre-Trained Diffusion Models with Trajectory Stitching", ICLR
 2025 (arXiv:2402.14167), sec. 3. With fractions r_1, r_2, ... of N solver steps, model m takes the steps up to
 round((r_1 + ... + r_m) N); the pipeline's own denoiser takes what is left. Rounding is half up, by solver-step index.
-Deviation: the released scripts use four different rules (by timestep or with floor); this is the paper's text.
+The released scripts have four rules that disagree. `rule`: `step` is the paper's text, above; `time` is that of the
+scripts for DiT and latent diffusion: model m takes the steps with 1 - t / T <= r_1 + ... + r_m, T training timesteps,
+whatever the sampler's grid. Those for Stable Diffusion round down instead.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import nn
 
-from accel.denoiser import Denoise, Inputs, Method
-from accel.errors import ConfigError, IncompatibleError, check_float
+from accel.denoiser import LATER, Denoise, Inputs, Method
+from accel.errors import ConfigError, IncompatibleError, check_float, unknown
 from accel.trajectory import Trajectory
 
+RULES = ("step", "time")
 # Config entries that two denoisers must share to continue each other's trajectory.
 SHARED = (
     "in_channels",
@@ -51,8 +55,11 @@ class TStitch(Method):
 
     models: Sequence[str] = ("small",)
     fractions: Sequence[float] = (0.4,)
+    rule: str = field(default="step", metadata=LATER)
 
     def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise unknown("stitch.rule", str(self.rule), RULES)
         object.__setattr__(self, "models", tuple(self.models))
         object.__setattr__(self, "fractions", tuple(float(f) for f in self.fractions))
         for f in self.fractions:
@@ -67,15 +74,18 @@ class TStitch(Method):
 
     @property
     def label(self) -> str:
-        return "tstitch" + "+".join(f"{100 * f:g}%" for f in self.fractions)
+        return "tstitch" + "+".join(f"{100 * f:g}%" for f in self.fractions) + ("" if self.rule == "step" else "(t)")
 
     def milestones(self, num_steps: int) -> list[int]:
         """First step after each model's share: floor(cumulative fraction * num_steps + 1/2)."""
-        total, ends = 0.0, []
-        for f in self.fractions:
-            total += f
-            ends.append(math.floor(total * num_steps + 0.5 + 1e-9))
-        return ends
+        return [math.floor(total * num_steps + 0.5 + 1e-9) for total in accumulate(self.fractions)]
+
+    def owner(self, clock: Trajectory) -> int:
+        """Which model takes the clock's step: its index among `models`, or their number for the pipeline's own."""
+        if self.rule == "step":
+            return bisect_right(self.milestones(clock.num_steps), clock.step)
+        progress = 1 - clock.step_timestep / clock.scheduler.config.num_train_timesteps
+        return bisect_left([total + 1e-9 for total in accumulate(self.fractions)], progress)
 
     def check(self, nets, recipe) -> None:
         check_shared({name: nets[name] for name in ("base", *self.models)}, "stitching", "stitch")
@@ -85,6 +95,6 @@ class TStitch(Method):
         order = [*(denoisers[name] for name in self.models), denoisers["base"]]
 
         def denoise(inputs: Inputs) -> torch.Tensor:
-            return order[bisect_right(self.milestones(clock.num_steps), clock.step)](inputs)
+            return order[self.owner(clock)](inputs)
 
         return denoise

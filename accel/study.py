@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from accel.errors import AccelError, IncompatibleError
-from accel.recipe import Recipe
+from accel.recipe import Recipe, accelerate
 from accel.results.records import Results, check_writable
 from accel.runner import Evaluation, Runner
 from accel.suites.base import Suite
@@ -116,6 +116,25 @@ class Study:
             f"At most about {total:.0f} s of sampling and timing (caching, stitching and interval guidance not "
             "deducted), plus one equal-cost control for each accelerated cell. Nothing was run or written."
         )
+
+    def explain(self) -> None:
+        """Show for each cell which network does what at which step, by one run of one image; score nothing."""
+        from accel.evaluation.generate import generate
+        from accel.results.strips import LEGEND, strip
+
+        runner = Runner(self.suite, self.evaluation, self.results, self.console.print)
+        refused = self._refusals(runner)
+        for job in self._jobs(runner, refused):
+            artefacts, _ = runner.artefacts(job.recipe)
+            count = job.recipe.sampler.group(self.suite.period) if job.recipe.sampler else 1
+            with accelerate(runner.pipe, job.recipe, models=runner.models, artefacts=artefacts) as traced:
+                generate(runner.pipe, self.suite, job.recipe, self.evaluation.seed, 0, count, count)
+            self.console.print(job.recipe.label, style="bold", markup=False, highlight=False)
+            text = strip(traced.trace, count, traced.clock.stages, traced.events)
+            self.console.print(text + "\n", markup=False, highlight=False, soft_wrap=True)
+        for recipe, reason in refused:
+            self.console.print(f"not run: {recipe.label}: {reason}", style="yellow", markup=False)
+        self.console.print(LEGEND, style="dim", markup=False, highlight=False)
 
     def _timing_seconds(self, runner: Runner, job: _Job, rate: float) -> float:
         e = self.evaluation

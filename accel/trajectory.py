@@ -117,6 +117,11 @@ class Trajectory:
         return float(self._timesteps[self._offset + self.stage])
 
     @property
+    def step_timestep(self) -> float:
+        """The timestep at which this solver step began."""
+        return float(self._timesteps[self._offset + self.step * self._order])
+
+    @property
     def sigma(self) -> float:
         """Noise level of this stage: sigma / alpha for variance-preserving models, sigma of [0, 1] for flow models."""
         if self._sigmas is not None and self._offset + self.stage < len(self._sigmas):

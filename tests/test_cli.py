@@ -225,6 +225,15 @@ def test_plan_runs_and_writes_nothing(accel, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+def test_explain_shows_the_steps_and_writes_nothing(accel, tmp_path):
+    code, printed = accel("sampler=ddim", "sampler.steps=6", "cache=deepcache", "cache.interval=2", "explain=true")
+    assert code == 0
+    assert "base FsFsFs" in printed
+    assert "rows 111111" in printed
+    assert "ddim-6 + deepcache2b1" in printed
+    assert not list((tmp_path / "results").rglob("*.json"))
+
+
 def test_multirun_collects_its_jobs_in_one_study(accel, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, printed = accel("--multirun", "sampler=ddim,euler", "sampler.steps=2,3")

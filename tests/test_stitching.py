@@ -12,11 +12,12 @@ from tiny import dit, dit_pipeline, run_dit
 
 from accel.caching import DeepCache
 from accel.caching.unet_view import ShallowView
-from accel.errors import IncompatibleError
+from accel.errors import ConfigError, IncompatibleError
 from accel.evaluation.macs import count_macs
 from accel.guidance import CFG
 from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
+from accel.samplers.grids import Grid
 from accel.stitching import TStitch
 from accel.suites.digits_models import build_unet
 from accel.suites.pipeline import PixelPipeline
@@ -60,6 +61,46 @@ def test_shares_of_three_models():
             assert abs(share - fraction * steps) < 1, (steps, shares)
     assert stitch.milestones(10) == [4, 8]
     assert TStitch(("a", "b", "c"), (0.1, 0.2, 0.7)).milestones(30)[-1] == 30  # 0.1 + 0.2 + 0.7 < 1 in floats
+
+
+# --- by time
+
+
+@pytest.mark.parametrize(("steps", "fraction", "count"), [(25, 0.5, 13), (10, 0.4, 4), (10, 0.0, 0), (10, 1.0, 10)])
+def test_on_the_trailing_grid_the_rules_differ_by_one_step_at_most(pipe, models, run, ddim, steps, fraction, count):
+    found = {}
+    for rule in ("step", "time"):
+        stitch = TStitch(fractions=(fraction,), rule=rule)
+        with accelerate(pipe, Recipe(ddim(steps), stitch=stitch), models=models) as traced:
+            run()
+        found[rule] = owners(traced).count("s")
+    assert found["step"] == count
+    assert abs(found["time"] - count) <= 1
+
+
+def test_the_time_rule_follows_the_timesteps_and_not_their_number(pipe, models, run):
+    """On a grid that is dense at low noise the first half of the time is fewer steps. By hand: t / 1000 >= 1 - r."""
+    sampler = DiffusersSampler("DPMSolverMultistepScheduler", 12)
+    stitch = TStitch(fractions=(0.5,), rule="time")
+    with accelerate(pipe, Recipe(sampler, Grid("karras"), stitch=stitch), models=models) as traced:
+        run()
+    expected = "".join("s" if e.timestep / 1000 >= 0.5 else "b" for e in traced.trace)
+    assert owners(traced) == expected
+    assert expected.count("s") != 6
+
+
+def test_both_stages_of_a_step_belong_to_one_model(pipe, models, run):
+    for rule in ("step", "time"):
+        recipe = Recipe(DiffusersSampler("HeunDiscreteScheduler", 7), stitch=TStitch(fractions=(0.5,), rule=rule))
+        with accelerate(pipe, recipe, models=models) as traced:
+            run()
+        for step in range(7):
+            assert len({e.model for e in traced.trace if e.step == step}) == 1
+
+
+def test_an_unknown_rule_is_answered_with_the_known_ones():
+    with pytest.raises(ConfigError, match="time"):
+        TStitch(rule="tiem")
 
 
 # --- what runs
