@@ -192,6 +192,8 @@ def accelerate(
     copies = 2 if layout == "cond_first" and recipe.guidance_scale > 1 else 1
     with ExitStack() as undo:
         denoisers, nodes = {}, {}
+        if recipe.precision:
+            recipe.precision.prepare_pipeline(pipe, undo)
         for key, net in recipe.nets(pipe, models).items():
             node = Node(key, net, clock, undo, count_macs, (artefacts or {}).get(key), layout)
             forward = net.forward

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from typing import Any
+
 from torch import nn
 
 from accel.denoiser import Method, Node
@@ -15,6 +18,9 @@ class Precision(Method):
 
     def prepare(self, node: Node) -> None:
         """Change `node.net`; register the way back on `node.undo`."""
+
+    def prepare_pipeline(self, pipe: Any, undo: ExitStack) -> None:
+        """Change networks of the pipeline beside the denoisers; register the way back on `undo`."""
 
     def model_bytes(self, net: nn.Module) -> int:
         """Bytes to store the network's parameters and buffers under this method."""
