@@ -10,7 +10,7 @@ from typing import Any
 from accel.errors import AccelError, ConfigError, unknown
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision")
+AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip")
 
 
 def recipe_of(cfg: Any) -> Any:

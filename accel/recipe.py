@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from accel import pipelines
-from accel.denoiser import Method, Node, denoiser_name, shadow_forward
+from accel.denoiser import LATER, Method, Node, denoiser_name, shadow_forward
 from accel.errors import ConfigError, IncompatibleError, unknown
 from accel.guidance.base import CLASSIFIER, Guidance
 from accel.precision.base import Precision
@@ -24,7 +24,7 @@ from accel.trajectory import Event, NetworkCall, Trajectory, attach_clock
 
 @dataclass(frozen=True)
 class Recipe:
-    """One method, or None, for each axis. Nesting: guidance( stitch( cache( precision( net )))) under the sampler."""
+    """One method, or None, for each axis. Nesting: guidance(stitch(cache(precision(skip(net))))) under the sampler."""
 
     sampler: Sampler | None = None
     grid: Grid | None = None
@@ -32,6 +32,7 @@ class Recipe:
     cache: Method | None = None
     stitch: TStitch | None = None
     precision: Precision | None = None
+    skip: Method | None = field(default=None, metadata=LATER)
 
     @property
     def guidance_scale(self) -> float:
@@ -46,7 +47,7 @@ class Recipe:
     @property
     def label(self) -> str:
         """The recipe in one line, e.g. `dpmpp_2m-10 + deepcache3b1`."""
-        parts = (self.sampler, self.guidance, self.stitch, self.cache, self.precision)
+        parts = (self.sampler, self.guidance, self.stitch, self.cache, self.skip, self.precision)
         grid = f"@{self.grid.name}" if self.grid else ""
         names = [p.label for p in parts if p is not None]
         return (names[0] + grid + "".join(f" + {n}" for n in names[1:])) if names else "plain"
@@ -61,6 +62,7 @@ class Recipe:
             "cache": self.cache.label if self.cache else "none",
             "stitch": self.stitch.label if self.stitch else "none",
             "precision": self.precision.label if self.precision else "none",
+            "skip": self.skip.label if self.skip else "none",
         }
 
     @property
@@ -77,11 +79,11 @@ class Recipe:
     def unaccelerated(self) -> Recipe:
         """The sampler and guidance alone; for a guidance that is a shortcut, what it is a shortcut of."""
         guidance = self.exact_guidance if self.guidance and self.guidance.shortcut else self.guidance
-        return replace(self, guidance=guidance, cache=None, stitch=None, precision=None)
+        return replace(self, guidance=guidance, cache=None, stitch=None, precision=None, skip=None)
 
     def methods(self) -> list[Method]:
         """The denoiser-seam methods, outermost first."""
-        return [m for m in (self.guidance, self.stitch, self.cache, self.precision) if m is not None]
+        return [m for m in (self.guidance, self.stitch, self.cache, self.precision, self.skip) if m is not None]
 
     def check(self, pipe: Any, models: Mapping[str, nn.Module] | None = None) -> None:
         """Raise ConfigError or IncompatibleError, with the reason, if `pipe` cannot run this recipe."""
@@ -200,6 +202,8 @@ def accelerate(
             denoise = _plain(node, forward)
             if recipe.precision:
                 recipe.precision.prepare(node)
+            if recipe.skip:
+                denoise = recipe.skip.attach(node, denoise)
             denoisers[key] = recipe.cache.attach(node, denoise) if recipe.cache else denoise
             nodes[key] = node
         denoise = recipe.stitch.combine(denoisers, clock) if recipe.stitch else denoisers["base"]

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from accel.errors import AccelError
+from accel.results.architectures import write_architectures
 from accel.results.cascade import write_cascade
 from accel.results.convergence import write_convergence
 from accel.results.overhead import write_overhead, write_schedulers
@@ -24,7 +25,9 @@ def main() -> None:
         for study in results.studies():
             for path in writer(args.what)(results, study):
                 print(path)
-        for write in (write_overhead, write_schedulers, write_cascade) if args.what == "tables" else ():
+        for write in (
+            (write_overhead, write_schedulers, write_cascade, write_architectures) if args.what == "tables" else ()
+        ):
             for path in write(results):
                 print(path)
         for path in write_convergence(results):  # a table and a figure

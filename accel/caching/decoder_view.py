@@ -46,7 +46,7 @@ class DecoderView:
         self.view._modules |= {"conv_in": self.first, "down_blocks": blocks, "mid_block": self.mid}
 
     def capture(self, forward: Callable[[], Any]) -> tuple[Any, tuple[torch.Tensor, ...]]:
-        """Run a full forward; return its result and the features, copied before the decoder could change them."""
+        """Run a full forward; return its result and the features, copied before anything could change them."""
         hidden: list[torch.Tensor] = []
         skips: list[torch.Tensor] = []
 
@@ -58,7 +58,7 @@ class DecoderView:
 
         with ExitStack() as hooks:
             for block in self.net.up_blocks:
-                hooks.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
+                hooks.callback(block.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
             result = forward()
         return result, (*hidden, *skips)
 

@@ -19,6 +19,7 @@ from accel.errors import unknown
 from accel.evaluation.statistics import Estimate, paired
 from accel.results.records import Results
 
+ACCELERATING = ("cache", "stitch", "precision", "skip")  # axes beside sampler and guidance
 COMPETES = ("baseline", "cell", "control")
 HIGHER = ("accuracy", "adherence", "exact", "clip_score", "inception_score", "precision", "recall")
 UNKNOWN = "not comparable"
@@ -115,7 +116,7 @@ class Row:
     def accelerated(self) -> bool:
         """Whether it does more than sample plainly, so that it owes an equal-cost control."""
         axes = self.quality.get("axes") or {}
-        return self.role == "cell" and any(axes.get(a, "none") != "none" for a in ("cache", "stitch", "precision"))
+        return self.role == "cell" and any(axes.get(a, "none") != "none" for a in ACCELERATING)
 
     def value(self, key: str | None) -> Estimate | None:
         return Estimate.from_dict(self.quality["values"][key]) if key in self.quality["values"] else None

@@ -16,7 +16,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from accel.results.comparison import COMPETES, Row, Study
+from accel.results.comparison import ACCELERATING, COMPETES, Row, Study
 from accel.results.records import Results, write_atomic
 from accel.results.text import device_text, interval, macs_unit, metric_name, parts
 
@@ -31,6 +31,7 @@ KINDS: Mapping[str, tuple[str, str]] = {  # kind of acceleration: colour (Okabe-
     "stitch": ("#009e73", "^"),
     "precision": ("#cc79a7", "D"),
     "guidance": ("#0072b2", "p"),
+    "skip": ("#56b4e9", "v"),
     "combined": ("#e69f00", "*"),
 }
 DPI = 160
@@ -81,7 +82,7 @@ class Point:
 def kind_of(row: Row) -> str:
     """Which kind of acceleration a recipe is; `combined` for two or more."""
     axes = row.quality.get("axes") or {}
-    kinds = [axis for axis in ("cache", "stitch", "precision") if axes.get(axis, "none") != "none"]
+    kinds = [axis for axis in ACCELERATING if axes.get(axis, "none") != "none"]
     plain_guidance = re.fullmatch(r"none|cfg[\d.]*", str(axes.get("guidance", "none")))
     kinds += [] if plain_guidance else ["guidance"]
     return "combined" if len(kinds) > 1 else kinds[0] if kinds else "plain sampler"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas
     from rich.console import Console
 
-AXES = ("sampler", "steps", "grid", "guidance", "cache", "stitch", "precision")
+AXES = ("sampler", "steps", "grid", "guidance", "cache", "stitch", "precision", "skip")
 ABSENT = "–"
 PROMPTED = {"adherence": ("adherence %", 100), "clip_score": ("CLIP score", 1)}  # of each prompt: heading, scale
 HASH_DIGITS = 12
