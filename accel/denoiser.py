@@ -55,6 +55,10 @@ class Inputs:
         """The whole batch `times` times over; every batched argument is repeated alike."""
         return replace(self, kwargs={k: _tiled(v, self.rows, times) for k, v in self.kwargs.items()})
 
+    def cloned(self) -> Inputs:
+        """The same call on copies of all tensors."""
+        return replace(self, kwargs=_cloned(self.kwargs))
+
     def given(self, **kwargs: Any) -> Inputs:
         """The same call with some arguments replaced."""
         return replace(self, kwargs=self.kwargs | kwargs)
@@ -85,6 +89,14 @@ def _tiled(value: Any, rows: int, times: int) -> Any:
     if isinstance(value, dict):
         return {k: _tiled(v, rows, times) for k, v in value.items()}
     return type(value)(_tiled(v, rows, times) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _cloned(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {k: _cloned(v) for k, v in value.items()}
+    return type(value)(map(_cloned, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
@@ -121,6 +133,15 @@ class Method:
 
     def follow(self, scheduler: Any, node: Node) -> None:
         """Change `scheduler`, which is the recipe's own and drives the clock already, where the method needs it."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs an artefact that a calibration makes."""
+        return False
+
+    def prepared(self, pipe: Any, recipe: Any, artefact: Mapping[str, torch.Tensor] | None = None) -> Method:
+        """The method with all its numbers, those of its artefact included."""
+        return self
 
     def attach(self, node: Node, inner: Denoise) -> Denoise:
         """Return the callable that replaces `inner` on `node`; undo work goes on `node.undo`."""

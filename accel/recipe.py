@@ -177,8 +177,8 @@ def accelerate(
 
     `models`: the networks that `recipe.stitch` and `recipe.guidance` name, and as `classifier` one that gives logits of
     clean images. `artefacts`: what calibrations made, by network name; under `sampler` what a sampler's search found,
-    under `guidance` what a guidance was fitted to. Guided recipes need the pipeline called with
-    `guidance_scale=recipe.guidance_scale`.
+    under `guidance` what a guidance was fitted to, under `cache` what a cache has learned. Guided recipes need the
+    pipeline called with `guidance_scale=recipe.guidance_scale`.
     """
     if "set_timesteps" in vars(pipe.scheduler):
         raise ConfigError(
@@ -188,6 +188,7 @@ def accelerate(
     # Before anything changes the networks: an artefact belongs to the plain ones.
     sampler = recipe.sampler and recipe.sampler.prepared(pipe, recipe, (artefacts or {}).get("sampler"))
     guidance = recipe.guidance and recipe.guidance.prepared(pipe, recipe, (artefacts or {}).get("guidance"))
+    cache = recipe.cache and recipe.cache.prepared(pipe, recipe, (artefacts or {}).get("cache"))
     clock = Trajectory()
     run = Run(recipe, clock, count_macs, pipe)
     layout = pipelines.layout(pipe)
@@ -204,7 +205,7 @@ def accelerate(
                 recipe.precision.prepare(node)
             if recipe.skip:
                 denoise = recipe.skip.attach(node, denoise)
-            denoisers[key] = recipe.cache.attach(node, denoise) if recipe.cache else denoise
+            denoisers[key] = cache.attach(node, denoise) if cache else denoise
             nodes[key] = node
         denoise = recipe.stitch.combine(denoisers, clock) if recipe.stitch else denoisers["base"]
         if guidance:
@@ -216,7 +217,7 @@ def accelerate(
         original = pipe.scheduler
         scheduler = sampler.build(original.config, recipe.grid) if sampler else copy.deepcopy(original)
         attach_clock(scheduler, clock, recipe.sampler.steps if recipe.sampler else None, copies)
-        for method in (recipe.cache, guidance):
+        for method in (cache, guidance):
             if method:
                 method.follow(scheduler, nodes["base"])
         undo.callback(setattr, pipe, "scheduler", original)

@@ -302,7 +302,7 @@ class Runner:
     # calibration ---------------------------------------------------------------------------------------------------
 
     def artefacts(self, recipe: Recipe) -> tuple[dict[str, dict[str, torch.Tensor]] | None, float]:
-        """What the recipe's sampler, guidance and precision need, and the seconds that making it took (0: none)."""
+        """What sampler, guidance, cache and precision need, and the seconds that making it took (0: none)."""
         made, seconds = {}, 0.0
         if recipe.sampler and recipe.sampler.calibrated:
             # A search knows the sampler and its guidance only: the model is the plain one.
@@ -313,6 +313,10 @@ class Runner:
             alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
             made["guidance"] = self._artefact(alone, lambda: self._fit(alone))
             seconds += float(made["guidance"].pop("seconds"))
+        if recipe.cache and recipe.cache.calibrated:
+            alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance, recipe.cache)
+            made["cache"] = self._artefact(alone, lambda: self._learn(alone, made))
+            seconds += float(made["cache"].pop("seconds"))
         if recipe.precision and recipe.precision.calibrated:
             from accel.precision.calibration import by_network
 
@@ -349,6 +353,15 @@ class Runner:
             generate(self.pipe, self.suite, plain, CALIBRATION_SEED, start, stop, self.evaluation.batch)
 
         return recipe.guidance.calibrate(self.pipe, recipe, sample)
+
+    def _learn(self, recipe: Recipe, artefacts: dict[str, Any]) -> dict[str, torch.Tensor]:
+        from accel.evaluation.generate import generate
+
+        def sample(training: Recipe, start: int, stop: int) -> torch.Tensor:
+            batch = self.evaluation.batch
+            return generate(self.pipe, self.suite, training, CALIBRATION_SEED, start, stop, batch)
+
+        return recipe.cache.calibrate(self.pipe, recipe, sample, self.on_search)
 
     def _calibrate(self, recipe: Recipe, artefacts: dict[str, Any]) -> dict[str, torch.Tensor]:
         from accel.evaluation.generate import generate

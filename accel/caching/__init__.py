@@ -3,5 +3,6 @@
 from accel.caching.deepcache import BranchTable, DeepCache
 from accel.caching.encoder_propagation import EncoderPropagation
 from accel.caching.inheritance import FeatureInheritance
+from accel.caching.learned_router import LearnedRouter
 
-__all__ = ["BranchTable", "DeepCache", "EncoderPropagation", "FeatureInheritance"]
+__all__ = ["BranchTable", "DeepCache", "EncoderPropagation", "FeatureInheritance", "LearnedRouter"]

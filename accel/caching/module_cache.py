@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +55,8 @@ class ModuleCache(Method):
         for state in (plan, histories):
             clock.on_reset(state.clear)
         for name in names:
-            _shadow(node, name, now)
+            module = node.net.get_submodule(name)
+            node.undo.enter_context(replaced_forward(module, _cached(name, module.forward, now)))
 
         def denoise(inputs: Inputs) -> torch.Tensor:
             if not plan:
@@ -95,18 +97,28 @@ class _Now:
         self.seen.clear()
 
 
-def _shadow(node: Node, name: str, now: _Now) -> None:
-    module = node.net.get_submodule(name)
-    had, forward = "forward" in module.__dict__, module.forward
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """`module.forward` is another function until the context ends, then what it was."""
+    had, before = "forward" in module.__dict__, module.forward
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if had:
+            module.forward = before
+        else:
+            del module.forward
 
+
+def _cached(name: str, forward: Callable[..., Any], now: _Now) -> Callable[..., Any]:
     def cached(*args: Any, **kwargs: Any) -> Any:
         if name in now.given:
             return now.given[name]
         now.seen[name] = output = forward(*args, **kwargs)
         return output
 
-    module.forward = cached
-    node.undo.callback(setattr, module, "forward", forward) if had else node.undo.callback(delattr, module, "forward")
+    return cached
 
 
 @dataclass

@@ -61,15 +61,6 @@ class Guidance(Method):
         """Whether it is a cheaper way to the images of another guidance, `exact`."""
         return self.exact not in (None, self)
 
-    @property
-    def calibrated(self) -> bool:
-        """Whether it needs an artefact, which `calibrate` makes."""
-        return False
-
-    def prepared(self, pipe: Any, recipe: Any, artefact: Mapping[str, torch.Tensor] | None = None) -> Guidance:
-        """The guidance with all its numbers, those of its artefact included."""
-        return self
-
     def check(self, nets, recipe) -> None:
         self._check_conditional(nets)
         sampler = recipe.sampler
