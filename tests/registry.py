@@ -25,6 +25,11 @@ _SEARCH = ("iterations=3", "noises=1", "held_out=1", "reference=12")
 
 QUICK = {
     "deepcache": ["cache.interval=2", "cache.branch=2"],
+    "deepcache_nonuniform": ["cache.schedule.interval=2", "cache.schedule.centre=2"],
+    "deepcache_steps": ["cache.schedule.steps=[0,2]"],
+    "deepcache_table": ["cache.table=[0,2,0,1]"],
+    **{name: ["cache.schedule.interval=2"] for name in ("encoder_propagation", "inheritance", "fora", "taylorseer")},
+    **{name: ["cache.trajectories=2", "cache.batch=2"] for name in ("harmonica", "l2c")},
     "interval": ["guidance.sigma_lo=0.5", "guidance.sigma_hi=20"],
     "linear_ag": ["guidance.samples=2", "guidance.held_out=1"],
     "explicit": ["grid.timesteps=[999,700,400.5,100]"],

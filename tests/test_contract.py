@@ -10,7 +10,9 @@ import torch
 from omegaconf import OmegaConf
 from registry import METHODS, PAIRS, recipe
 from snapshots import assert_same, snapshot
+from tiny import dit_pipeline
 
+from accel.caching.schedules import Uniform
 from accel.errors import AccelError, ConfigError, IncompatibleError
 from accel.evaluation.generate import generate, generators
 from accel.precision.calibration import calibrate
@@ -29,10 +31,16 @@ IDENTITY = {
     "ClassifierGuidance": {"strength": 0.0},
     "GradientFreeClassifierGuidance": {"strength": 0.0},
     "CFGPlusPlus": None,  # weight 0 is the unconditional model: tests/guidance/test_cfgpp.py
-    "DeepCache": {"interval": 1},
+    "DeepCache": {"interval": 1, "schedule": None},
+    "BranchTable": {"table": (0, 0, 0, 0)},
+    "EncoderPropagation": {"schedule": Uniform(1)},
+    "FeatureInheritance": {"schedule": Uniform(1)},
+    "LearnedRouter": {"threshold": 0.0},
     "TStitch": {"fractions": (0.0,)},
     "FakeQuant": {"weight_bits": 32, "activation_bits": 32},
     "Cast": {"dtype": "float32"},
+    "MagnitudePruning": {"sparsity": 0.0},
+    "SkipTuning": {"bottom": 1.0, "top": 1.0},
 }
 AT_DENOISER = [m for m in METHODS if m[0] not in ("sampler", "grid")]
 ids = "-".join
@@ -49,6 +57,8 @@ def artefacts(pipe, digits, made: Recipe, models):
     if made.guidance and made.guidance.calibrated:
         alone = Recipe(made.sampler, made.grid, made.guidance)
         own["guidance"] = made.guidance.calibrate(pipe, alone, lambda r, a, b: generate(pipe, digits, r, 99, a, b, 2))
+    if made.cache and made.cache.calibrated:
+        own["cache"] = made.cache.calibrate(pipe, made, lambda r, a, b: generate(pipe, digits, r, 99, a, b, 2))
     if made.precision and made.precision.calibrated:
         own |= calibrate(pipe, made, lambda: generate(pipe, digits, made, 99, 0, 2, 2), models, own)
     return own or None
@@ -58,16 +68,17 @@ def artefacts(pipe, digits, made: Recipe, models):
 def images(pipe, digits, models):
     """images(recipe, start, stop, batch) -> samples of the recipe and its Run."""
 
-    def images(made: Recipe, start=0, stop=2, batch=2, count_macs=False):
-        own = artefacts(pipe, digits, made, models)
-        with accelerate(pipe, made, models=models, artefacts=own, count_macs=count_macs) as run:
-            return generate(pipe, digits, made, 5, start, stop, batch), run
+    def images(made: Recipe, start=0, stop=2, batch=2, count_macs=False, transformer=False):
+        net = dit_pipeline() if transformer else pipe
+        own = artefacts(net, digits, made, models)
+        with accelerate(net, made, models=models, artefacts=own, count_macs=count_macs) as run:
+            return generate(net, digits, made, 5, start, stop, batch), run
 
     return images
 
 
 @pytest.mark.parametrize("method", AT_DENOISER, ids=ids)
-def test_identity_setting_equals_the_plain_pipeline(method, images):
+def test_identity_setting_equals_the_plain_pipeline(method, pipe, models, images):
     axis, choice = method
     made = recipe(**{axis: choice})
     config = getattr(made, axis)
@@ -75,15 +86,19 @@ def test_identity_setting_equals_the_plain_pipeline(method, images):
     if IDENTITY[type(config).__name__] is None:
         return
     neutral = replace(made, **{axis: replace(config, **IDENTITY[type(config).__name__])})
-    assert torch.equal(images(neutral)[0], images(replace(made, **{axis: None}))[0])
+    transformer = refused(made, pipe, models)  # for transformers only
+    with_it, without = (images(m, transformer=transformer)[0] for m in (neutral, replace(made, **{axis: None})))
+    assert torch.equal(with_it, without)
 
 
 @pytest.mark.parametrize("method", AT_DENOISER, ids=ids)
-def test_method_changes_the_result(method, images):
+def test_method_changes_the_result(method, pipe, models, images):
     """Guards the other tests: a method that silently does nothing would pass them all."""
     axis, choice = method
     made = recipe(**{axis: choice})
-    changed = not torch.equal(images(made)[0], images(replace(made, **{axis: None}))[0])
+    transformer = refused(made, pipe, models)
+    with_it, without = (images(m, transformer=transformer)[0] for m in (made, replace(made, **{axis: None})))
+    changed = not torch.equal(with_it, without)
     assert changed == (choice != "fp32")
 
 

@@ -50,7 +50,7 @@ class BranchCache(Method):
                 raise ConfigError(
                     f"cache.branch is {self.deepest}, but {name!r} has {skips} skip connections; allowed: 1..{skips}."
                 )
-        if recipe.sampler:
+        if recipe.sampler and recipe.sampler.steps > 1:
             self.plan(recipe.sampler.steps)
 
     def attach(self, node: Node, inner: Denoise) -> Denoise:
@@ -77,7 +77,8 @@ class BranchCache(Method):
 
         def denoise(inputs: Inputs) -> torch.Tensor:
             if not plan:
-                plan.extend(self.plan(clock.num_steps))
+                # Samplers may evaluate beside their steps, each time as a trajectory of one step.
+                plan.extend(self.plan(clock.num_steps) if clock.num_steps > 1 else [FULL])
             branch, keys = plan[clock.step], [(clock.slot, clock.call, part) for part in inputs.parts]
             kept = [stored[key] for k in keys if (key := (*k, branch)) in stored]
             if len(kept) == len(keys) and (entry := rows_of(kept, inputs)):

@@ -49,7 +49,7 @@ class EncoderPropagation(Method):
     def check(self, nets, recipe) -> None:
         for name, net in nets.items():
             skip_count(net, name)
-        if recipe.sampler:
+        if recipe.sampler and recipe.sampler.steps > 1:
             self.schedule.full(recipe.sampler.steps)
         if self.group > 1 and recipe.stitch:
             raise IncompatibleError(
@@ -113,7 +113,8 @@ class EncoderPropagation(Method):
 
         def denoise(inputs: Inputs) -> torch.Tensor:
             if not key_steps:
-                key_steps.update(self.schedule.full(clock.num_steps))
+                # Samplers may evaluate beside their steps, each time as a trajectory of one step.
+                key_steps.update(self.schedule.full(clock.num_steps) if clock.num_steps > 1 else {0})
             if clock.step not in key_steps:
                 if ready := gathered(ahead, clock.stage, inputs):
                     return ready[0]

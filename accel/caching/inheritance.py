@@ -92,9 +92,9 @@ class FeatureInheritance(ModuleCache):
                 f"{', '.join(LEVELS)}, or cache=none."
             )
         if not found:
-            raise ConfigError(
+            raise IncompatibleError(
                 f"cache.match={self.match!r} names none of the {len(there)} modules of level {self.level} of {name}, "
-                f"such as {there[0]} and {there[-1]}."
+                f"such as {there[0]} and {there[-1]}; use another cache.match, or cache=none."
             )
         return found
 

@@ -46,7 +46,7 @@ class ModuleCache(Method):
     def check(self, nets, recipe) -> None:
         for name, net in nets.items():
             names = self.modules(net, name)
-            if recipe.sampler:
+            if recipe.sampler and recipe.sampler.steps > 1:
                 self.runs(names, recipe.sampler.steps)
 
     def attach(self, node: Node, inner: Denoise) -> Denoise:
@@ -60,7 +60,8 @@ class ModuleCache(Method):
 
         def denoise(inputs: Inputs) -> torch.Tensor:
             if not plan:
-                plan.extend(self.runs(names, clock.num_steps))
+                # Samplers may evaluate beside their steps, each time as a trajectory of one step.
+                plan.extend(self.runs(names, clock.num_steps) if clock.num_steps > 1 else [frozenset(names)])
             keys = [(clock.slot, clock.call, part) for part in inputs.parts]
             for name in names:
                 if name not in plan[clock.step]:

@@ -68,7 +68,7 @@ def test_bad_settings_are_refused(settings, said):
 
 
 def test_what_a_network_lacks_is_refused():
-    with pytest.raises(ConfigError, match=r"names none of the 6 modules of level unit of base, such as transf"):
+    with pytest.raises(IncompatibleError, match=r"names none of the 6 modules of level unit of base, such as transf"):
         names_of("unit", tiny_dit(), "attn2")
     with pytest.raises(IncompatibleError, match=r"Linear\) has no modules of cache.level=unit"):
         names_of("unit", torch.nn.Linear(2, 2))
