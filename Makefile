@@ -55,6 +55,7 @@ results: $(READY) ## compute the tracked tables in results/ (all studies; about 
 	$(PY) scripts/convergence.py --results results
 	$(PY) scripts/cascade.py --results results
 	$(PY) scripts/bench.py --results results
+	$(PY) scripts/macs.py --results results
 
 convergence: $(READY) ## error of every sampler on every grid against the exact ODE: table and figure
 	$(PY) scripts/convergence.py --results $(RESULTS)
