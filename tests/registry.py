@@ -27,6 +27,7 @@ QUICK = {
     "deepcache": ["cache.interval=2", "cache.branch=2"],
     "deepcache_nonuniform": ["cache.schedule.interval=2", "cache.schedule.centre=2"],
     "deepcache_steps": ["cache.schedule.steps=[0,2]"],
+    "encoder_propagation_steps": ["cache.schedule.steps=[0,2]"],
     "deepcache_table": ["cache.table=[0,2,0,1]"],
     **{name: ["cache.schedule.interval=2"] for name in ("encoder_propagation", "inheritance", "fora", "taylorseer")},
     **{name: ["cache.trajectories=2", "cache.batch=2"] for name in ("harmonica", "l2c")},
