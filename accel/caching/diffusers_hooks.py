@@ -1,0 +1,120 @@
+"""diffusers' own caches as baselines: FirstBlockCache, MagCache, TaylorSeer and PyramidAttentionBroadcast.
+
+Their hooks (diffusers.hooks) are applied as they are; around them accel resets their state with every trajectory, which
+a hand-written loop forgets, gives each evaluation a context of its own by stage, call, parts and rows of the batch, so
+that a changed batch starts anew, and removes every trace at the end. `options` are those of the hook's config:
+
+    first_block  threshold (of the relative change of the first block's residual)
+    mag          mag_ratios (they belong to a model and a number of steps), num_inference_steps, threshold, ...
+    taylorseer   cache_interval, disable_cache_before_step, max_order, cache_identifiers, ...
+    pab          spatial_attention_block_skip_range, spatial_attention_timestep_skip_range, ...
+
+Limits of theirs (diffusers 0.42): the first three work on transformers only; on UNets they raise, or silently do
+nothing, and are refused here; PAB works on both. They count calls, so a sampler with two evaluations a step advances
+them twice; the contexts above undo that for FirstBlockCache, MagCache and TaylorSeer. TaylorSeer's default finds no
+module of DiTTransformer2DModel, so that `cache_identifiers` must name them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel.denoiser import Denoise, Inputs, Method, Node
+from accel.errors import ConfigError, IncompatibleError, unknown
+
+HOOKS = {  # name: config class and function of diffusers.hooks, and whether it needs a transformer
+    "first_block": ("FirstBlockCacheConfig", "apply_first_block_cache", True),
+    "mag": ("MagCacheConfig", "apply_mag_cache", True),
+    "taylorseer": ("TaylorSeerCacheConfig", "apply_taylorseer_cache", True),
+    "pab": ("PyramidAttentionBroadcastConfig", "apply_pyramid_attention_broadcast", False),
+}
+
+
+@dataclass(frozen=True)
+class DiffusersCache(Method):
+    """One of HOOKS with `options`."""
+
+    hook: str = "first_block"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.hook not in HOOKS:
+            raise unknown("cache.hook", str(self.hook), HOOKS)
+        options = {k: tuple(v) if is_list(v) else v for k, v in dict(self.options).items()}
+        object.__setattr__(self, "options", options)
+        self._config(None)
+
+    def __hash__(self) -> int:
+        return hash((self.hook, tuple(sorted(self.options.items(), key=str))))
+
+    @property
+    def label(self) -> str:
+        return f"diffusers_{self.hook}(" + ",".join(f"{v}" for v in self.options.values()) + ")"
+
+    def check(self, nets, recipe) -> None:
+        for name, net in nets.items():
+            if HOOKS[self.hook][2] and not isinstance(getattr(net, "transformer_blocks", None), nn.ModuleList):
+                raise IncompatibleError(
+                    f"diffusers' {self.hook} cache works on transformers, and {name!r} is a {type(net).__name__}; use "
+                    "cache=deepcache, or cache=none."
+                )
+
+    def attach(self, node: Node, inner: Denoise) -> Denoise:
+        import diffusers.hooks
+
+        net, clock = node.net, node.clock
+        node.undo.enter_context(_without_traces(net))
+        getattr(diffusers.hooks, HOOKS[self.hook][1])(net, self._config(clock))
+        registry = diffusers.hooks.HookRegistry.check_if_exists_or_initialize(net)
+        clock.on_reset(registry.reset_stateful_hooks)
+
+        def denoise(inputs: Inputs) -> torch.Tensor:
+            _enter(net, f"{clock.slot}.{clock.call}.{'+'.join(inputs.parts)}.{inputs.rows}")
+            return inner(inputs)
+
+        return denoise
+
+    def _config(self, clock: Any) -> Any:
+        import diffusers.hooks
+
+        options = dict(self.options)
+        if self.hook == "pab":
+            options["current_timestep_callback"] = lambda: int(clock.timestep)
+        try:
+            return getattr(diffusers.hooks, HOOKS[self.hook][0])(**options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"cache.options of diffusers' {self.hook} cache: {error}".rstrip(".") + ".") from error
+
+
+def is_list(value: Any) -> bool:
+    """Whether it is a sequence, such as one of a configuration, and no text."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _enter(net: nn.Module, name: str) -> None:
+    from diffusers.hooks import hooks
+
+    if hasattr(hooks, "_set_cache_context"):
+        hooks._set_cache_context(net, hooks.CacheContext(name))
+    else:  # before diffusers 0.42
+        hooks.HookRegistry.check_if_exists_or_initialize(net)._set_context(name)
+
+
+@contextmanager
+def _without_traces(net: nn.Module) -> Iterator[None]:
+    """Restore the instance attributes that hooks leave on modules: `forward` and the registry."""
+    names = ("forward", "_diffusers_hook")
+    before = [(m, {k: m.__dict__[k] for k in names if k in m.__dict__}) for m in net.modules()]
+    try:
+        yield
+    finally:
+        for module, kept in before:
+            for name in names:
+                module.__dict__.pop(name, None)
+            module.__dict__.update(kept)

@@ -1,0 +1,81 @@
+"""diffusers' own caches: they act, they start anew with each trajectory, and they leave nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from snapshots import assert_same, snapshot
+from tiny import dit_pipeline, run_dit
+
+from accel.caching import DiffusersCache
+from accel.errors import ConfigError, IncompatibleError
+from accel.recipe import Recipe, accelerate
+from accel.samplers import DiffusersSampler
+
+DDIM = DiffusersSampler("DDIMScheduler", 8)
+TAYLOR = {"cache_interval": 3, "disable_cache_before_step": 2, "cache_identifiers": [r"transformer_blocks\.\d+\.ff"]}
+ACTIVE = {
+    "first_block": {"threshold": 10.0},
+    "mag": {"threshold": 5.0, "num_inference_steps": 8, "mag_ratios": [1.0] * 8, "retention_ratio": 0.2},
+    "taylorseer": TAYLOR,
+    "pab": {"spatial_attention_block_skip_range": 2, "spatial_attention_timestep_skip_range": [-1, 1001]},
+}
+
+
+@pytest.fixture(scope="module")
+def dit():
+    return dit_pipeline(layers=4)
+
+
+@pytest.mark.parametrize("hook", ACTIVE)
+def test_it_skips_work_and_each_trajectory_starts_anew(dit, hook):
+    before = snapshot(dit)
+    with accelerate(dit, Recipe(DDIM), count_macs=True) as plain:
+        exact = torch.as_tensor(run_dit(dit))
+    recipe = Recipe(DDIM, cache=DiffusersCache(hook, ACTIVE[hook]))
+    with accelerate(dit, recipe, count_macs=True) as cached:
+        first = torch.as_tensor(run_dit(dit))
+        macs = [e.macs for e in cached.trace]
+        run_dit(dit, count=3)
+        assert torch.equal(torch.as_tensor(run_dit(dit)), first)
+        assert [e.macs for e in cached.trace] == macs, "the first steps are full again"
+    assert sum(macs) < 0.95 * sum(e.macs for e in plain.trace)
+    assert macs[0] == plain.trace[0].macs
+    assert not torch.equal(first, exact)
+    assert_same(before, snapshot(dit))
+    assert not [m for m in dit.transformer.modules() if {"forward", "_diffusers_hook"} & set(m.__dict__)]
+    with accelerate(dit, Recipe(DDIM)):
+        assert torch.equal(torch.as_tensor(run_dit(dit)), exact)
+
+
+def test_a_threshold_that_nothing_meets_is_no_cache(dit):
+    with accelerate(dit, Recipe(DDIM)):
+        exact = torch.as_tensor(run_dit(dit))
+    with accelerate(dit, Recipe(DDIM, cache=DiffusersCache("first_block", {"threshold": 0.0}))):
+        assert torch.equal(torch.as_tensor(run_dit(dit)), exact)
+
+
+def test_both_stages_of_heun_have_a_state_of_their_own(dit):
+    sampler = DiffusersSampler("HeunDiscreteScheduler", 6)
+    with accelerate(
+        dit, Recipe(sampler, cache=DiffusersCache("first_block", {"threshold": 10.0})), count_macs=True
+    ) as run:
+        run_dit(dit)
+    full = run.trace[0].macs
+    assert [e.macs == full for e in run.trace][:4] == [True, True, False, False]
+
+
+def test_where_they_do_not_work_they_are_refused(pipe, ddim):
+    for hook in ("first_block", "mag", "taylorseer"):
+        with pytest.raises(IncompatibleError, match="works on transformers, and 'base' is a UNet2DModel"):
+            Recipe(ddim(4), cache=DiffusersCache(hook, ACTIVE[hook])).check(pipe)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [(("first_blok", {}), "first_block"), (("first_block", {"treshold": 1}), r"cache.options .*treshold"),
+     (("mag", {}), "mag_ratios")],
+)  # fmt: skip
+def test_bad_settings_are_refused(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        DiffusersCache(*settings)
