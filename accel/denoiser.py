@@ -173,13 +173,16 @@ class Node:
     memory: dict[str, Any] = field(default_factory=dict)
     mode: str = "full"
     _return_dict: bool = False
+    _names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._return_dict = _takes_return_dict(self.net)
+        self._names = list(signature_of(self.net).parameters)[1:]
 
     def evaluate(self, inputs: Inputs, forward: Callable[..., Any], mode: str | None = None) -> torch.Tensor:
         """Run `forward` on `inputs`, note it in the trace as `mode` (the node's own) and return the prediction."""
-        kwargs = inputs.kwargs if self.dtype is None else _cast(inputs.kwargs, self.dtype)
+        kwargs = self._own_arguments(inputs)
+        kwargs = kwargs if self.dtype is None else _cast(kwargs, self.dtype)
         if self._return_dict:
             kwargs = kwargs | {"return_dict": False}
         self.evaluating = True
@@ -190,6 +193,14 @@ class Node:
         self.clock.note(self.name, mode or self.mode, inputs.rows, macs)
         prediction = output[0] if isinstance(output, tuple) else output
         return prediction if self.dtype is None else prediction.to(inputs.sample.dtype)
+
+    def _own_arguments(self, inputs: Inputs) -> dict[str, Any]:
+        # The call came for the pipeline's network; another class has other names, and a DiT wants a time for each row.
+        if inputs.sample_name == self._names[0]:
+            return inputs.kwargs
+        kwargs = {k: v for k, v in inputs.kwargs.items() if k in self._names} | {self._names[0]: inputs.sample}
+        time = torch.as_tensor(kwargs["timestep"], device=inputs.sample.device)
+        return kwargs | {"timestep": time.expand(inputs.rows) if time.dim() == 0 else time}
 
     def aside(self, name: str, mode: str, rows: int, work: Callable[[], Any]) -> Any:
         """Do `work` of a network that is no denoiser on `rows` samples; its MACs count, its rows are no NFE."""

@@ -5,7 +5,8 @@ Paper: Pan et al., "T-Stitch: Accelerating Sampling in Pre-Trained Diffusion Mod
 round((r_1 + ... + r_m) N); the pipeline's own denoiser takes what is left. Rounding is half up, by solver-step index.
 The released scripts have four rules that disagree. `rule`: `step` is the paper's text, above; `time` is that of the
 scripts for DiT and latent diffusion: model m takes the steps with 1 - t / T <= r_1 + ... + r_m, T training timesteps,
-whatever the sampler's grid. Those for Stable Diffusion round down instead.
+whatever the sampler's grid. Those for Stable Diffusion round down instead. Models of different classes (a UNet and a
+transformer) may share a trajectory if space and conditioning are the same; each is called by its own argument names.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,13 +42,30 @@ def check_shared(nets: Mapping[str, nn.Module], doing: str, axis: str) -> None:
     """IncompatibleError unless all of `nets` live in the latent space and take the conditioning of the first."""
     (base, own), *others = nets.items()
     for name, net in others:
-        for key in SHARED:
-            ours, theirs = own.config.get(key), net.config.get(key)
+        view = (lambda n: {k: n.config.get(k) for k in SHARED}) if type(net) is type(own) else space_of
+        for key, ours in view(own).items():
+            theirs = view(net)[key]
             if ours != theirs:
                 raise IncompatibleError(
                     f"{doing} needs models of one latent space and conditioning, but {key} is {theirs} in {name!r} "
                     f"and {ours} in {base!r}; use a model with {key}={ours}, or {axis}=none."
                 )
+
+
+def space_of(net: nn.Module) -> dict[str, Any]:
+    """What networks of different classes must share: a UNet and a transformer may continue each other's trajectory."""
+    config = net.config
+    classes = config.get("num_class_embeds")
+    if classes is None and config.get("num_embeds_ada_norm"):
+        classes = config["num_embeds_ada_norm"] + 1  # a DiT adds the null class itself
+    return {
+        "in_channels": config["in_channels"],
+        "out_channels": config.get("out_channels") or config["in_channels"],
+        "sample_size": config.get("sample_size"),
+        "classes": classes,
+        "cross_attention_dim": config.get("cross_attention_dim"),
+        "addition_embed_type": config.get("addition_embed_type"),
+    }
 
 
 @dataclass(frozen=True)

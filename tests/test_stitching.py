@@ -238,3 +238,42 @@ def test_a_transformer_pipeline_is_stitched_too():
     for changes in ({"num_embeds_ada_norm": 10}, {"in_channels": 8}, {"sample_size": 16}):
         with pytest.raises(IncompatibleError, match=f"{next(iter(changes))} is"):
             recipe.check(pipe, {"small": dit(**changes)})
+
+
+# --- across architectures
+
+
+def small_dit(classes: int = 10):
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    settings = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 1, "out_channels": 1, "num_layers": 2}
+    return DiTTransformer2DModel(**settings, sample_size=16, patch_size=4, num_embeds_ada_norm=classes).eval()
+
+
+def test_a_transformer_begins_and_a_unet_goes_on(pipe, run, ddim):
+    """By hand: the transformer's own call for the first steps, the UNet's for the rest; guided, with the null class."""
+    other = small_dit()
+    recipe = Recipe(ddim(4), guidance=CFG(2.0), stitch=TStitch(("dit",), (0.5,)))
+    with accelerate(pipe, recipe, models={"dit": other}) as traced:
+        found = run(2.0)
+    assert owners(traced) == "ddbb"
+    forward = pipe.unet.forward
+
+    def by_hand(sample, timestep, class_labels, return_dict):
+        if timestep < 500:
+            return forward(sample, timestep, class_labels=class_labels, return_dict=return_dict)
+        return other(sample, timestep.expand(len(sample)), class_labels, return_dict=return_dict)
+
+    pipe.unet.forward = by_hand
+    try:
+        with accelerate(pipe, Recipe(ddim(4), guidance=CFG(2.0))):
+            expected = run(2.0)
+    finally:
+        del pipe.unet.forward
+    assert torch.equal(found, expected)
+
+
+def test_other_classes_or_spaces_are_refused_across_architectures(pipe, ddim):
+    with pytest.raises(IncompatibleError, match="classes is 6 in 'dit' and 11 in 'base'"):
+        Recipe(ddim(4), stitch=TStitch(("dit",), (0.5,))).check(pipe, {"dit": small_dit(5)})
