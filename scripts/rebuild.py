@@ -9,8 +9,10 @@ from accel.errors import AccelError
 from accel.results.architectures import write_architectures
 from accel.results.cascade import write_cascade
 from accel.results.convergence import write_convergence
-from accel.results.overhead import write_overhead, write_schedulers
+from accel.results.overhead import write_deepcache, write_overhead, write_schedulers
 from accel.results.records import Results
+
+TABLES = (write_overhead, write_schedulers, write_cascade, write_architectures, write_deepcache)
 
 
 def main() -> None:
@@ -26,7 +28,9 @@ def main() -> None:
             for path in writer(args.what)(results, study):
                 print(path)
         for write in (
-            (write_overhead, write_schedulers, write_cascade, write_architectures) if args.what == "tables" else ()
+            (write_overhead, write_schedulers, write_cascade, write_architectures, write_deepcache)
+            if args.what == "tables"
+            else ()
         ):
             for path in write(results):
                 print(path)

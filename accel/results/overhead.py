@@ -49,6 +49,34 @@ def write_schedulers(results: Results) -> list[Path]:
     return [path]
 
 
+DEEPCACHE = """# DeepCache: accel against the authors' package
+
+Time of one denoiser call, accel / package (DeepCache 0.1.1), on random UNets, batch 1: median over {repetitions}
+interleaved trajectories of 8 steps with 95 % bootstrap interval. Below 1: accel is faster. A/A: accel against itself,
+shallow steps. Realised: the measured speed-up of a trajectory over the one that its MACs promise. {device}.
+
+| network | plain, ms | 1:N | branch | full steps | shallow steps | A/A | ideal speed-up | realised / ideal |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|
+"""
+
+
+def write_deepcache(results: Results) -> list[Path]:
+    """Write tables/deepcache_speed.md; nothing without records."""
+    records = sorted(results.all("deepcache"), key=lambda m: m["place"])
+    if not records:
+        return []
+    where = records[0]["environment"]
+    device = f"{where['device_name']}, {where['threads']} thread" + "s" * (where["threads"] != 1)
+    text = DEEPCACHE.format(repetitions=records[0]["repetitions"], device=device)
+    for m in records:
+        ratios = " | ".join(_thousandths(m[key]) for key in ("full", "shallow", "aa"))
+        text += f"| {m['net']} | {m['plain_ms']['value']:.2f} | {m['interval']} | {m['branch']} | {ratios} "
+        text += f"| {m['ideal']:.2f} | {_thousandths(m['realised'])} |\n"
+    path = results.root / "tables" / "deepcache_speed.md"
+    write_atomic(path, text.encode())
+    return [path]
+
+
 def write_overhead(results: Results) -> list[Path]:
     """Write tables/overhead.md; nothing without records."""
     records = sorted(results.all("bench"), key=lambda m: (m["suite"], m["batch"], m["id"]))
