@@ -27,11 +27,7 @@ def main() -> None:
         for study in results.studies():
             for path in writer(args.what)(results, study):
                 print(path)
-        for write in (
-            (write_overhead, write_schedulers, write_cascade, write_architectures, write_deepcache)
-            if args.what == "tables"
-            else ()
-        ):
+        for write in TABLES if args.what == "tables" else ():
             for path in write(results):
                 print(path)
         for path in write_convergence(results):  # a table and a figure
