@@ -157,8 +157,7 @@ def _resume(path: Path, cfg: TrainConfig, params, ema, optimizer, buffers) -> in
         for name, p in params.items():
             p.copy_(tensors[f"net.{name}"])
             ema[name].copy_(tensors[f"ema.{name}"])
-            # AdamW counts its steps on the CPU.
-            optimizer.state(name).update({k: v.to(p.device) if v.ndim else v for k, v in states[name].items()})
+            optimizer.load(name, states[name])
     return step
 
 

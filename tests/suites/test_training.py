@@ -13,7 +13,6 @@ from torch import nn
 from accel.errors import ConfigError
 from accel.suites.training import TrainConfig, learning_rate, train, velocity_loss
 
-NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon needs torch >= 2.9")
 CONFIG = TrainConfig(steps=23, batch=8, lr=1e-2, warmup=4, weight_decay=0.1, ema_decay=0.9, seed=5, checkpoint_every=5)
 IMAGES = torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(40) % 3
@@ -50,7 +49,7 @@ def fit(path, model, cfg=CONFIG, kill_after=None, losses=None):
 # --- resume
 
 
-@pytest.mark.parametrize("muon_lr", [0.0, pytest.param(0.02, marks=NEEDS_MUON)])
+@pytest.mark.parametrize("muon_lr", [0.0, 0.02])
 @pytest.mark.parametrize("kill_after", [5, 6, 13, 22])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, kill_after, muon_lr):
     """A fresh process has another network; everything that matters comes from the checkpoint."""
