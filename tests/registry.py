@@ -56,4 +56,18 @@ def recipe(**axes: str):
 
 
 METHODS = methods()
-PAIRS = [(a, b) for i, a in enumerate(METHODS) for b in METHODS[i + 1 :] if a[0] != b[0]]
+
+
+def _distinct() -> list[tuple[str, str]]:
+    # Caches that are settings of one class compose alike; they are many, and pairs are many times that.
+    kinds, kept = set(), []
+    for axis, choice in METHODS:
+        config = getattr(recipe(**{axis: choice}), axis)
+        kind = (type(config), getattr(config, "hook", None)) if axis == "cache" else (axis, choice)
+        if kind not in kinds:
+            kinds.add(kind)
+            kept.append((axis, choice))
+    return kept
+
+
+PAIRS = [(a, b) for i, a in enumerate(_distinct()) for b in _distinct()[i + 1 :] if a[0] != b[0]]

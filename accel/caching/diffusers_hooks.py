@@ -1,8 +1,8 @@
 """diffusers' own caches as baselines: FirstBlockCache, MagCache, TaylorSeer and PyramidAttentionBroadcast.
 
 Their hooks (diffusers.hooks) are applied as they are; around them accel resets their state with every trajectory, which
-a hand-written loop forgets, gives each evaluation a context of its own by stage, call, parts and rows of the batch, so
-that a changed batch starts anew, and removes every trace at the end. `options` are those of the hook's config:
+a hand-written loop forgets, and whenever guidance changes the batch, gives each stage and call its own context, and
+removes every trace at the end. `options` are those of the hook's config:
 
     first_block  threshold (of the relative change of the first block's residual)
     mag          mag_ratios (they belong to a model and a number of steps), num_inference_steps, threshold, ...
@@ -12,7 +12,8 @@ that a changed batch starts anew, and removes every trace at the end. `options` 
 Limits of theirs (diffusers 0.42): the first three work on transformers only; on UNets they raise, or silently do
 nothing, and are refused here; PAB works on both. They count calls, so a sampler with two evaluations a step advances
 them twice; the contexts above undo that for FirstBlockCache, MagCache and TaylorSeer. TaylorSeer's default finds no
-module of DiTTransformer2DModel, so that `cache_identifiers` must name them.
+module of DiTTransformer2DModel, so that `cache_identifiers` must name them. FirstBlockCache fails where the last block
+returns no text stream (Stable Diffusion 3), which is refused, too.
 """
 
 from __future__ import annotations
@@ -64,6 +65,12 @@ class DiffusersCache(Method):
                     f"diffusers' {self.hook} cache works on transformers, and {name!r} is a {type(net).__name__}; use "
                     "cache=deepcache, or cache=none."
                 )
+            last = list(getattr(net, "transformer_blocks", ()))[-1:]
+            if self.hook == "first_block" and any(getattr(block, "context_pre_only", False) for block in last):
+                raise IncompatibleError(
+                    f"diffusers' FirstBlockCache fails on {type(net).__name__}, whose last block returns no text; use "
+                    "cache=taylorseer, or cache=none."
+                )
 
     def attach(self, node: Node, inner: Denoise) -> Denoise:
         import diffusers.hooks
@@ -72,9 +79,15 @@ class DiffusersCache(Method):
         node.undo.enter_context(_without_traces(net))
         getattr(diffusers.hooks, HOOKS[self.hook][1])(net, self._config(clock))
         registry = diffusers.hooks.HookRegistry.check_if_exists_or_initialize(net)
+        seen: list[tuple] = []
         clock.on_reset(registry.reset_stateful_hooks)
+        clock.on_reset(seen.clear)
 
         def denoise(inputs: Inputs) -> torch.Tensor:
+            batch = inputs.parts, inputs.members, inputs.rows
+            if seen and batch != seen[-1]:  # PAB knows no contexts, and others would broadcast what they kept
+                registry.reset_stateful_hooks()
+            seen[:] = [batch]
             _enter(net, f"{clock.slot}.{clock.call}.{'+'.join(inputs.parts)}.{inputs.rows}")
             return inner(inputs)
 
@@ -111,6 +124,9 @@ def _without_traces(net: nn.Module) -> Iterator[None]:
     """Restore the instance attributes that hooks leave on modules: `forward` and the registry."""
     names = ("forward", "_diffusers_hook")
     before = [(m, {k: m.__dict__[k] for k in names if k in m.__dict__}) for m in net.modules()]
+    for module, kept in before:  # a registry that a pipeline left behind would not know of the new ones below it
+        if "_diffusers_hook" in kept and not kept["_diffusers_hook"].hooks:
+            del module.__dict__["_diffusers_hook"]
     try:
         yield
     finally:

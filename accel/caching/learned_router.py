@@ -35,7 +35,7 @@ import torch
 from torch import nn
 
 from accel.caching.inheritance import FeatureInheritance
-from accel.caching.module_cache import ModuleCache, replaced_forward
+from accel.caching.module_cache import ModuleCache, Shape, replaced_forward
 from accel.denoiser import Denoise, Inputs, Method, Node, denoiser_name
 from accel.digests import settings_digest, weights_digest
 from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
@@ -244,10 +244,10 @@ class _Mixer:
 
     def __init__(self, node: Node, names: Sequence[str], inner: Denoise) -> None:
         self.node, self.inner = node, inner
-        self.kept: dict[tuple, torch.Tensor] = {}
+        self.kept: dict[tuple, list[torch.Tensor]] = {}
         self.weights: Mapping[str, Any] = {}
         self.keep: Collection[str] = ()
-        self.pending: dict[tuple, torch.Tensor] = {}
+        self.pending: dict[tuple, list[torch.Tensor]] = {}
         node.clock.on_reset(self.kept.clear)
         for name in names:
             module = node.net.get_submodule(name)
@@ -264,11 +264,14 @@ class _Mixer:
     def _mixed(self, name: str, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         clock = self.node.clock
 
-        def mixed(*args: Any, **kwargs: Any) -> torch.Tensor:
+        def mixed(*args: Any, **kwargs: Any) -> Any:
             output, key = forward(*args, **kwargs), (clock.slot, clock.call, name)
+            shape, fresh = Shape.of(output)  # joint attention returns two tensors
             if name in self.keep:
-                self.pending[key] = output.detach()
+                self.pending[key] = [tensor.detach() for tensor in fresh]
             old, weight = self.kept.get(key), self.weights.get(name)
-            return output if weight is None or old is None else weight * output + (1 - weight) * old
+            if weight is None or old is None:
+                return output
+            return shape.restored([weight * a + (1 - weight) * b for a, b in zip(fresh, old, strict=True)])
 
         return mixed

@@ -124,7 +124,9 @@ def markdown(study: Study) -> str:
         columns = [_recipe(), *_speed(study, device)]
         page += [f"## Speed on {device_text(device)}", _grid(columns, _timed(study, device))]
     if study.controls():
-        page += ["## Equal-cost controls", CONTROLS, _grid(_control_columns(study), study.controls())]
+        prompted = any(row.value(key) for row in study.done for key in PROMPTED)
+        said = CONTROLS + " Of adherence and CLIP score positive is better." * prompted
+        page += ["## Equal-cost controls", said, _grid(_control_columns(study), study.controls())]
     if refused := [row for row in study.rows if row.refused]:
         columns = [Column("recipe", lambda row: row.label), Column("reason", lambda row: row.refused)]
         page += ["## Refused or failed cells", _grid(columns, refused)]
@@ -133,8 +135,7 @@ def markdown(study: Study) -> str:
 
 CONTROLS = (
     "Each accelerated recipe against the plain sampler given the same cost. Δ = recipe − control, paired on common "
-    "seeds: negative is better, and it is a tie when its interval contains 0. "
-    "Of adherence and CLIP score positive is better."
+    "seeds: negative is better, and it is a tie when its interval contains 0."
 )
 
 

@@ -83,6 +83,7 @@ def test_no_state_and_no_memory_is_left(name):
                 if known not in fresh:
                     fresh[known] = found
                 assert torch.equal(found, fresh[known]), (i, key)
+                del found
                 if i in (10, 40):
                     counts.append(tensors() - len(fresh))
     assert counts[0::2] == counts[1::2], "as many tensors after 40 generations as after 10"

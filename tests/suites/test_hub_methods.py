@@ -39,6 +39,8 @@ def artefacts(pipe, suite: HubSuite, made: Recipe):
         call = suite.conditions(0, n) | suite.guidance_arguments(made)
         noise = initial_latents(pipe, call | {"generator": generators(99, 0, n)})
         own["sampler"] = made.sampler.calibrate(pipe, replace(made, precision=None), call, noise, lambda *done: None)
+    if made.cache and made.cache.calibrated:
+        own["cache"] = made.cache.calibrate(pipe, made, lambda r, a, b: generate(pipe, suite, r, 99, a, b, 2))
     if made.precision and made.precision.calibrated:
         own |= calibrate(pipe, made, lambda: generate(pipe, suite, made, 99, 0, 2, 2), {}, own)
     return own or None
