@@ -33,11 +33,11 @@ from accel.suites.shapes_scene import SIZE
 from accel.suites.training import TrainConfig, train, velocity_error
 
 PARTS = {
-    "vae": TrainConfig(steps=4000, batch=16, lr=2e-3, weight_decay=0.0, label_dropout=0.0, seed=1),
+    "vae": TrainConfig(steps=4000, batch=16, lr=2e-3, muon_lr=0.01, weight_decay=0.0, label_dropout=0.0, seed=1),
     "detector": TrainConfig(steps=2000, batch=64, lr=3e-3, weight_decay=0.01, label_dropout=0.0, seed=2),
     "clip": TrainConfig(steps=1500, batch=128, lr=1e-3, weight_decay=0.05, label_dropout=0.0, seed=3),
-    "large": TrainConfig(steps=5500, batch=64, lr=1e-3, weight_decay=0.01, seed=4),
-    "small": TrainConfig(steps=5000, batch=64, lr=2e-3, weight_decay=0.01, seed=5),
+    "large": TrainConfig(steps=7500, batch=64, lr=2e-3, muon_lr=0.02, weight_decay=0.01, seed=4),
+    "small": TrainConfig(steps=7500, batch=64, lr=2e-3, muon_lr=0.02, weight_decay=0.01, seed=5),
 }
 WORKERS = min(8, os.cpu_count() or 1)
 ENCODERS = {"vae": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
@@ -90,22 +90,25 @@ def _vae(assets: Path, work: Path, device: str):
 def _save_vae(net: nn.Module, assets: Path) -> None:
     images = to_model(data.pictures("train", min(1024, data.TRAIN)))
     with torch.no_grad():
-        whiten(net, torch.cat([net.encode(x).latent_dist.mean for x in images.split(64)]))
+        found = [net.encode(x).latent_dist for x in images.split(64)]
+        whiten(net, torch.cat([f.mean for f in found]), torch.cat([f.var for f in found]).mean((0, 2, 3)))
     net.register_to_config(scaling_factor=1.0)
     net.half().save_pretrained(assets / "large" / "vae")
 
 
 @torch.no_grad()
-def whiten(net: nn.Module, latents: torch.Tensor) -> None:
-    """Fold z -> S^(-1/2) (z - mean) into the 1 x 1 convolutions around the latents (N, C, h, w), S their covariance.
+def whiten(net: nn.Module, latents: torch.Tensor, variance: torch.Tensor) -> None:
+    """Fold z -> S^(-1/2) (z - mean) into the 1 x 1 convolutions around the latents (N, C, h, w), S the covariance of
+    sampled latents: that of the posterior means plus their mean `variance` (C,).
 
     Pictures stay what they were. Channels that differ in size by factors would be lost in noise one after the other,
-    and Stable Diffusion's single scaling factor cannot mend that. The posterior keeps its variances, rotated.
+    and Stable Diffusion's single scaling factor cannot mend that. Channels that the autoencoder does not use (variance
+    1, mean 0) stay near zero. The posterior keeps its variances, rotated.
     """
     channels = latents.shape[1]
     flat = latents.double().transpose(0, 1).flatten(1)
     mean = flat.mean(1)
-    values, vectors = torch.linalg.eigh(torch.cov(flat))
+    values, vectors = torch.linalg.eigh(torch.cov(flat) + torch.diag(variance.double()))
     into, back = (vectors @ torch.diag(values**power) @ vectors.T for power in (-0.5, 0.5))
     quant, post = net.quant_conv, net.post_quant_conv
     weight, bias = quant.weight[:, :, 0, 0].double(), quant.bias.double()

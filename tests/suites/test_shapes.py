@@ -20,7 +20,7 @@ from accel.suites.base import ASSETS, to_uint8
 from accel.suites.shapes import ShapesSuite, clip_score, detector
 from accel.suites.shapes_adherence import NAMES, detect
 from accel.suites.shapes_captions import vocabulary, wanted
-from accel.suites.shapes_models import MAX_TOKENS, SCHEDULER, build_unet
+from accel.suites.shapes_models import CHANNELS, LATENT, MAX_TOKENS, SCHEDULER, build_unet
 from accel.suites.shapes_scene import HELD_OUT
 
 SHIPPED = ASSETS / "shapes"
@@ -84,7 +84,7 @@ def test_pipeline_is_a_stock_stable_diffusion(text_pipe, suite):
 
 def test_small_is_at_least_five_times_cheaper(text_pipe, suite):
     inputs = {
-        "sample": torch.zeros(1, 4, 16, 16),
+        "sample": torch.zeros(1, CHANNELS, LATENT, LATENT),
         "timestep": 5,
         "encoder_hidden_states": torch.zeros(1, MAX_TOKENS, 128),
     }

@@ -12,7 +12,7 @@ from accel.suites import shapes_data as data
 from accel.suites import shapes_train as trainer
 from accel.suites.shapes import ShapesSuite
 from accel.suites.shapes_adherence import NAMES, detect
-from accel.suites.shapes_models import ShapeDetector
+from accel.suites.shapes_models import CHANNELS, ShapeDetector
 from accel.suites.shapes_train import contrastive_loss, detection_loss, detector_targets
 
 SAMPLES = data.samples("train", 12, 0)
@@ -108,14 +108,21 @@ def test_whitening_keeps_the_pictures_and_makes_the_latents_white():
     vae = trainer.build_vae().eval()
     x = trainer.to_model(data.pictures("train", 48))
     with torch.no_grad():
-        vae.quant_conv.bias[:4] += 3  # an offset, and channels of very different size
+        vae.quant_conv.bias[:CHANNELS] += 3  # an offset, and channels of very different size
         vae.quant_conv.weight[0] *= 50
         before = vae.encode(x).latent_dist
         pictures = vae.decode(before.mean).sample
-        trainer.whiten(vae, before.mean)
+        variance = before.var.mean((0, 2, 3))
+        trainer.whiten(vae, before.mean, variance)
         after = vae.encode(x).latent_dist
         again = vae.decode(after.mean).sample
     torch.testing.assert_close(again, pictures, atol=2e-3, rtol=1e-3)
     flat = after.mean.double().transpose(0, 1).flatten(1)
-    torch.testing.assert_close(flat.mean(1), torch.zeros(4, dtype=torch.float64), atol=1e-3, rtol=0)
-    torch.testing.assert_close(torch.cov(flat), torch.eye(4, dtype=torch.float64), atol=5e-3, rtol=0)
+    torch.testing.assert_close(flat.mean(1), torch.zeros(CHANNELS, dtype=torch.float64), atol=1e-3, rtol=0)
+    # Samples are white: the means' covariance, and that of the noise, which went the same way.
+    raw = before.mean.double().transpose(0, 1).flatten(1)
+    values, vectors = torch.linalg.eigh(torch.cov(raw) + variance.double().diag())
+    into = vectors @ (values**-0.5).diag() @ vectors.T
+    sampled = torch.cov(flat) + into @ variance.double().diag() @ into.T
+    torch.testing.assert_close(sampled, torch.eye(CHANNELS, dtype=torch.float64), atol=5e-3, rtol=0)
+    torch.testing.assert_close(after.var.mean((0, 2, 3)).double(), (into**2) @ variance.double(), atol=1e-3, rtol=1e-2)
