@@ -53,18 +53,23 @@ class Inputs:
 
     def tiled(self, times: int) -> Inputs:
         """The whole batch `times` times over; every batched argument is repeated alike."""
-        return replace(self, kwargs={k: _tiled(v, self.rows, times) for k, v in self.kwargs.items()})
+        return self._batched(lambda tensor: torch.cat([tensor] * times))
 
     def cloned(self) -> Inputs:
         """The same call on copies of all tensors."""
-        return replace(self, kwargs=_cloned(self.kwargs))
+        return replace(self, kwargs=_mapped(self.kwargs, torch.clone))
 
     def given(self, **kwargs: Any) -> Inputs:
         """The same call with some arguments replaced."""
         return replace(self, kwargs=self.kwargs | kwargs)
 
     def _select(self, which: slice | torch.Tensor) -> Inputs:
-        return replace(self, kwargs={k: _rows_of(v, self.rows, which) for k, v in self.kwargs.items()})
+        return self._batched(lambda tensor: tensor[which])
+
+    def _batched(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
+        # Tensors with a row for each sample are changed, the others kept.
+        rows = self.rows
+        return replace(self, kwargs=_mapped(self.kwargs, lambda t: change(t) if t.dim() and len(t) == rows else t))
 
     def with_parts(self, parts: tuple[str, ...]) -> Inputs:
         return replace(self, parts=parts)
@@ -73,30 +78,13 @@ class Inputs:
 Denoise = Callable[[Inputs], torch.Tensor]
 
 
-def _rows_of(value: Any, rows: int, which: slice | torch.Tensor) -> Any:
+def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    # `value` with every tensor in it changed, however dicts, lists and tuples nest.
     if isinstance(value, torch.Tensor):
-        return value[which] if value.dim() and len(value) == rows else value
+        return change(value)
     if isinstance(value, dict):
-        return {k: _rows_of(v, rows, which) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_rows_of(v, rows, which) for v in value)
-    return value
-
-
-def _tiled(value: Any, rows: int, times: int) -> Any:
-    if isinstance(value, torch.Tensor):
-        return torch.cat([value] * times) if value.dim() and len(value) == rows else value
-    if isinstance(value, dict):
-        return {k: _tiled(v, rows, times) for k, v in value.items()}
-    return type(value)(_tiled(v, rows, times) for v in value) if isinstance(value, (list, tuple)) else value
-
-
-def _cloned(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {k: _cloned(v) for k, v in value.items()}
-    return type(value)(map(_cloned, value)) if isinstance(value, (list, tuple)) else value
+        return {k: _mapped(v, change) for k, v in value.items()}
+    return type(value)(_mapped(v, change) for v in value) if isinstance(value, (list, tuple)) else value
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -21,11 +21,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from accel.caching.decoder_view import SKIPS, skips_of
 from accel.caching.unet_view import skip_count
 from accel.denoiser import Denoise, Method, Node
 from accel.errors import ConfigError, check_float
-
-SKIPS = "res_hidden_states_tuple"
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,7 @@ class SkipTuning(Method):
         def scale(module, args, kwargs):
             if not self.begin * clock.num_steps <= clock.step < self.end * clock.num_steps:
                 return None
-            skips = kwargs[SKIPS] if SKIPS in kwargs else args[1]
-            scaled = tuple(skip * self.factor(below + i, count) for i, skip in enumerate(skips, 1))
+            scaled = tuple(skip * self.factor(below + i, count) for i, skip in enumerate(skips_of(args, kwargs), 1))
             if SKIPS in kwargs:
                 return args, kwargs | {SKIPS: scaled}
             return (args[0], scaled, *args[2:]), kwargs

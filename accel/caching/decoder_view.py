@@ -6,7 +6,7 @@ that enters the first one and all skip tensors, ControlNet's and adapters' resid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,6 +21,11 @@ RESIDUALS = (
     "down_intrablock_additional_residuals",
 )
 SKIPS = "res_hidden_states_tuple"
+
+
+def skips_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+    """The skip tensors among the arguments of an up block, the one that is consumed first at the end."""
+    return kwargs[SKIPS] if SKIPS in kwargs else args[1]
 
 
 class DownStub(nn.Module):
@@ -53,8 +58,7 @@ class DecoderView:
         def before(module, args, kwargs):
             if not hidden:
                 hidden.append((kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]).clone())
-            own = kwargs[SKIPS] if SKIPS in kwargs else args[1]
-            skips[:0] = [skip.clone() for skip in own]
+            skips[:0] = [skip.clone() for skip in skips_of(args, kwargs)]
 
         with ExitStack() as hooks:
             for block in self.net.up_blocks:
