@@ -40,11 +40,12 @@ def train(args: argparse.Namespace) -> None:
         TimeRemainingColumn,
     )
 
-    from accel.suites import digits_flow_train, digits_levels_train, digits_train, shapes_train
+    from accel.suites import digits_dit_train, digits_flow_train, digits_levels_train, digits_train, shapes_train
     from accel.suites.base import ASSETS
 
     trainers = {
         "digits": digits_train,
+        "digits_dit": digits_dit_train,
         "digits_flow": digits_flow_train,
         "digits_levels": digits_levels_train,
         "shapes": shapes_train,

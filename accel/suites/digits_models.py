@@ -1,4 +1,4 @@
-"""The networks of suite `digits`: denoisers `large` and `small` (diffusers UNet2DModel) and the feature classifier."""
+"""The networks of the digits: UNets, transformers (suite `digits_dit`), and the feature classifier."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ UNETS = {
     "small": {"layers_per_block": 1, "block_out_channels": (16, 32, 32), "attention_head_dim": 16, "dropout": 0.0},
     "flow": {"layers_per_block": 1, "block_out_channels": (32, 64, 64), "attention_head_dim": 32, "dropout": 0.1},
 }
+# Patches of 2 x 2 pixels, 64 tokens.
+DITS = {
+    "large": {"num_layers": 6, "num_attention_heads": 4, "attention_head_dim": 24, "dropout": 0.1},
+    "small": {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 24, "dropout": 0.0},
+}
 
 
 def build_unet(size: str) -> nn.Module:
@@ -45,6 +50,20 @@ def build_unet(size: str) -> nn.Module:
     from diffusers import UNet2DModel
 
     return UNet2DModel(**_COMMON, **UNETS[size])
+
+
+def build_dit(size: str) -> nn.Module:
+    """An untrained DiTTransformer2DModel on pixels, `large` or `small`, that begins as the DiT paper's does: with
+    blocks that change nothing and an output of zero (Peebles & Xie 2023, arXiv:2212.09748, section 3.2)."""
+    from diffusers import DiTTransformer2DModel
+
+    net = DiTTransformer2DModel(
+        in_channels=1, sample_size=SIZE, patch_size=2, num_embeds_ada_norm=CLASSES, **DITS[size]
+    )
+    for layer in (*(block.norm1.linear for block in net.transformer_blocks), net.proj_out_1, net.proj_out_2):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return net
 
 
 class DigitClassifier(nn.Module):

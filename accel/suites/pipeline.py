@@ -30,6 +30,13 @@ class PixelPipeline(DiffusionPipeline):
         classes = self.unet.config.num_class_embeds
         return None if classes is None else classes - 1
 
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        return self.unet
+
+    def _predict(self, inputs: torch.Tensor, t: torch.Tensor, condition: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.unet(inputs.to(self.unet.dtype), t, **condition, return_dict=False)[0]
+
     @torch.no_grad()
     def __call__(
         self,
@@ -61,7 +68,7 @@ class PixelPipeline(DiffusionPipeline):
         for t in self.progress_bar(self.scheduler.timesteps):
             inputs = torch.cat([x, x]) if guided else x
             inputs = scale_model_input(inputs, t)
-            predicted = self.unet(inputs.to(self.unet.dtype), t, **condition, return_dict=False)[0].to(x.dtype)
+            predicted = self._predict(inputs, t, condition).to(x.dtype)
             if guided:
                 uncond, cond = predicted.chunk(2)
                 predicted = uncond + guidance_scale * (cond - uncond)
@@ -82,11 +89,11 @@ class PixelPipeline(DiffusionPipeline):
         return labels
 
     def _initial_noise(self, count, generator, latents) -> torch.Tensor:
-        size = self.unet.config.sample_size
+        size = self.denoiser.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
-        shape = (count, self.unet.config.in_channels, height, width)
+        shape = (count, self.denoiser.config.in_channels, height, width)
         if latents is None:
-            return randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
+            return randn_tensor(shape, generator=generator, device=self.device, dtype=self.denoiser.dtype)
         if tuple(latents.shape) != shape:
             raise ConfigError(f"latents have shape {tuple(latents.shape)}; allowed: {shape}.")
         return latents.to(self.device)  # its own dtype: the sampler's arithmetic is not the network's
@@ -102,6 +109,31 @@ class PixelPipeline(DiffusionPipeline):
     def _to_images(self, x: torch.Tensor, output_type: str):
         images = (x / 2 + 0.5).clamp(0, 1).float().cpu().permute(0, 2, 3, 1).numpy()
         return self.numpy_to_pil(images) if output_type == "pil" else images
+
+
+class PixelTransformerPipeline(PixelPipeline):
+    """The same with a `DiTTransformer2DModel` on pixels. Its timesteps are one for each row, as DiTPipeline gives them.
+
+    DiTPipeline itself decodes by an autoencoder and takes 1000 for the null label, whatever the model's classes are.
+    """
+
+    model_cpu_offload_seq = "transformer"
+
+    def __init__(self, transformer, scheduler):
+        DiffusionPipeline.__init__(self)
+        self.register_modules(transformer=transformer, scheduler=scheduler)
+
+    @property
+    def null_label(self) -> int:
+        return self.transformer.config.num_embeds_ada_norm  # the transformer adds the null class to its table itself
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        return self.transformer
+
+    def _predict(self, inputs: torch.Tensor, t: torch.Tensor, condition: dict[str, torch.Tensor]) -> torch.Tensor:
+        rows = torch.as_tensor(t, device=inputs.device).expand(len(inputs))
+        return self.transformer(inputs.to(self.transformer.dtype), rows, **condition, return_dict=False)[0]
 
 
 def _accepts_generator(scheduler) -> bool:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -39,6 +40,14 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int = 250
     muon_lr: float = 0.0  # of the hidden layers' matrices (see accel/suites/optimizer.py); 0: AdamW for all
+
+
+def lowered(device: torch.device | str, transformer: bool = False) -> Any:
+    """bfloat16 matrix products on a GPU. On a processor the casts around small convolutions cost more than they save:
+    there only transformers have them, if it has such instructions."""
+    kind = torch.device(device).type
+    able = transformer and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda" or able)
 
 
 def learning_rate(cfg: TrainConfig, step: int) -> float:

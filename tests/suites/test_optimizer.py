@@ -16,7 +16,8 @@ def parameters() -> dict[str, nn.Parameter]:
     net = nn.ModuleDict(
         {"conv_in": nn.Conv2d(3, 8, 3), "hidden": nn.Conv2d(8, 16, 3), "norm": nn.GroupNorm(4, 16),
          "time_emb_proj": nn.Linear(8, 16), "to_q": nn.Linear(16, 16), "to_k": nn.Linear(16, 16),
-         "narrow": nn.Linear(4, 16), "conv_out": nn.Conv2d(16, 3, 3)}
+         "narrow": nn.Linear(4, 16), "conv_out": nn.Conv2d(16, 3, 3),
+         "token_embedding": nn.Embedding(9, 16), "text_projection": nn.Linear(16, 16), "proj_out_2": nn.Linear(16, 4)}
     )  # fmt: skip
     return dict(net.named_parameters())
 

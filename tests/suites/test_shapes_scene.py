@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 
 from accel.suites import shapes_data as data
-from accel.suites.shapes_scene import COLOURS, DISTANCES, GROUNDS, HELD_OUT, SHAPES, SIZE, Scene, Thing, render
+from accel.suites.shapes_scene import (
+    COLOURS,
+    COUNTS,
+    DISTANCES,
+    GROUNDS,
+    HELD_OUT,
+    LATTICE,
+    SHAPES,
+    SIZE,
+    Scene,
+    Thing,
+    render,
+)
 
 AREAS = {  # of the outlines, by geometry
     "circle": math.pi * 0.95**2,
@@ -77,6 +89,14 @@ def test_objects_do_not_touch_and_lie_inside(index):
         assert a.radius <= a.x <= SIZE - a.radius
         assert a.radius <= a.y <= SIZE - a.radius
         assert all(math.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius for b in things[:i])
+
+
+def test_scenes_have_one_to_three_objects_on_the_corners_of_latent_cells():
+    scenes = [data.sample("train", i, 0).scene for i in range(600)]
+    assert all(v % LATTICE == 0 for s in scenes for t in s.things for v in (t.x, t.y))
+    assert len({(t.x, t.y) for s in scenes for t in s.things}) == 25
+    for count, share in enumerate(COUNTS, start=1):
+        assert sum(len(s.things) == count for s in scenes) / len(scenes) == pytest.approx(share, abs=0.06)
 
 
 def test_held_out_pairs_are_never_trained_on_and_in_every_second_prompt():
