@@ -24,7 +24,8 @@ from torch import nn
 from accel.caching.decoder_view import SKIPS, skips_of
 from accel.caching.unet_view import skip_count
 from accel.denoiser import Denoise, Method, Node
-from accel.errors import ConfigError, check_float
+from accel.errors import check_float
+from accel.window import Window
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,15 @@ class SkipTuning(Method):
     def __post_init__(self) -> None:
         for name in ("bottom", "top"):
             check_float(f"skip.{name}", getattr(self, name), 0.0)
-        for name in ("begin", "end"):
-            check_float(f"skip.{name}", getattr(self, name), 0.0, 1.0)
-        if self.begin >= self.end:
-            raise ConfigError(f"skip.begin is {self.begin:g} and skip.end {self.end:g}; allowed: begin < end.")
+        self.window  # noqa: B018 (its making checks it)
+
+    @property
+    def window(self) -> Window:
+        return Window(self.begin, self.end, "skip")
 
     @property
     def label(self) -> str:
-        window = "" if (self.begin, self.end) == (0, 1) else f"[{self.begin:g},{self.end:g}]"
-        return f"skip{self.bottom:g}-{self.top:g}{window}"
+        return f"skip{self.bottom:g}-{self.top:g}{self.window.label}"
 
     def check(self, nets, recipe) -> None:
         for name, net in nets.items():
@@ -68,7 +69,7 @@ class SkipTuning(Method):
 
     def _hook(self, clock, below: int, count: int):
         def scale(module, args, kwargs):
-            if not self.begin * clock.num_steps <= clock.step < self.end * clock.num_steps:
+            if not self.window.holds(clock.step, clock.num_steps):
                 return None
             scaled = tuple(skip * self.factor(below + i, count) for i, skip in enumerate(skips_of(args, kwargs), 1))
             if SKIPS in kwargs:

@@ -28,7 +28,8 @@ from torch import nn
 
 from accel.caching.module_cache import ModuleCache
 from accel.caching.schedules import Schedule, Uniform
-from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
+from accel.errors import ConfigError, IncompatibleError, check_int, unknown
+from accel.window import Window
 
 _BLOCK = re.compile(r"(down_blocks|up_blocks|transformer_blocks|single_transformer_blocks)\.\d+|mid_block")
 _LAYER = re.compile(r"((down_blocks|up_blocks)\.\d+|mid_block)\.(resnets|attentions)\.\d+")
@@ -68,20 +69,20 @@ class FeatureInheritance(ModuleCache):
         if self.level not in LEVELS:
             raise unknown("cache.level", str(self.level), LEVELS)
         check_int("cache.order", self.order, 0, 4)
-        check_float("cache.begin", self.begin, 0.0, 1.0)
-        check_float("cache.end", self.end, 0.0, 1.0)
-        if self.begin >= self.end:
-            raise ConfigError(f"cache.begin is {self.begin:g} and cache.end {self.end:g}; allowed: begin < end.")
+        self.window  # noqa: B018 (its making checks it)
         try:
             re.compile(self.match)
         except re.error as error:
             raise ConfigError(f"cache.match {self.match!r} is no regular expression: {error}.") from error
 
     @property
+    def window(self) -> Window:
+        return Window(self.begin, self.end, "cache")
+
+    @property
     def label(self) -> str:
         what = "" if self.name != "inherit" else f"({self.level}{f',{self.match}' if self.match else ''})"
-        window = "" if (self.begin, self.end) == (0, 1) else f"[{self.begin:g},{self.end:g}]"
-        return f"{self.name}{self.schedule.label}{what}{window}" + (f"o{self.order}" if self.order else "")
+        return f"{self.name}{self.schedule.label}{what}{self.window.label}" + (f"o{self.order}" if self.order else "")
 
     def modules(self, net: nn.Module, name: str) -> list[str]:
         there = [n for n, _ in net.named_modules() if LEVELS[self.level](n)]
@@ -100,5 +101,5 @@ class FeatureInheritance(ModuleCache):
 
     def runs(self, modules: Sequence[str], num_steps: int) -> list[frozenset[str]]:
         full, every = self.schedule.full(num_steps), frozenset(modules)
-        first, last = self.begin * num_steps, self.end * num_steps
-        return [frozenset() if step not in full and first <= step < last else every for step in range(num_steps)]
+        inherits = [step not in full and self.window.holds(step, num_steps) for step in range(num_steps)]
+        return [frozenset() if inherit else every for inherit in inherits]
