@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, GREY, FAINT = "#1f2328", "#6e7781", "#d8dee4"
-KINDS: Mapping[str, tuple[str, str]] = {  # kind of acceleration: colour (Okabe-Ito, safe for the colour-blind), marker
-    "plain sampler": ("#56657a", "o"),
-    "cache": ("#d55e00", "s"),
-    "stitch": ("#009e73", "^"),
-    "precision": ("#cc79a7", "D"),
-    "guidance": ("#0072b2", "p"),
-    "skip": ("#56b4e9", "v"),
-    "combined": ("#e69f00", "*"),
+# Kind of acceleration: colour (Okabe-Ito, safe for the colour-blind), marker and its size.
+KINDS: Mapping[str, tuple[str, str, float]] = {
+    "plain sampler": ("#56657a", "o", 7),
+    "cache": ("#d55e00", "s", 7),
+    "stitch": ("#009e73", "^", 8),
+    "precision": ("#cc79a7", "D", 6.5),
+    "guidance": ("#0072b2", "p", 8.5),
+    "skip": ("#56b4e9", "v", 8),
+    "combined": ("#e69f00", "*", 13),
 }
 DPI = 160
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
@@ -193,14 +194,13 @@ def _panel(axes: Axes, study: Study, group: tuple, title: str, points: Sequence[
 
 
 def _mark(axes: Axes, study: Study, point: Point) -> None:
-    colour, marker = KINDS[kind_of(point.row)]
+    colour, marker, size = KINDS[kind_of(point.row)]
     (x, x_lo, x_hi), (y, y_lo, y_hi) = point.x, point.y
     hollow = point.row.simulated or point.row.role == "control"
     axes.errorbar(
         x, y, xerr=[[x - x_lo], [x_hi - x]], yerr=[[y - y_lo], [y_hi - y]], fmt="none", ecolor=colour,
         elinewidth=1, capsize=0, alpha=0.5, zorder=3,
     )  # fmt: skip
-    size = {"*": 13, "o": 7, "s": 7, "^": 8, "D": 6.5, "p": 8.5}[marker]
     style = {"markeredgecolor": INK if point.row is study.baseline else colour, "markeredgewidth": 1.3}
     axes.plot(x, y, marker, color="white" if hollow else colour, markersize=size, zorder=4, **style)
 

@@ -127,6 +127,7 @@ def test_the_front_holds_what_no_other_beats():
         ({"cache": "deepcache3b1"}, "cache"),
         ({"cache": "deepcache3b1", "precision": "w8a8(sim)"}, "combined"),
         ({"stitch": "tstitch40%"}, "stitch"),
+        ({"skip": "skip0.9-1"}, "skip"),
     ],
 )
 def test_kinds(fabric, axes, kind):
