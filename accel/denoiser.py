@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.conditioning import conditioning_of
 from accel.errors import IncompatibleError
 from accel.trajectory import Trajectory
 
@@ -183,7 +184,11 @@ class Node:
         return prediction if self.dtype is None else prediction.to(inputs.sample.dtype)
 
     def _own_arguments(self, inputs: Inputs) -> dict[str, Any]:
-        # The call came for the pipeline's network; another class has other names, and a DiT wants a time for each row.
+        # The call came for the pipeline's network. Another may be told its condition in its own way; another class has
+        # other names, and a DiT wants a time for each row.
+        translate = conditioning_of(self.net)
+        if translate is not None:
+            inputs = replace(inputs, kwargs=inputs.kwargs | dict(translate(inputs.kwargs)))
         if inputs.sample_name == self._names[0]:
             return inputs.kwargs
         kwargs = {k: v for k, v in inputs.kwargs.items() if k in self._names} | {self._names[0]: inputs.sample}

@@ -6,7 +6,8 @@ round((r_1 + ... + r_m) N); the pipeline's own denoiser takes what is left. Roun
 The released scripts have four rules that disagree. `rule`: `step` is the paper's text, above; `time` is that of the
 scripts for DiT and latent diffusion: model m takes the steps with 1 - t / T <= r_1 + ... + r_m, T training timesteps,
 whatever the sampler's grid. Those for Stable Diffusion round down instead. Models of different classes (a UNet and a
-transformer) may share a trajectory if space and conditioning are the same; each is called by its own argument names.
+transformer) may share a trajectory if space and conditioning are the same, or if they have a conditioning of their own
+(accel/conditioning.py); each is called by its own argument names.
 """
 
 from __future__ import annotations
@@ -21,35 +22,34 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.conditioning import conditioning_of
 from accel.denoiser import LATER, Denoise, Inputs, Method
 from accel.errors import ConfigError, IncompatibleError, check_float, unknown
 from accel.trajectory import Trajectory
 
 RULES = ("step", "time")
-# Config entries that two denoisers must share to continue each other's trajectory.
-SHARED = (
-    "in_channels",
-    "out_channels",
-    "sample_size",
-    "num_class_embeds",
-    "num_embeds_ada_norm",
-    "cross_attention_dim",
-    "addition_embed_type",
-)
+# Config entries that two denoisers must share to continue each other's trajectory: the latent space, and the
+# conditioning unless one has its own (accel/conditioning.py).
+SPACE = ("in_channels", "out_channels", "sample_size")
+CONDITIONING = ("num_class_embeds", "num_embeds_ada_norm", "cross_attention_dim", "addition_embed_type", "classes")
 
 
 def check_shared(nets: Mapping[str, nn.Module], doing: str, axis: str) -> None:
     """IncompatibleError unless all of `nets` live in the latent space and take the conditioning of the first."""
     (base, own), *others = nets.items()
     for name, net in others:
-        view = (lambda n: {k: n.config.get(k) for k in SHARED}) if type(net) is type(own) else space_of
+        view = _entries if type(net) is type(own) else space_of
         for key, ours in view(own).items():
             theirs = view(net)[key]
-            if ours != theirs:
+            if ours != theirs and not (key in CONDITIONING and conditioning_of(net)):
                 raise IncompatibleError(
                     f"{doing} needs models of one latent space and conditioning, but {key} is {theirs} in {name!r} "
                     f"and {ours} in {base!r}; use a model with {key}={ours}, or {axis}=none."
                 )
+
+
+def _entries(net: nn.Module) -> dict[str, Any]:
+    return {key: net.config.get(key) for key in (*SPACE, *CONDITIONING)}
 
 
 def space_of(net: nn.Module) -> dict[str, Any]:
