@@ -217,6 +217,20 @@ def denoiser_name(pipe: Any) -> str:
     raise IncompatibleError(f"{type(pipe).__name__} has neither `unet` nor `transformer`; nothing to accelerate.")
 
 
+def check_compiled(name: str, net: nn.Module, looks_inside: bool) -> None:
+    """IncompatibleError if `net` is compiled as a whole, in a way that a method at this seam cannot work with.
+
+    Its parts no longer run one by one: what `looks_inside` would be passed over. Compiled in place, the compiler would
+    also trace what wraps the network. Compiled blocks are no obstacle to any method.
+    """
+    in_place = getattr(net, "_compiled_call_impl", None) is not None
+    if in_place or (looks_inside and hasattr(net, "_orig_mod")):
+        raise IncompatibleError(
+            f"the denoiser {name!r} ({type(getattr(net, '_orig_mod', net)).__name__}) is compiled as a whole; compile "
+            "its blocks instead: load it again and call its compile_repeated_blocks() (suite.compile=true does)."
+        )
+
+
 def signature_of(net: nn.Module) -> inspect.Signature:
     """Signature of the class's own forward, whatever shadows it on the instance."""
     target = getattr(net, "_orig_mod", net)  # torch.compile's wrapper

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from accel import pipelines
-from accel.denoiser import LATER, Method, Node, denoiser_name, shadow_forward
+from accel.denoiser import LATER, Method, Node, check_compiled, denoiser_name, shadow_forward
 from accel.errors import ConfigError, IncompatibleError, unknown
 from accel.guidance.base import CLASSIFIER, Guidance
 from accel.precision.base import Precision
@@ -96,6 +96,9 @@ class Recipe:
             ready = self.sampler if self.sampler.calibrated else self.sampler.prepared(pipe, self)
             scheduler = ready.build(pipe.scheduler.config, self.grid)
         pipelines.check(pipe, nets["base"], self.guidance_scale, scheduler, self.sampler.steps if self.sampler else 1)
+        inside = any(method is not None for method in (self.cache, self.precision, self.skip))
+        for name, net in nets.items():
+            check_compiled(name, net, inside)
         for method in self.methods():
             method.check(nets, self)
         for method in self.methods():

@@ -12,8 +12,8 @@ from accel.suites.digits_models import NULL_LABEL, SCHEDULER, build_dit
 from accel.suites.training import TrainConfig, lowered, train, velocity_loss
 
 PARTS = {
-    "large": TrainConfig(steps=12000, batch=64, lr=1e-3, muon_lr=0.01, seed=6),
-    "small": TrainConfig(steps=12000, batch=64, lr=1e-3, muon_lr=0.01, seed=7),
+    "large": TrainConfig(steps=5000, batch=64, lr=1e-3, muon_lr=0.01, seed=6),
+    "small": TrainConfig(steps=5000, batch=64, lr=1e-3, muon_lr=0.01, seed=7),
 }
 
 

@@ -37,8 +37,8 @@ PARTS = {
     "detector": TrainConfig(steps=2000, batch=64, lr=3e-3, weight_decay=0.01, label_dropout=0.0, seed=2),
     "clip": TrainConfig(steps=1000, batch=128, lr=1e-3, muon_lr=0.01, weight_decay=0.05, label_dropout=0.0, seed=3),
     # Many steps of small batches: at equal samples, batches of 64 end at a clearly higher loss.
-    "large": TrainConfig(steps=40000, batch=16, lr=1e-3, muon_lr=0.01, weight_decay=0.01, seed=4),
-    "small": TrainConfig(steps=30000, batch=16, lr=1e-3, muon_lr=0.01, weight_decay=0.01, seed=5),
+    "large": TrainConfig(steps=32000, batch=16, lr=1e-3, muon_lr=0.01, weight_decay=0.01, seed=4),
+    "small": TrainConfig(steps=20000, batch=16, lr=1e-3, muon_lr=0.01, weight_decay=0.01, seed=5),
 }
 WORKERS = min(8, os.cpu_count() or 1)
 ENCODERS = {"vae": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
