@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,8 +11,9 @@ from typing import Any
 
 import torch
 
+from accel.calibration import CALIBRATION_SEED, Calibration
 from accel.errors import ConfigError, IntegrityError, check_int
-from accel.evaluation.shards import ShardStore, boundaries, load_tensors, locked, save_tensors
+from accel.evaluation.shards import ShardStore, boundaries, locked
 from accel.recipe import Recipe, accelerate
 from accel.results.records import Results, describe, digest, write_atomic
 from accel.suites.base import Suite
@@ -21,8 +21,6 @@ from accel.suites.base import Suite
 MIN_N = 60  # 20 jackknife groups of at least three samples
 STRIP = 10  # samples in a record's picture
 PICTURE = 256  # its height at most
-CALIBRATION_SEED = 1_000_003  # never a seed of an evaluation
-CALIBRATION_N = 32
 
 
 @dataclass(frozen=True)
@@ -301,82 +299,19 @@ class Runner:
 
     # calibration ---------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _calibration(self) -> Calibration:
+        return Calibration(
+            self.suite, self._fingerprint, lambda: self.pipe, lambda: self.models, self.results.root / "artefacts",
+            self.evaluation.batch, self.say, self.on_search,
+        )  # fmt: skip
+
     def artefacts(self, recipe: Recipe) -> tuple[dict[str, dict[str, torch.Tensor]] | None, float]:
         """What sampler, guidance, cache and precision need, and the seconds that making it took (0: none)."""
-        made, seconds = {}, 0.0
-        if recipe.sampler and recipe.sampler.calibrated:
-            # A search knows the sampler and its guidance only: the model is the plain one.
-            alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
-            made["sampler"] = self._artefact(alone, lambda: self._search(alone))
-            seconds += float(made["sampler"].pop("seconds"))
-        if recipe.guidance and recipe.guidance.calibrated:
-            alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
-            made["guidance"] = self._artefact(alone, lambda: self._fit(alone))
-            seconds += float(made["guidance"].pop("seconds"))
-        if recipe.cache and recipe.cache.calibrated:
-            alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance, recipe.cache)
-            made["cache"] = self._artefact(alone, lambda: self._learn(alone, made))
-            seconds += float(made["cache"].pop("seconds"))
-        if recipe.precision and recipe.precision.calibrated:
-            from accel.precision.calibration import by_network
-
-            flat = self._artefact(recipe, lambda: self._calibrate(recipe, made))
-            seconds += float(flat.pop("seconds"))
-            made |= by_network(flat)
-        return made or None, seconds
-
-    def _artefact(self, recipe: Recipe, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        path = self.results.root / "artefacts" / f"{self.artefact_id(recipe)}.safetensors"
-        flat = load_tensors(path) if path.exists() else None
-        if flat is None:
-            if path.exists():
-                self.say(f"artefact {path} is damaged (its hash does not match); calibrating anew.")
-            start = time.perf_counter()
-            flat = make()
-            flat["seconds"] = torch.tensor(time.perf_counter() - start)
-            save_tensors(path, flat)
-        return flat
-
-    def _search(self, recipe: Recipe) -> dict[str, torch.Tensor]:
-        from accel.evaluation.generate import generators
-        from accel.samplers.ode import initial_latents
-
-        n = recipe.sampler.samples_wanted()
-        call = self.suite.conditions(0, n) | self.suite.guidance_arguments(recipe)
-        noise = initial_latents(self.pipe, call | {"generator": generators(CALIBRATION_SEED, 0, n)})
-        return recipe.sampler.calibrate(self.pipe, recipe, call, noise, self.on_search)
-
-    def _fit(self, recipe: Recipe) -> dict[str, torch.Tensor]:
-        from accel.evaluation.generate import generate
-
-        def sample(plain: Recipe, start: int, stop: int) -> None:
-            generate(self.pipe, self.suite, plain, CALIBRATION_SEED, start, stop, self.evaluation.batch)
-
-        return recipe.guidance.calibrate(self.pipe, recipe, sample)
-
-    def _learn(self, recipe: Recipe, artefacts: dict[str, Any]) -> dict[str, torch.Tensor]:
-        from accel.evaluation.generate import generate
-
-        def sample(training: Recipe, start: int, stop: int) -> torch.Tensor:
-            batch = self.evaluation.batch
-            return generate(self.pipe, self.suite, training, CALIBRATION_SEED, start, stop, batch)
-
-        return recipe.cache.calibrate(self.pipe, recipe, sample, self.on_search)
-
-    def _calibrate(self, recipe: Recipe, artefacts: dict[str, Any]) -> dict[str, torch.Tensor]:
-        from accel.evaluation.generate import generate
-        from accel.precision.calibration import calibrate
-
-        def sample() -> None:
-            generate(self.pipe, self.suite, recipe, CALIBRATION_SEED, 0, CALIBRATION_N, self.evaluation.batch)
-
-        ranges = calibrate(self.pipe, recipe, sample, self.models, artefacts)
-        return {f"{net}/{layer}": t for net, layers in ranges.items() for layer, t in layers.items()}
+        return self._calibration.artefacts(recipe)
 
     def artefact_id(self, recipe: Recipe) -> str:
-        """A calibration depends on weights, sampler, steps, guidance, cache, stitch and precision."""
-        return digest({"calibration": CALIBRATION_N, "seed": CALIBRATION_SEED, "weights": self._fingerprint,
-                       "suite": self.suite.name, "recipe": describe(recipe)})  # fmt: skip
+        return self._calibration.artefact_id(recipe)
 
     # time ----------------------------------------------------------------------------------------------------------
 

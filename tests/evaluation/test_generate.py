@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from accel.calibration import CALIBRATION_SEED
 from accel.errors import AccelError, ConfigError
 from accel.evaluation.generate import batches, generate, generators, out_of_memory, sample_seed
 from accel.guidance import CFG
 from accel.recipe import Recipe, accelerate
-from accel.runner import CALIBRATION_SEED
 
 RECIPE = Recipe()
 

@@ -1,0 +1,104 @@
+"""What methods need to be calibrated with before they run: searched, fitted or learned numbers, made once and kept.
+
+An artefact is a safetensors file, named by a hash of everything that it depends on. It is made on samples of a seed
+that no evaluation has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accel.evaluation.generate import generate, generators
+from accel.evaluation.shards import load_tensors, save_tensors
+from accel.recipe import Recipe
+from accel.results.records import describe, digest
+from accel.suites.base import Suite
+
+CALIBRATION_SEED = 1_000_003  # never a seed of an evaluation
+CALIBRATION_N = 32
+
+
+@dataclass
+class Calibration:
+    """Makes and keeps the artefacts of recipes on one suite; `pipe` and `models` load what they return when asked."""
+
+    suite: Suite
+    fingerprint: dict[str, str]
+    pipe: Callable[[], Any]
+    models: Callable[[], dict[str, torch.nn.Module]]
+    folder: Path
+    batch: int
+    say: Callable[[str], None]
+    on_search: Callable[[int, int], None]
+
+    def artefacts(self, recipe: Recipe) -> tuple[dict[str, dict[str, torch.Tensor]] | None, float]:
+        """What sampler, guidance, cache and precision need, and the seconds that making it took (0: none)."""
+        made, seconds = {}, 0.0
+        if recipe.sampler and recipe.sampler.calibrated:
+            # A search knows the sampler and its guidance only: the model is the plain one.
+            alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
+            made["sampler"] = self._artefact(alone, lambda: self._search(alone))
+            seconds += float(made["sampler"].pop("seconds"))
+        if recipe.guidance and recipe.guidance.calibrated:
+            alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
+            made["guidance"] = self._artefact(alone, lambda: self._fit(alone))
+            seconds += float(made["guidance"].pop("seconds"))
+        if recipe.cache and recipe.cache.calibrated:
+            alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance, recipe.cache)
+            made["cache"] = self._artefact(alone, lambda: self._learn(alone))
+            seconds += float(made["cache"].pop("seconds"))
+        if recipe.precision and recipe.precision.calibrated:
+            from accel.precision.calibration import by_network
+
+            flat = self._artefact(recipe, lambda: self._observe(recipe, made))
+            seconds += float(flat.pop("seconds"))
+            made |= by_network(flat)
+        return made or None, seconds
+
+    def _artefact(self, recipe: Recipe, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        path = self.folder / f"{self.artefact_id(recipe)}.safetensors"
+        flat = load_tensors(path) if path.exists() else None
+        if flat is None:
+            if path.exists():
+                self.say(f"artefact {path} is damaged (its hash does not match); calibrating anew.")
+            start = time.perf_counter()
+            flat = make()
+            flat["seconds"] = torch.tensor(time.perf_counter() - start)
+            save_tensors(path, flat)
+        return flat
+
+    def _search(self, recipe: Recipe) -> dict[str, torch.Tensor]:
+        from accel.samplers.ode import initial_latents
+
+        n = recipe.sampler.samples_wanted()
+        call = self.suite.conditions(0, n) | self.suite.guidance_arguments(recipe)
+        noise = initial_latents(self.pipe(), call | {"generator": generators(CALIBRATION_SEED, 0, n)})
+        return recipe.sampler.calibrate(self.pipe(), recipe, call, noise, self.on_search)
+
+    def _sample(self, recipe: Recipe, start: int, stop: int) -> torch.Tensor:
+        return generate(self.pipe(), self.suite, recipe, CALIBRATION_SEED, start, stop, self.batch)
+
+    def _fit(self, recipe: Recipe) -> dict[str, torch.Tensor]:
+        return recipe.guidance.calibrate(self.pipe(), recipe, self._sample)
+
+    def _learn(self, recipe: Recipe) -> dict[str, torch.Tensor]:
+        return recipe.cache.calibrate(self.pipe(), recipe, self._sample, self.on_search)
+
+    def _observe(self, recipe: Recipe, artefacts: dict[str, Any]) -> dict[str, torch.Tensor]:
+        from accel.precision.calibration import calibrate
+
+        sample = partial(self._sample, recipe, 0, CALIBRATION_N)
+        ranges = calibrate(self.pipe(), recipe, sample, self.models(), artefacts)
+        return {f"{net}/{layer}": t for net, layers in ranges.items() for layer, t in layers.items()}
+
+    def artefact_id(self, recipe: Recipe) -> str:
+        """A calibration depends on weights, sampler, steps, guidance, cache, stitch and precision."""
+        return digest({"calibration": CALIBRATION_N, "seed": CALIBRATION_SEED, "weights": self.fingerprint,
+                       "suite": self.suite.name, "recipe": describe(recipe)})  # fmt: skip
