@@ -37,9 +37,7 @@ PARTS = {
     "detector": TrainConfig(steps=2000, batch=64, lr=3e-3, weight_decay=0.01, label_dropout=0.0, seed=2),
     "clip": TrainConfig(steps=1000, batch=128, lr=1e-3, muon_lr=0.01, weight_decay=0.05, label_dropout=0.0, seed=3),
     # Many steps of small batches: at equal samples, batches of 64 end at a clearly higher loss.
-    "large": TrainConfig(steps=23000, horizon=32000, batch=16, lr=1e-3, muon_lr=0.01, weight_decay=0.01, seed=4),
-    # `large` goes on, mostly at high noise, where it is decided how many objects there are, and where.
-    "layout": TrainConfig(steps=28000, time_power=0.5, batch=16, lr=7e-4, muon_lr=0.007, weight_decay=0.01, seed=6),
+    "large": TrainConfig(steps=32000, batch=16, lr=1e-3, muon_lr=0.01, weight_decay=0.01, seed=4),
     "small": TrainConfig(steps=20000, batch=16, lr=1e-3, muon_lr=0.01, weight_decay=0.01, seed=5),
 }
 WORKERS = min(8, os.cpu_count() or 1)
@@ -225,14 +223,12 @@ def _save_clip(net: nn.Module, assets: Path) -> None:
 # --- denoisers
 
 
-def _denoiser(size: str, part: str | None = None):
-    part = part or size
-
+def _denoiser(size: str):
     def prepare(assets: Path, work: Path, device: str):
         from diffusers import DDPMScheduler
 
         latents, texts = encoded(assets, work, device)
-        empty, cfg = texts[-1], PARTS[part]
+        empty, cfg = texts[-1], PARTS[size]
         scheduler = DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k in DDPM_OPTIONS})
 
         def loss(net, x0, index, generator):
@@ -241,16 +237,11 @@ def _denoiser(size: str, part: str | None = None):
             dropped = torch.rand(len(index), generator=generator) < cfg.label_dropout
             condition = torch.where(dropped[:, None, None], empty, condition).to(device, torch.float32)
             noise = torch.randn(x0.shape, generator=generator)
-            u = (torch.rand(1, generator=generator) + torch.arange(len(x0)) / len(x0)) % 1
-            t = (u**cfg.time_power * 1000).long().clamp(max=999)
+            t = (torch.rand(1, generator=generator) + torch.arange(len(x0)) / len(x0)) % 1 * 1000
             with lowered(device):
-                return velocity_error(net, scheduler, x0, noise, t, encoder_hidden_states=condition)
+                return velocity_error(net, scheduler, x0, noise, t.long(), encoder_hidden_states=condition)
 
-        net = build_unet(size)
-        if part == "layout":
-            path = assets / size / "unet" / "diffusion_pytorch_model.safetensors"
-            net.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-        return net, latents, loss
+        return build_unet(size), latents, loss
 
     return prepare
 
@@ -321,20 +312,12 @@ def _write_index(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-PREPARE = {
-    "vae": _vae,
-    "detector": _detector,
-    "clip": _clip,
-    "large": _denoiser("large"),
-    "layout": _denoiser("large", "layout"),
-    "small": _denoiser("small"),
-}
+PREPARE = {"vae": _vae, "detector": _detector, "clip": _clip, "large": _denoiser("large"), "small": _denoiser("small")}
 SAVE = {
     "vae": _save_vae,
     "detector": _save_detector,
     "clip": _save_clip,
     "large": _save_denoiser("large"),
-    "layout": _save_denoiser("large"),
     "small": _save_denoiser("small"),
 }
 

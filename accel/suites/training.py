@@ -40,8 +40,6 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int = 250
     muon_lr: float = 0.0  # of the hidden layers' matrices (see accel/suites/optimizer.py); 0: AdamW for all
-    horizon: int | None = None  # step at which the learning rate would end, where training goes on by another part
-    time_power: float = 1.0  # timesteps are T u^time_power, u uniform: below 1, more of them at high noise
 
 
 def lowered(device: torch.device | str, transformer: bool = False) -> Any:
@@ -56,7 +54,7 @@ def learning_rate(cfg: TrainConfig, step: int) -> float:
     """Linear warm-up, then cosine decay to 2 % of the peak."""
     if step < cfg.warmup:
         return cfg.lr * (step + 1) / cfg.warmup
-    progress = (step - cfg.warmup) / max(1, (cfg.horizon or cfg.steps) - cfg.warmup)
+    progress = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)
     return cfg.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
