@@ -80,18 +80,25 @@ def _false(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _changed(scene: Scene, rng: np.random.Generator) -> Scene:
+    # What captions say least of, where an object is, is changed most: else a CLIP model never learns it.
     things = list(scene.things)
+    if rng.random() < 0.5:
+        i, *others = (int(k) for k in rng.permutation(len(things)))
+        if others:
+            a, b = things[i], things[others[0]]  # the objects change places
+            things[i], things[others[0]] = replace(a, x=b.x, y=b.y), replace(b, x=a.x, y=a.y)
+        else:
+            moved = draw_scene(rng, held_out=False).things[0]
+            things[i] = replace(things[i], x=moved.x, y=moved.y)
+        return replace(scene, things=tuple(things))
     i, j = (int(k) for k in rng.integers(len(things), size=2))
-    what = rng.integers(5)
-    if i != j and what == 0:  # the objects change places
-        a, b = things[i], things[j]
-        things[i], things[j] = replace(a, x=b.x, y=b.y), replace(b, x=a.x, y=a.y)
-    elif i != j and what == 1:
+    what = rng.integers(4)
+    if i != j and what == 0:
         a, b = things[i], things[j]
         things[i], things[j] = replace(a, colour=b.colour), replace(b, colour=a.colour)
-    elif what == 2:
+    elif what <= 1:
         things[i] = replace(things[i], shape=SHAPES[rng.integers(len(SHAPES))])
-    elif what == 3:
+    elif what == 2:
         things[i] = replace(things[i], colour=COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))])
     else:
         things[i] = replace(

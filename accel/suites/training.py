@@ -40,6 +40,7 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int = 250
     muon_lr: float = 0.0  # of the hidden layers' matrices (see accel/suites/optimizer.py); 0: AdamW for all
+    time_power: float = 1.0  # timesteps are T u^time_power, u uniform: below 1, more of them at high noise
 
 
 def lowered(device: torch.device | str, transformer: bool = False) -> Any:

@@ -19,9 +19,9 @@ from accel.suites import shapes_data as data
 from accel.suites.base import ASSETS, to_uint8
 from accel.suites.shapes import ShapesSuite, clip_score, detector
 from accel.suites.shapes_adherence import NAMES, detect
-from accel.suites.shapes_captions import vocabulary, wanted
+from accel.suites.shapes_captions import COLUMNS, ROWS, place, vocabulary, wanted
 from accel.suites.shapes_models import CHANNELS, LATENT, MAX_TOKENS, SCHEDULER, build_unet
-from accel.suites.shapes_scene import HELD_OUT
+from accel.suites.shapes_scene import HELD_OUT, render
 
 SHIPPED = ASSETS / "shapes"
 pytestmark = pytest.mark.skipif(
@@ -138,6 +138,20 @@ def test_clip_tells_captions_from_their_rivals(suite, held_out):
     rivals = [data.sample("held_out", i).false[0] for i in range(len(images))]
     score = clip_score(suite.weights)
     assert (score(images, prompts) > score(images, rivals)).double().mean() > 0.75
+
+
+def test_clip_knows_the_places(suite):
+    """Captions of one object in one of nine fields, against the same caption with each other field."""
+    fields = ["centre" if (r, c) == ("middle", "centre") else f"{r} {c}" for r in ROWS for c in COLUMNS]
+    scenes = [s for s in (data.sample("held_out", i).scene for i in range(512)) if len(s.things) == 1][:60]
+    images = torch.stack([torch.from_numpy(render(s)).permute(2, 0, 1) for s in scenes])
+    score = clip_score(suite.weights)
+    found = torch.stack(
+        [score(images, [f"a {s.things[0].colour} {s.things[0].shape} in the {f}" for s in scenes]) for f in fields]
+    )
+    spots = [place(s.things[0].x, s.things[0].y) for s in scenes]
+    own = torch.tensor([ROWS.index(r) * 3 + COLUMNS.index(c) for r, c in spots])
+    assert (found.argmax(0) == own).double().mean() > 0.7
 
 
 def test_reference_is_of_the_pictures_and_the_detector(suite):

@@ -19,6 +19,16 @@ def test_captions_are_true_and_their_rivals_false():
         assert not any(true_of(wanted(c), s.scene) for c in s.false), s.false
 
 
+def test_many_rivals_differ_in_the_place_alone():
+    """Pictures are told apart by shape and colour first: without such rivals a text encoder drops the places."""
+    singles = [s for s in (data.sample("train", i) for i in range(900)) if len(s.scene.things) == 1]
+    moved = 0
+    for s in singles:
+        (true,), (false,) = (wanted(text).things for text in (s.captions[0], s.false[0]))
+        moved += (true.shape, true.colour) == (false.shape, false.colour) and false.place is not None
+    assert moved / len(singles) > 0.25
+
+
 def test_captions_name_every_object_and_the_ground_as_it_is():
     for s in SAMPLES:
         for text in s.captions:
