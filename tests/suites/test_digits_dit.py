@@ -41,7 +41,7 @@ def dpmpp(steps: int):
 
 
 def images(suite, pipe, recipe: Recipe, count: int, models=None):
-    with accelerate(pipe, recipe, models) as run:
+    with accelerate(pipe, recipe, models=models) as run:
         return generate(pipe, suite, recipe, 0, 0, count, count), run
 
 
@@ -114,4 +114,4 @@ def test_a_transformer_and_a_unet_share_a_trajectory(suite, dit):
         made, run = images(suite, dit, Recipe(dpmpp(10), guidance=CFG(1.5), stitch=stitch), 20, suite.models())
         assert [e.model for e in run.trace] == [first] * 4 + ["base"] * 6
         conditions = suite.conditions(0, 20)
-        assert score_images(suite, made, conditions)["accuracy"].mean() > 0.85
+        assert suite.per_sample(made, conditions)["accuracy"].mean() > 0.85
