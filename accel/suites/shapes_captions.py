@@ -3,8 +3,11 @@
     caption = [opening] objects [ground]          "a photo of a small striped red circle left of a blue square on grey"
     object  = a [size] [texture] colour shape     or "... shape with stripes"
     objects = A [place] | A relation B | A relation B and relation C | A, B and C
+    dense   = A place [and B place] | A place, B place and C place
 
-Every word has synonyms. `wanted` reads any caption of this grammar; what a caption leaves out is not wanted.
+Every word has synonyms. `wanted` reads any caption of this grammar; what a caption leaves out is not wanted. Prompts
+are captions; dense ones, which say where every object is, are for training: what pictures show and captions leave out
+is learned late or never (Betker et al. 2023, "Improving Image Generation with Better Captions").
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ NEUTRAL = ("and", "next to", "beside")
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 OPENINGS = ("", "", "a picture of ", "an image of ", "there is ")
 FINISH_WORDS = {"flat": "", "gradient": "shaded ", "checked": "checked "}
+PLACED = 0.5  # share of captions of one object that say where it is
 GAP = 8.0  # pixels by which a stated relation holds in a scene
 THIRD = SIZE / 3
 
@@ -71,25 +75,38 @@ class Order:
     relations: tuple[tuple[int, str, int], ...] = ()
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
+def caption(scene: Scene, rng: np.random.Generator, dense: bool = False) -> str:
     """A true sentence about the scene; which facts it states, and in which words, is drawn by chance."""
     things = [scene.things[i] for i in rng.permutation(len(scene.things))]
+    body = _dense(things, rng) if dense else _related(things, rng)
+    # Three objects with their places leave no room for more in the text encoder.
+    short = dense and len(things) > 2
+    ground = f" on a {FINISH_WORDS[scene.finish]}{_word(scene.ground, rng)} background" if rng.random() < 0.5 else ""
+    opening = OPENINGS[rng.integers(len(OPENINGS))]
+    return body if short else f"{opening}{body}{ground}"
+
+
+def _dense(things: Sequence[Thing], rng: np.random.Generator) -> str:
+    *first, last = (f"{_phrase(t, rng)} {_where(t)}" for t in things)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _related(things: Sequence[Thing], rng: np.random.Generator) -> str:
     phrases = [_phrase(thing, rng) for thing in things]
     if len(things) == 1:
-        body = phrases[0]
-        if rng.random() < 0.5:
-            row, column = place(things[0].x, things[0].y)
-            body += " in the " + ("centre" if (row, column) == ("middle", "centre") else f"{row} {column}")
-    elif len(things) == 2:
-        body = f"{phrases[0]} {_relation(*things, rng)} {phrases[1]}"
-    elif rng.random() < 0.35:
-        body = f"{phrases[0]}, {phrases[1]} and {phrases[2]}"
-    else:
-        first, second = (_relation(things[0], other, rng) for other in things[1:])
-        second = "" if second == "and" else second + " "
-        body = f"{phrases[0]} {first} {phrases[1]} and {second}{phrases[2]}"
-    ground = f" on a {FINISH_WORDS[scene.finish]}{_word(scene.ground, rng)} background" if rng.random() < 0.5 else ""
-    return f"{OPENINGS[rng.integers(len(OPENINGS))]}{body}{ground}"
+        return f"{phrases[0]} {_where(things[0])}" if rng.random() < PLACED else phrases[0]
+    if len(things) == 2:
+        return f"{phrases[0]} {_relation(*things, rng)} {phrases[1]}"
+    if rng.random() < 0.35:
+        return f"{phrases[0]}, {phrases[1]} and {phrases[2]}"
+    first, second = (_relation(things[0], other, rng) for other in things[1:])
+    second = "" if second == "and" else second + " "
+    return f"{phrases[0]} {first} {phrases[1]} and {second}{phrases[2]}"
+
+
+def _where(thing: Thing) -> str:
+    row, column = place(thing.x, thing.y)
+    return "in the " + ("centre" if (row, column) == ("middle", "centre") else f"{row} {column}")
 
 
 def place(x: float, y: float) -> tuple[str, str]:
@@ -165,7 +182,7 @@ def wanted(text: str) -> Order:
         if match["after"]:
             said["texture"] = _AFTER[match["after"]]
         where = _PLACE.match(text[match.end() :])
-        spot = ((where["row"] or "middle", where["column"] or "centre") if where else None) if len(found) == 1 else None
+        spot = (where["row"] or "middle", where["column"] or "centre") if where else None
         things.append(Wanted(said["shape"], said["colour"], said.get("size"), said.get("texture"), spot))
         between = text[found[i - 1].end() : match.start()] if i else ""
         if related := _RELATED.search(between):

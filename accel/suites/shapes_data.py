@@ -22,7 +22,7 @@ TRIES = 8
 
 @dataclass(frozen=True)
 class Sample:
-    """One scene with captions of it and, for each, one that is false."""
+    """One scene with captions of it, every second one dense, and, for each, one of its kind that is false."""
 
     scene: Scene
     captions: tuple[str, ...]
@@ -33,8 +33,8 @@ def sample(stream: str, index: int, captions: int = 1) -> Sample:
     """Sample `index` of a stream."""
     rng = np.random.default_rng([STREAMS[stream], index])
     scene = draw_scene(rng, held_out=stream != "train" and index % 2 == 1)
-    texts = tuple(caption(scene, rng) for _ in range(captions))
-    return Sample(scene, texts, tuple(_false(scene, rng) for _ in texts))
+    texts = tuple(caption(scene, rng, dense=i % 2 == 1) for i in range(captions))
+    return Sample(scene, texts, tuple(_false(scene, rng, dense=i % 2 == 1) for i in range(captions)))
 
 
 def pictures(stream: str, count: int, workers: int = 0, on_chunk: Callable[[int], None] = lambda done: None):
@@ -69,14 +69,14 @@ def _samples(stream: str, start: int, stop: int, captions: int) -> list[Sample]:
     return [sample(stream, i, captions) for i in range(start, stop)]
 
 
-def _false(scene: Scene, rng: np.random.Generator) -> str:
+def _false(scene: Scene, rng: np.random.Generator, dense: bool) -> str:
     # A caption of a scene in which little is different, that is not true of this one.
     for _ in range(TRIES):
         changed = _changed(scene, rng)
-        text = caption(changed, rng)
+        text = caption(changed, rng, dense)
         if not true_of(wanted(text), scene):
             return text
-    return caption(draw_scene(rng, held_out=False), rng)
+    return caption(draw_scene(rng, held_out=False), rng, dense)
 
 
 def _changed(scene: Scene, rng: np.random.Generator) -> Scene:

@@ -35,7 +35,7 @@ from accel.suites.training import TrainConfig, lowered, train, velocity_error
 PARTS = {
     "vae": TrainConfig(steps=3000, batch=16, lr=2e-3, muon_lr=0.01, weight_decay=0.0, label_dropout=0.0, seed=1),
     "detector": TrainConfig(steps=2000, batch=64, lr=3e-3, weight_decay=0.01, label_dropout=0.0, seed=2),
-    "clip": TrainConfig(steps=1200, batch=128, lr=1e-3, muon_lr=0.01, weight_decay=0.05, label_dropout=0.0, seed=3),
+    "clip": TrainConfig(steps=2000, batch=128, lr=1e-3, muon_lr=0.01, weight_decay=0.05, label_dropout=0.0, seed=3),
     # Many steps of small batches: at equal samples, batches of 64 end at a clearly higher loss. High noise, where it is
     # decided how many objects there are and where, is learned last.
     "large": TrainConfig(steps=35000, batch=16, lr=1e-3, muon_lr=0.01, weight_decay=0.01, time_power=0.7, seed=4),

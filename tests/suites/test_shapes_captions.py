@@ -7,7 +7,7 @@ import pytest
 from accel.errors import ConfigError
 from accel.suites import shapes_data as data
 from accel.suites.shapes_adherence import right, true_of
-from accel.suites.shapes_captions import Order, Wanted, background, holds, vocabulary, wanted
+from accel.suites.shapes_captions import Order, Wanted, background, holds, place, vocabulary, wanted
 from accel.suites.shapes_scene import Seen
 
 SAMPLES = data.samples("prompts", 400, 2)
@@ -42,6 +42,15 @@ def test_one_scene_is_described_in_many_ways():
     assert len(texts) > 25
 
 
+def test_dense_captions_say_where_everything_is_and_prompts_do_not():
+    for s in SAMPLES:
+        prompt, dense = (wanted(text) for text in s.captions)
+        spots = sorted(place(t.x, t.y) for t in s.scene.things)
+        assert sorted(t.place for t in dense.things) == spots
+        assert not dense.relations
+        assert len(prompt.things) == 1 or not any(t.place for t in prompt.things)
+
+
 def test_every_word_is_in_the_vocabulary():
     words = {word for s in SAMPLES for c in s.captions for word in c.replace(",", " ,").split()}
     assert words <= set(vocabulary())
@@ -69,6 +78,16 @@ def test_every_word_is_in_the_vocabulary():
             ),
         ),
         ("a red star next to a red ring", Order((Wanted("star", "red"), Wanted("ring", "red")))),
+        (
+            "a red star in the centre, a red ring in the top left and a blue disc with dots in the bottom centre",
+            Order(
+                (
+                    Wanted("star", "red", place=("middle", "centre")),
+                    Wanted("ring", "red", place=("top", "left")),
+                    Wanted("circle", "blue", None, "dotted", ("bottom", "centre")),
+                )
+            ),
+        ),
     ],
 )
 def test_meaning(text, order):

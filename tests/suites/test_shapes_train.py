@@ -36,7 +36,8 @@ def test_detection_loss_is_zero_for_a_perfect_detector_only():
     targets, maps = detector_targets(SAMPLES), perfect_maps(SAMPLES)
     assert detection_loss(maps, targets) < 1e-3
     for name in maps:
-        spoilt = maps | {name: maps[name].roll(1, 1) if name != "heat" else -maps[name]}
+        other = {"heat": -maps[name], "offset": maps[name] + 0.5}.get(name, maps[name].roll(1, 1))
+        spoilt = maps | {name: other}
         assert detection_loss(spoilt, targets) > 0.1, name
 
 
