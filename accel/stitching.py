@@ -93,7 +93,10 @@ class TStitch(Method):
 
     @property
     def label(self) -> str:
-        return "tstitch" + "+".join(f"{100 * f:g}%" for f in self.fractions) + ("" if self.rule == "step" else "(t)")
+        # The usual single model need not be named.
+        said = [] if self.models == ("small",) else [",".join(self.models)]
+        said += [] if self.rule == "step" else ["t"]
+        return "tstitch" + "+".join(f"{100 * f:g}%" for f in self.fractions) + (f"({';'.join(said)})" if said else "")
 
     def milestones(self, num_steps: int) -> list[int]:
         """First step after each model's share: floor(cumulative fraction * num_steps + 1/2)."""

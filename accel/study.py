@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from accel.errors import AccelError, IncompatibleError
+from accel.errors import AccelError, ConfigError, IncompatibleError
 from accel.recipe import Recipe, accelerate
 from accel.results.records import Results, check_writable
 from accel.runner import Evaluation, Runner
@@ -31,6 +31,15 @@ class Study:
     merge: bool = False  # keep the rows that an earlier command put into the same study
     wandb: str = "offline"
     console: Console = field(default_factory=Console)
+
+    def __post_init__(self) -> None:
+        named: dict[str, Recipe] = {}
+        for recipe in (self.baseline, *self.cells):
+            if named.setdefault(recipe.label, recipe) != recipe:
+                raise ConfigError(
+                    f"two cells of study {self.name!r} are both called {recipe.label!r}, but their settings differ; a "
+                    "table could not tell them apart. Put them into studies of their own, or vary what labels show."
+                )
 
     def run(self) -> int:
         """Compute what is missing, then rebuild the study's tables and figures; the number of failed cells."""

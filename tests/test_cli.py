@@ -15,6 +15,7 @@ import pytest
 
 from accel import __main__ as cli
 from accel import config
+from accel.errors import ConfigError
 
 QUICK = [
     "evaluation.n=64", "evaluation.distance_n=64", "evaluation.shard=32", "evaluation.timing=false",
@@ -306,6 +307,23 @@ def test_every_experiment_and_every_choice_composes(monkeypatch):
                 config.recipe_of(config.compose([f"{axis}={name}"]))
             else:
                 config.instantiate(config.compose([f"{axis}={name}"])[axis])
+
+
+def test_cells_that_a_table_could_not_tell_apart_are_refused():
+    cfg = config.compose(["suite=mixture", "sampler=ddim"])
+    cfg.cells = [["sampler=dc_solver", "sampler.search.noises=6,8"]]
+    with pytest.raises(ConfigError, match=r"two cells of study .* are both called 'dc_solver-\d+', but their settings"):
+        cli.build_study(cfg)
+    cfg.cells = [["sampler=ddim", "sampler.steps=5,5"]]
+    assert len(cli.build_study(cfg).cells) == 2  # the same cell twice is no matter
+
+
+def test_a_stitch_says_which_models_take_part():
+    labels = [
+        config.choice_of("stitch", "tstitch", *more).label
+        for more in ((), ("stitch.models=[unet]",), ("stitch.models=[a,b]", "stitch.fractions=[0.2,0.3]"))
+    ]
+    assert labels == ["tstitch40%", "tstitch40%(unet)", "tstitch20%+30%(a,b)"]
 
 
 def test_cells_expand_commas_as_alternatives():

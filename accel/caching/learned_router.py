@@ -79,7 +79,8 @@ class LearnedRouter(ModuleCache):
 
     @property
     def label(self) -> str:
-        return f"{self.objective}(beta={self.beta:g})"
+        threshold = "" if self.threshold == 0.1 else f",>{self.threshold:g}"
+        return f"{self.objective}(beta={self.beta:g}{threshold})"
 
     @property
     def calibrated(self) -> bool:
