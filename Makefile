@@ -48,9 +48,9 @@ figures: $(READY) ## rebuild the figures of every study from its records
 	$(PY) scripts/rebuild.py figures --results $(RESULTS)
 
 STUDIES := demo axes judge judge_cfg samplers_digits samplers_digits_cfg2 samplers_digits_cfg4 flow_digits reference_digits dmcmc guidance_digits \
-  samplers_shapes guidance_shapes caching_shapes stitching_shapes caching_digits stitching_digits caching_dit stitching_dit
+  caching_digits stitching_digits caching_dit stitching_dit
 
-results: $(READY) ## compute the tracked tables in results/ (all studies; about four hours)
+results: $(READY) ## compute the tracked tables in results/ (all studies; about three hours)
 	for study in $(STUDIES); do $(PY) -m accel experiment=$$study results=results $(ARGS) || exit 1; done
 	$(PY) scripts/compatibility.py --results results
 	$(PY) scripts/convergence.py --results results

@@ -58,6 +58,15 @@ def test_guidance_table_is_the_tracked_one():
         assert row == {column: tracked[row["recipe"]][column] for column in row}
 
 
+def test_stitching_table_is_the_tracked_one():
+    text = (ROOT / "results/tables/stitching_dit.md").read_text()
+    tracked = {row["recipe"]: row for row in rows(text, "# T-Stitch")}
+    shown = rows(README, "## Stitching")
+    assert len(shown) >= 8
+    for row in shown:
+        assert row == {column: tracked[row["recipe"]][column] for column in row}
+
+
 def test_overhead_table_is_the_tracked_one():
     tracked = rows((ROOT / "results/tables/overhead.md").read_text(), "# Overhead")
     assert rows(README, "## Overhead") == tracked
