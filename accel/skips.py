@@ -40,7 +40,7 @@ class SkipTuning(Method):
     def __post_init__(self) -> None:
         for name in ("bottom", "top"):
             check_float(f"skip.{name}", getattr(self, name), 0.0)
-        self.window  # noqa: B018 (its making checks it)
+        _ = self.window  # whose making checks it
 
     @property
     def window(self) -> Window:

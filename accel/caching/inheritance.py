@@ -69,7 +69,7 @@ class FeatureInheritance(ModuleCache):
         if self.level not in LEVELS:
             raise unknown("cache.level", str(self.level), LEVELS)
         check_int("cache.order", self.order, 0, 4)
-        self.window  # noqa: B018 (its making checks it)
+        _ = self.window  # whose making checks it
         try:
             re.compile(self.match)
         except re.error as error:

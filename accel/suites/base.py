@@ -165,6 +165,11 @@ def write_manifest(folder: Path, extra: Mapping[str, str] | None = None) -> None
     (folder / "MANIFEST.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
+def remedy(suite: str) -> str:
+    """What mends the damaged weights of an embedded suite."""
+    return f"Restore it from the repository (git checkout), or train it again with `make train SUITE={suite}`."
+
+
 def check_manifest(folder: Path, remedy: str) -> dict[str, str]:
     """The manifest of `folder`, after checking every file against it; IntegrityError says what mends it."""
     if not folder.is_dir() or not (folder / "MANIFEST.json").exists():

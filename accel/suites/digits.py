@@ -16,11 +16,11 @@ from accel.recipe import Recipe
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid
 from accel.suites import digits_data as data
-from accel.suites.base import ASSETS, Reference, Suite, check_manifest, load_frozen, load_pipeline
+from accel.suites.base import ASSETS, Reference, Suite, check_manifest, load_frozen, load_pipeline, remedy
 from accel.suites.digits_models import DigitClassifier, PixelClassifier
 from accel.suites.pipeline import PixelPipeline
 
-REMEDY = "Restore it from the repository (git checkout), or train it again with `make train SUITE=digits`."
+REMEDY = remedy("digits")
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,25 @@ class DigitsSuite(Suite):
     feature_space: str = "digits"
     period = data.CLASSES
 
+    @property
+    def denoisers(self) -> Path:
+        """The folder of the denoisers; that of the classifier is `weights`."""
+        return Path(self.weights)
+
     def fingerprint(self) -> dict[str, str]:
-        manifest = check_manifest(Path(self.weights), REMEDY)
+        manifest = check_manifest(self.denoisers, remedy(self.name))
         return {k: v for k, v in manifest.items() if k.endswith((".safetensors", "config.json"))}
 
-    def pipeline(self) -> PixelPipeline:
-        check_manifest(Path(self.weights), REMEDY)
-        return load_pipeline(PixelPipeline, Path(self.weights) / "large")
+    def load(self, cls: type, folder: str) -> Any:
+        """The pipeline of class `cls` in a folder of `denoisers`, after checking every file there."""
+        check_manifest(self.denoisers, remedy(self.name))
+        return load_pipeline(cls, self.denoisers / folder)
+
+    def pipeline(self) -> Any:
+        return self.load(PixelPipeline, "large")
 
     def models(self) -> dict[str, torch.nn.Module]:
-        return {"small": load_pipeline(PixelPipeline, Path(self.weights) / "small").unet}
+        return {"small": self.load(PixelPipeline, "small").unet}
 
     def classifier(self) -> PixelClassifier:
         return PixelClassifier(classifier(self.weights))

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import torch
 
-from accel.suites.base import ASSETS, check_manifest, load_pipeline
+from accel.suites.base import ASSETS, load_pipeline
 from accel.suites.digits import DigitsSuite
 from accel.suites.pipeline import PixelPipeline, PixelTransformerPipeline
-
-REMEDY = "Restore it from the repository (git checkout), or train it again with `make train SUITE=digits_dit`."
 
 
 @dataclass(frozen=True)
@@ -22,17 +20,16 @@ class DigitsDiTSuite(DigitsSuite):
     dit_weights: str = str(ASSETS / "digits_dit")
     name: str = "digits_dit"
 
-    def fingerprint(self) -> dict[str, str]:
-        manifest = check_manifest(Path(self.dit_weights), REMEDY)
-        return {k: v for k, v in manifest.items() if k.endswith((".safetensors", "config.json"))}
+    @property
+    def denoisers(self) -> Path:
+        return Path(self.dit_weights)
 
     def pipeline(self) -> PixelTransformerPipeline:
-        check_manifest(Path(self.dit_weights), REMEDY)
-        return load_pipeline(PixelTransformerPipeline, Path(self.dit_weights) / "large")
+        return self.load(PixelTransformerPipeline, "large")
 
     def models(self) -> dict[str, torch.nn.Module]:
         """`small`, and the UNets of suite `digits`: `unet` and `unet_small`."""
-        small = load_pipeline(PixelTransformerPipeline, Path(self.dit_weights) / "small").transformer
+        small = self.load(PixelTransformerPipeline, "small").transformer
         unets = {"unet": "large", "unet_small": "small"}
         return {"small": small} | {
             name: load_pipeline(PixelPipeline, Path(self.weights) / folder).unet for name, folder in unets.items()

@@ -11,11 +11,9 @@ from accel.guidance.base import Guidance
 from accel.recipe import Recipe
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import PowerGrid
-from accel.suites.base import ASSETS, check_manifest, load_pipeline
+from accel.suites.base import ASSETS
 from accel.suites.digits import DigitsSuite
 from accel.suites.pipeline import PixelPipeline
-
-REMEDY = "Restore it from the repository (git checkout), or train it again with `make train SUITE=digits_flow`."
 
 
 @dataclass(frozen=True)
@@ -27,13 +25,12 @@ class DigitsFlowSuite(DigitsSuite):
     converged_steps: int = 100
     name: str = "digits_flow"
 
-    def fingerprint(self) -> dict[str, str]:
-        manifest = check_manifest(Path(self.flow_weights), REMEDY)
-        return {k: v for k, v in manifest.items() if k.endswith((".safetensors", "config.json"))}
+    @property
+    def denoisers(self) -> Path:
+        return Path(self.flow_weights)
 
     def pipeline(self) -> PixelPipeline:
-        check_manifest(Path(self.flow_weights), REMEDY)
-        return load_pipeline(PixelPipeline, Path(self.flow_weights) / "flow")
+        return self.load(PixelPipeline, "flow")
 
     def models(self) -> dict[str, torch.nn.Module]:
         return {}

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from accel.samplers.langevin_gibbs import LevelEstimator
-from accel.suites.base import ASSETS, check_manifest, load_frozen
+from accel.suites.base import ASSETS, check_manifest, load_frozen, remedy
 from accel.suites.digits_data import SIZE
 
-REMEDY = "Restore it from the repository (git checkout), or train it again with `make train SUITE=digits_levels`."
+REMEDY = remedy("digits_levels")
 LEVELS = 128
 SIGMA_MIN, SIGMA_MAX = 0.01, 20.0
 FILE = "levels.safetensors"

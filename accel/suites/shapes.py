@@ -20,13 +20,13 @@ from accel.recipe import Recipe
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid
 from accel.suites import shapes_data as data
-from accel.suites.base import ASSETS, Reference, Suite, check_manifest, load_frozen, load_pipeline, to_uint8
+from accel.suites.base import ASSETS, Reference, Suite, check_manifest, load_frozen, load_pipeline, remedy, to_uint8
 from accel.suites.hub_models import quiet
 from accel.suites.shapes_adherence import detect, right
 from accel.suites.shapes_captions import wanted
 from accel.suites.shapes_models import ShapeDetector
 
-REMEDY = "Restore it from the repository (git checkout), or train it again with `make train SUITE=shapes`."
+REMEDY = remedy("shapes")
 
 
 @dataclass(frozen=True)

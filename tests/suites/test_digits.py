@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from shipped import check_shipped
 
 from accel.errors import AccelError, IntegrityError
 from accel.evaluation.generate import generate
@@ -128,19 +129,8 @@ def test_classifier_passes_gradients_whoever_loaded_it(digits):
     assert x.grad.abs().max() > 0
 
 
-def test_shipped_files_are_small_and_half_precision(manifest):
-    files = [p for p in SHIPPED.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) < 10e6
-    weights = [p for p in files if p.suffix == ".safetensors"]
-    assert len(weights) == 3
-    for path in weights:
-        with safe_open(path, "pt") as file:
-            dtypes = {file.get_tensor(k).dtype for k in file.keys()}  # noqa: SIM118 (not a dict)
-        assert dtypes <= {torch.float16, torch.int64}, path.name  # int64: BatchNorm's counters
-    # Everything that ships is in the manifest, and nothing else is.
-    listed = {k for k in manifest if not k.startswith("data:")}
-    assert listed == {p.relative_to(SHIPPED).as_posix() for p in files if p.name != "MANIFEST.json"}
-    assert not [p for p in files if p.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+def test_shipped_files_are_small_half_precision_and_listed():
+    check_shipped(SHIPPED, 10e6)
 
 
 def test_networks_are_what_the_code_builds(pipe, models):

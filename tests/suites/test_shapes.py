@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from shipped import check_shipped
 
 from accel.config import choice_of
 from accel.errors import IntegrityError
@@ -49,17 +48,8 @@ def held_out(suite):
 # --- shipped files
 
 
-def test_shipped_files_are_small_safe_and_listed():
-    files = [p for p in SHIPPED.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) < 18.5e6
-    assert not [p for p in files if p.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
-    manifest = json.loads((SHIPPED / "MANIFEST.json").read_text())
-    assert set(manifest) == {p.relative_to(SHIPPED).as_posix() for p in files if p.name != "MANIFEST.json"}
-    for path in files:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                dtypes = {file.get_tensor(k).dtype for k in file.keys()}  # noqa: SIM118 (not a dict)
-            assert dtypes <= {torch.float16, torch.int64}, path.name
+def test_shipped_files_are_small_half_precision_and_listed():
+    check_shipped(SHIPPED, 18e6)
 
 
 def test_damaged_weights_are_refused_with_the_remedy(tmp_path):
