@@ -48,7 +48,8 @@ figures: $(READY) ## rebuild the figures of every study from its records
 	$(PY) scripts/rebuild.py figures --results $(RESULTS)
 
 STUDIES := demo axes judge judge_cfg samplers_digits samplers_digits_cfg2 samplers_digits_cfg4 flow_digits reference_digits dmcmc guidance_digits \
-  caching_digits stitching_digits caching_dit stitching_dit
+  caching_digits stitching_digits caching_dit stitching_dit \
+  samplers_shapes guidance_shapes caching_shapes stitching_shapes
 
 results: $(READY) ## compute the tracked tables in results/ (all studies; about three hours)
 	for study in $(STUDIES); do $(PY) -m accel experiment=$$study results=results $(ARGS) || exit 1; done
@@ -57,6 +58,7 @@ results: $(READY) ## compute the tracked tables in results/ (all studies; about 
 	$(PY) scripts/cascade.py --results results
 	$(PY) scripts/bench.py --results results
 	$(PY) scripts/macs.py --results results
+	$(PY) scripts/adherence.py --results results
 
 convergence: $(READY) ## error of every sampler on every grid against the exact ODE: table and figure
 	$(PY) scripts/convergence.py --results $(RESULTS)

@@ -6,13 +6,14 @@ import argparse
 import sys
 
 from accel.errors import AccelError
+from accel.results.adherence import write_adherence
 from accel.results.architectures import write_architectures
 from accel.results.cascade import write_cascade
 from accel.results.convergence import write_convergence
 from accel.results.overhead import write_deepcache, write_overhead, write_schedulers
 from accel.results.records import Results
 
-TABLES = (write_overhead, write_schedulers, write_cascade, write_architectures, write_deepcache)
+TABLES = (write_overhead, write_schedulers, write_cascade, write_architectures, write_deepcache, write_adherence)
 
 
 def main() -> None:

@@ -45,7 +45,13 @@ def _found(maps: dict[str, torch.Tensor], b: int, row: int, column: int, cell: f
 
 def right(order: Order, found: Sequence[Seen]) -> tuple[int, bool]:
     """(how many of the wanted objects are right, whether the whole scene is exact)."""
-    best = (0, False)
+    good, exact = judged(order, found)
+    return sum(good), exact
+
+
+def judged(order: Order, found: Sequence[Seen]) -> tuple[tuple[bool, ...], bool]:
+    """(whether each wanted object is right, whether the whole scene is exact)."""
+    best = ((False,) * len(order.things), False)
     for chosen in _assignments(len(order.things), len(found)):
         things = [None if i is None else found[i] for i in chosen]
         good = [_is(want, thing) for want, thing in zip(order.things, things, strict=True)]
@@ -54,7 +60,7 @@ def right(order: Order, found: Sequence[Seen]) -> tuple[int, bool]:
             there = first is not None and second is not None
             good[b] &= there and holds(relation, (first.x, first.y), (second.x, second.y))
         exact = all(good) and len(found) == len(things) and all(map(_in_detail, order.things, things))
-        best = max(best, (sum(good), exact))
+        best = max(best, (tuple(good), exact), key=lambda g: (sum(g[0]), g[1]))
     return best
 
 
