@@ -34,7 +34,7 @@ def conditioned(net: nn.Module, translate: Translate) -> nn.Module:
 
 def conditioning_of(net: nn.Module) -> Translate | None:
     """The translation that `conditioned` gave this network, if any."""
-    return getattr(net, _NAME, None)
+    return vars(net).get(_NAME)  # a module looks long for an attribute that it lacks
 
 
 @dataclass(frozen=True)

@@ -245,17 +245,19 @@ def _takes_return_dict(net: nn.Module) -> bool:
 def shadow_forward(net: nn.Module, denoise: Denoise, clock: Trajectory) -> Iterator[None]:
     """Route calls of `net` through `denoise` until the context ends, then restore `net` exactly."""
     signature, return_dict = signature_of(net), _takes_return_dict(net)
-    sample_name = list(signature.parameters)[1]
+    names = [p.name for p in list(signature.parameters.values())[1:] if p.kind is p.POSITIONAL_OR_KEYWORD]
+    sample_name = names[0]
     had, before = "forward" in net.__dict__, net.__dict__.get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(net, *args, **kwargs).arguments
-        kwargs = {k: v for k, v in list(bound.items())[1:] if k not in ("return_dict", "kwargs")}
-        kwargs |= bound.get("kwargs", {})
+        if len(args) > len(names) or not kwargs.keys().isdisjoint(names[: len(args)]):
+            signature.bind(net, *args, **kwargs)  # raises what the network's own forward would
+        kwargs = dict(zip(names, args, strict=False)) | kwargs
+        wrapped = kwargs.pop("return_dict", True)
         inputs = Inputs(kwargs, sample_name)
         clock.enter(inputs.rows)
         prediction = denoise(inputs)
-        if return_dict and bound.get("return_dict", True):
+        if return_dict and wrapped:
             from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
             return Transformer2DModelOutput(sample=prediction)

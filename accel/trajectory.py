@@ -71,7 +71,8 @@ class Trajectory:
     generator: torch.Generator | list[torch.Generator] | None = None
     _scheduler: object = None
     _timesteps: torch.Tensor | None = None
-    _sigmas: torch.Tensor | None = None
+    _times: list[float] = field(default_factory=list)
+    _sigmas: list[float] | None = None
     _stages: int = 0
     _order: int = 1
     _offset: int = 0
@@ -114,18 +115,18 @@ class Trajectory:
     @property
     def timestep(self) -> float:
         """The timestep of this stage (read from a CPU copy: asking never synchronises a GPU)."""
-        return float(self._timesteps[self._offset + self.stage])
+        return self._times[self._offset + self.stage]
 
     @property
     def step_timestep(self) -> float:
         """The timestep at which this solver step began."""
-        return float(self._timesteps[self._offset + self.step * self._order])
+        return self._times[self._offset + self.step * self._order]
 
     @property
     def sigma(self) -> float:
         """Noise level of this stage: sigma / alpha for variance-preserving models, sigma of [0, 1] for flow models."""
         if self._sigmas is not None and self._offset + self.stage < len(self._sigmas):
-            return float(self._sigmas[self._offset + self.stage])
+            return self._sigmas[self._offset + self.stage]
         alpha_bar = float(self._scheduler.alphas_cumprod[round(self.timestep)])
         return ((1 - alpha_bar) / alpha_bar) ** 0.5
 
@@ -141,8 +142,9 @@ class Trajectory:
         """Start a trajectory over `scheduler.timesteps`; every method's state is reset."""
         self._scheduler = scheduler
         self._timesteps = torch.as_tensor(scheduler.timesteps).cpu()
+        self._times = [float(t) for t in self._timesteps]
         sigmas = getattr(scheduler, "sigmas", None)  # FlowMatch schedulers have them on the device
-        self._sigmas = None if sigmas is None else torch.as_tensor(sigmas).cpu()
+        self._sigmas = None if sigmas is None else torch.as_tensor(sigmas).tolist()
         self._order = int(getattr(scheduler, "order", 1))
         self.stage, self.call, self.num_steps, self._stages = 0, -1, 0, 0
         self.samples = self.rows = 0

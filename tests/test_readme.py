@@ -48,20 +48,18 @@ def test_sampler_table_is_that_of_the_tracked_studies():
             assert tracked[f"{name}-{steps}" + (f" + {guidance}" if guidance else "")] == cell, (name, steps)
 
 
-def test_guidance_table_is_the_tracked_one():
-    tracked = {
-        row["recipe"]: row for row in rows((ROOT / "results/tables/guidance_digits.md").read_text(), "# Guidance")
-    }
-    shown = rows(README, "## Guidance")
-    assert len(shown) >= 8
-    for row in shown:
-        assert row == {column: tracked[row["recipe"]][column] for column in row}
-
-
-def test_stitching_table_is_the_tracked_one():
-    text = (ROOT / "results/tables/stitching_dit.md").read_text()
-    tracked = {row["recipe"]: row for row in rows(text, "# T-Stitch")}
-    shown = rows(README, "## Stitching")
+@pytest.mark.parametrize(
+    ("heading", "study"),
+    [
+        ("## Guidance", "guidance_digits"),
+        ("## Caching", "caching_digits"),
+        ("On `digits_dit`, a transformer:", "caching_dit"),
+        ("## Stitching", "stitching_dit"),
+    ],
+)
+def test_tables_are_those_of_the_tracked_studies(heading, study):
+    tracked = {row["recipe"]: row for row in rows((ROOT / f"results/tables/{study}.md").read_text(), "# ")}
+    shown = rows(README, heading)
     assert len(shown) >= 8
     for row in shown:
         assert row == {column: tracked[row["recipe"]][column] for column in row}
@@ -77,9 +75,10 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
     """Rebuilding from the tracked records gives the tracked bytes."""
     import shutil
 
+    from accel.results.architectures import write_architectures
     from accel.results.cascade import write_cascade
     from accel.results.convergence import write_convergence
-    from accel.results.overhead import write_overhead, write_schedulers
+    from accel.results.overhead import write_deepcache, write_overhead, write_schedulers
     from accel.results.records import Results
     from accel.results.tables import write_tables
 
@@ -90,7 +89,8 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
     for study in results.studies():
         for path in write_tables(results, study):
             assert path.read_bytes() == (ROOT / "results/tables" / path.name).read_bytes(), path.name
-    for write in (write_overhead, write_schedulers, write_cascade, write_convergence):
+    others = (write_overhead, write_schedulers, write_deepcache, write_architectures, write_cascade, write_convergence)
+    for write in others:
         written = [path for path in write(results) if path.suffix != ".png"]
         assert written, write.__name__
         for path in written:

@@ -40,40 +40,26 @@ class BranchCache(Method):
 
     @property
     @abstractmethod
-    def deepest(self) -> int:
-        """The most live skips of any step."""
+    def branches(self) -> frozenset[int]:
+        """The live skips of all steps that are not full."""
 
     def check(self, nets, recipe) -> None:
         for name, net in nets.items():
             skips = skip_count(net, name)
-            if self.deepest > skips:
+            if (deepest := max(self.branches, default=FULL)) > skips:
                 raise ConfigError(
-                    f"cache.branch is {self.deepest}, but {name!r} has {skips} skip connections; allowed: 1..{skips}."
+                    f"cache.branch is {deepest}, but {name!r} has {skips} skip connections; allowed: 1..{skips}."
                 )
         if recipe.sampler and recipe.sampler.steps > 1:
             self.plan(recipe.sampler.steps)
 
     def attach(self, node: Node, inner: Denoise) -> Denoise:
         clock = node.clock
-        views: dict[int, ShallowView] = {}
+        views = {branch: ShallowView(node.net, branch) for branch in self.branches}
         plan: list[int] = []
         stored: dict[tuple[int, int, str, int], Kept] = {}
         clock.on_reset(stored.clear)
         clock.on_reset(plan.clear)
-
-        def view(branch: int) -> ShallowView:
-            if branch not in views:
-                views[branch] = ShallowView(node.net, branch)
-            return views[branch]
-
-        def coming() -> list[int]:
-            # Branches that reuse what is stored now: those of this step and the next ones up to a full step.
-            found = {plan[clock.step]}
-            for branch in plan[clock.step + 1 :]:
-                if branch == FULL:
-                    break
-                found.add(branch)
-            return sorted(found - {FULL})
 
         def denoise(inputs: Inputs) -> torch.Tensor:
             if not plan:
@@ -82,15 +68,25 @@ class BranchCache(Method):
             branch, keys = plan[clock.step], [(clock.slot, clock.call, part) for part in inputs.parts]
             kept = [stored[key] for k in keys if (key := (*k, branch)) in stored]
             if len(kept) == len(keys) and (entry := rows_of(kept, inputs)):
-                return node.evaluate(inputs, lambda **kwargs: view(branch).forward(*entry, **kwargs), "shallow")
-            branches = coming()
-            prediction, entries = capture([view(b) for b in branches], lambda: inner(inputs))
+                return node.evaluate(inputs, lambda **kwargs: views[branch].forward(*entry, **kwargs), "shallow")
+            branches = _coming(plan, clock.step)
+            prediction, entries = capture([views[b] for b in branches], lambda: inner(inputs))
             for b, entry in zip(branches, entries, strict=True):
                 parts = entry.chunk(len(keys))
                 stored.update(((*k, b), Kept((part,), inputs.members)) for k, part in zip(keys, parts, strict=True))
             return prediction
 
         return denoise
+
+
+def _coming(plan: Sequence[int], step: int) -> list[int]:
+    """Branches that reuse what is stored at `step`: those of this step and the next ones up to a full step."""
+    found = {plan[step]}
+    for branch in plan[step + 1 :]:
+        if branch == FULL:
+            break
+        found.add(branch)
+    return sorted(found - {FULL})
 
 
 @dataclass(frozen=True)
@@ -110,19 +106,23 @@ class DeepCache(BranchCache):
 
     @property
     def label(self) -> str:
-        return f"deepcache{self._schedule.label}b{self.deepest}"
+        return f"deepcache{self._schedule.label}b{self._live}"
 
     @property
     def _schedule(self) -> Schedule:
         return self.schedule or Uniform(self.interval)
 
     @property
-    def deepest(self) -> int:
+    def _live(self) -> int:
         return self.branch + NUMBERINGS[self.numbering]
+
+    @property
+    def branches(self) -> frozenset[int]:
+        return frozenset({self._live})
 
     def plan(self, num_steps: int) -> list[int]:
         full = self._schedule.full(num_steps)
-        return [FULL if step in full else self.deepest for step in range(num_steps)]
+        return [FULL if step in full else self._live for step in range(num_steps)]
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ class BranchTable(BranchCache):
         return "deepcache[" + ",".join(map(str, self.table)) + "]"
 
     @property
-    def deepest(self) -> int:
-        return max(self.table)
+    def branches(self) -> frozenset[int]:
+        return frozenset(self.table) - {FULL}
 
     def plan(self, num_steps: int) -> list[int]:
         if len(self.table) != num_steps:

@@ -56,7 +56,10 @@ class DiffusersCache(Method):
 
     @property
     def label(self) -> str:
-        return f"diffusers_{self.hook}(" + ",".join(f"{v}" for v in self.options.values()) + ")"
+        # Lists of numbers are ranges; patterns of module names would fill the line.
+        values = [v if isinstance(v, tuple) else (v,) for v in self.options.values()]
+        said = ["-".join(map(str, v)) for v in values if not any(isinstance(item, str) for item in v)]
+        return f"diffusers_{self.hook}({','.join(said)})"
 
     def check(self, nets, recipe) -> None:
         for name, net in nets.items():

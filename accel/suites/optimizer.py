@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 # First and last layers, and those that tell the network time and class, of diffusers' UNets and transformers and CLIP.
-OUTER = ("conv_in", "conv_out", "embed", "time_emb", "projection", "norm1.", "proj_out_")
+OUTER = ("conv_in", "conv_out", "embed", "time_emb", "projection", "norm1.", "proj_out_", "reader")
 MOMENTUM, POLYNOMIAL, STEPS = 0.95, (3.4445, -4.7750, 2.0315), 5
 
 

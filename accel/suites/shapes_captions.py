@@ -191,6 +191,23 @@ def wanted(text: str) -> Order:
     return Order(tuple(things), tuple(relations))
 
 
+def readings(text: str) -> list[Wanted | None]:
+    """For each word (commas are words): what the phrase of its object has said of that object by then, or None.
+
+    A phrase is read from its shape on: "a red star in the top left" says the place at "left". A relation is not part
+    of it.
+    """
+    words = list(re.finditer(r"\w+|,", text))
+    said: list[Wanted | None] = [None] * len(words)
+    for match in _THING.finditer(text):
+        where = _PLACE.match(text[match.end() :])
+        end = match.end() + (where.end() if where else 0)
+        for i, word in enumerate(words):
+            if match.end("shape") <= word.end() <= end:
+                said[i] = wanted(text[match.start() : word.end()]).things[0]
+    return said
+
+
 def background(text: str) -> tuple[str, str] | None:
     """(ground, finish) that a caption asks for, or None."""
     match = re.search(rf"on a (?:(shaded|checked) )?({_any(GROUND_NAMES)}) background", text)

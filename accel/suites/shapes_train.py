@@ -20,16 +20,18 @@ from accel.errors import ConfigError
 from accel.suites import shapes_data as data
 from accel.suites.base import ASSETS, file_hash, write_manifest
 from accel.suites.shapes_adherence import NAMES
+from accel.suites.shapes_captions import COLUMNS, ROWS, readings
 from accel.suites.shapes_models import (
     MAX_TOKENS,
     SCHEDULER,
+    WIDTH,
     ShapeDetector,
     build_clip,
     build_tokenizer,
     build_unet,
     build_vae,
 )
-from accel.suites.shapes_scene import SIZE
+from accel.suites.shapes_scene import COLOUR_NAMES, SHAPES, SIZE, SIZE_NAMES, TEXTURES
 from accel.suites.training import TrainConfig, lowered, train, velocity_error
 
 PARTS = {
@@ -46,6 +48,16 @@ ENCODERS = {"vae": "diffusion_pytorch_model.safetensors", "text_encoder": "model
 KL_WEIGHT = 1e-3  # Rombach et al. 2022 (arXiv:2112.10752) have 1e-6; here no channel may be tiny
 # Of the squared, the absolute and the edges' error. Objects are few pixels: absolute errors alone leave them grey.
 SQUARED, ABSOLUTE, EDGES = 4.0, 0.5, 0.25
+# What each word of an object's phrase is taught to know of the object, None: not said. Pictures and captions alone
+# teach a text encoder which attributes and places there are long before which belong together.
+READ = {
+    "shape": SHAPES,
+    "colour": COLOUR_NAMES,
+    "size": (None, *SIZE_NAMES),
+    "texture": (None, *TEXTURES),
+    "place": (None, *((row, column) for row in ROWS for column in COLUMNS)),
+}
+READING = 1.0  # weight of that
 SIGMA = 0.8  # cells, of the heat around an object's centre
 
 
@@ -185,19 +197,46 @@ def _save_detector(net: nn.Module, assets: Path) -> None:
 def _clip(assets: Path, work: Path, device: str):
     tokenizer = build_tokenizer(assets / "large" / "tokenizer")
     drawn = data.samples("train", data.TRAIN, data.CAPTIONS, WORKERS)
-    true = tokens(tokenizer, [c for s in drawn for c in s.captions]).reshape(-1, data.CAPTIONS, MAX_TOKENS)
+    said = [c for s in drawn for c in s.captions]
+    true = tokens(tokenizer, said).reshape(-1, data.CAPTIONS, MAX_TOKENS)
     false = tokens(tokenizer, [c for s in drawn for c in s.false]).reshape(-1, data.CAPTIONS, MAX_TOKENS)
+    read = reading_targets(said).reshape(-1, data.CAPTIONS, MAX_TOKENS, len(READ))
 
     def loss(net, images, index, generator):
-        which = torch.randint(data.CAPTIONS, (len(index),), generator=generator)
+        clip, which = net["clip"], torch.randint(data.CAPTIONS, (len(index),), generator=generator)
         ids = torch.cat([true[index, which], false[index, which]]).to(device).long()
         ids = ids[:, : int((ids != ids[0, -1]).sum(1).max()) + 1]  # attention is causal: what follows does not count
         with lowered(device, transformer=True):
-            pictured = net.visual_projection(net.vision_model(pixel_values=to_model(images.to(device))).pooler_output)
-            said = net.text_projection(net.text_model(input_ids=ids).pooler_output)
-        return contrastive_loss(F.normalize(pictured.float(), dim=1), F.normalize(said.float(), dim=1), net.logit_scale)
+            pictured = clip.visual_projection(clip.vision_model(pixel_values=to_model(images.to(device))).pooler_output)
+            hidden = clip.text_model(input_ids=ids)
+            projected = clip.text_projection(hidden.pooler_output)
+            logits = net["reader"](hidden.last_hidden_state[: len(index)])
+        found, wanted = F.normalize(pictured.float(), dim=1), F.normalize(projected.float(), dim=1)
+        reading = reading_loss(logits.float(), read[index, which, : ids.shape[1]].to(device))
+        return contrastive_loss(found, wanted, clip.logit_scale) + READING * reading
 
-    return build_clip(tokenizer), data.pictures("train", data.TRAIN, WORKERS), loss
+    net = nn.ModuleDict({"clip": build_clip(tokenizer), "reader": nn.Linear(WIDTH, sum(map(len, READ.values())))})
+    return net, data.pictures("train", data.TRAIN, WORKERS), loss
+
+
+def reading_targets(captions: list[str]) -> torch.Tensor:
+    """For each token and attribute of READ, the index of what `readings` says there (-1: nothing), int8
+    (N, MAX_TOKENS, len(READ)); token 0 is the start token."""
+    index = [{value: i for i, value in enumerate(values)} for values in READ.values()]
+    targets = torch.full((len(captions), MAX_TOKENS, len(READ)), -1, dtype=torch.int8)
+    for row, text in zip(targets, captions, strict=True):
+        for token, said in enumerate(readings(text)[: MAX_TOKENS - 1], start=1):
+            if said:
+                row[token] = torch.tensor([i[getattr(said, name)] for i, name in zip(index, READ, strict=True)])
+    return targets
+
+
+def reading_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the attributes that each token of an object's phrase should know: logits (B, T, sum of
+    classes), targets (B, T, len(READ))."""
+    at = targets[..., 0] >= 0
+    parts = logits[at].split([len(values) for values in READ.values()], dim=1)
+    return sum(F.cross_entropy(part, want) for part, want in zip(parts, targets[at].long().T, strict=True)) / len(READ)
 
 
 def contrastive_loss(images: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
@@ -211,7 +250,7 @@ def contrastive_loss(images: torch.Tensor, texts: torch.Tensor, logit_scale: tor
 def _save_clip(net: nn.Module, assets: Path) -> None:
     from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
 
-    net.half().save_pretrained(assets / "clip")
+    net["clip"].half().save_pretrained(assets / "clip")
     text = CLIPTextModel.from_pretrained(assets / "clip", dtype=torch.float16)
     text.save_pretrained(assets / "large" / "text_encoder")
     CLIPTokenizer.from_pretrained(assets / "large" / "tokenizer").save_pretrained(assets / "clip")

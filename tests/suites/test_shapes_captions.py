@@ -7,7 +7,7 @@ import pytest
 from accel.errors import ConfigError
 from accel.suites import shapes_data as data
 from accel.suites.shapes_adherence import right, true_of
-from accel.suites.shapes_captions import Order, Wanted, background, holds, place, vocabulary, wanted
+from accel.suites.shapes_captions import Order, Wanted, background, holds, place, readings, vocabulary, wanted
 from accel.suites.shapes_scene import Seen
 
 SAMPLES = data.samples("prompts", 400, 2)
@@ -92,6 +92,28 @@ def test_every_word_is_in_the_vocabulary():
 )
 def test_meaning(text, order):
     assert wanted(text) == order
+
+
+def test_readings_grow_word_by_word():
+    text = "there is a big red star with dots in the top left, a blue ring in the centre on a grey background"
+    words = text.replace(",", " ,").split()
+    found = dict(zip(words, readings(text), strict=True))  # the last of words that come twice
+    assert found["star"] == Wanted("star", "red", "large")
+    assert found["dots"] == Wanted("star", "red", "large", "dotted")
+    assert found["top"] == found["dots"]
+    assert found["left"] == Wanted("star", "red", "large", "dotted", ("top", "left"))
+    assert found["ring"] == Wanted("ring", "blue")
+    assert found["centre"] == Wanted("ring", "blue", place=("middle", "centre"))
+    assert {w for w, r in found.items() if r is None} == {"there", "is", "a", "big", "red", ",", "blue", "on", "grey",
+                                                          "background"}  # fmt: skip
+
+
+def test_the_last_readings_are_what_the_caption_wants():
+    for s in SAMPLES[:100]:
+        for text in s.captions:
+            said = readings(text)
+            ends = [r for r, after in zip(said, [*said[1:], None], strict=True) if r and not after]
+            assert tuple(ends) == wanted(text).things, text
 
 
 def test_text_without_an_object_is_refused_with_an_example():

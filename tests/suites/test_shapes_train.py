@@ -70,6 +70,32 @@ def test_contrastive_loss_of_known_embeddings():
     assert loss == pytest.approx(float(torch.tensor(2.0).log()) / 2, abs=1e-5)
 
 
+def test_reading_loss_is_zero_for_a_perfect_reader_only():
+    texts = [c for s in data.samples("train", 12, 2) for c in s.captions]
+    targets = trainer.reading_targets(texts)
+    assert (targets >= 0).all(-1).equal((targets >= 0).any(-1))
+    one_hot = [
+        torch.nn.functional.one_hot(targets[..., i].long().clamp(min=0), len(values))
+        for i, values in enumerate(trainer.READ.values())
+    ]
+    assert trainer.reading_loss(torch.cat(one_hot, -1) * 30.0, targets) < 1e-3
+    for i in range(len(one_hot)):
+        spoilt = torch.cat([part.roll(1, -1) if j == i else part for j, part in enumerate(one_hot)], -1)
+        assert trainer.reading_loss(spoilt * 30.0, targets) > 1, list(trainer.READ)[i]
+
+
+def test_targets_of_reading_are_at_the_tokens_of_the_words(tmp_path):
+    text = "a red star in the top left and a big blue ring"
+    tokenizer = trainer.build_tokenizer(tmp_path)
+    ids = trainer.tokens(tokenizer, [text])[0]
+    (targets,) = trainer.reading_targets([text])
+    place = list(trainer.READ).index("place")
+    said = [trainer.READ["place"][t] for t in targets[targets[:, 0] >= 0][:, place].tolist()]
+    words = [tokenizer.decode([t]).strip() for t in ids[targets[:, 0] >= 0].tolist()]
+    assert words == ["star", "in", "the", "top", "left", "ring"]
+    assert said == [None] * 4 + [("top", "left"), None]
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     """Two steps a part on a few scenes."""
