@@ -56,6 +56,8 @@ class BranchCache(Method):
     def attach(self, node: Node, inner: Denoise) -> Denoise:
         clock = node.clock
         views = {branch: ShallowView(node.net, branch) for branch in self.branches}
+        for view in views.values():
+            node.undo.enter_context(view.watched())
         plan: list[int] = []
         stored: dict[tuple[int, int, str, int], Kept] = {}
         clock.on_reset(stored.clear)
@@ -72,7 +74,7 @@ class BranchCache(Method):
             branches = _coming(plan, clock.step)
             prediction, entries = capture([views[b] for b in branches], lambda: inner(inputs))
             for b, entry in zip(branches, entries, strict=True):
-                parts = entry.chunk(len(keys))
+                parts = entry.chunk(len(keys)) if len(keys) > 1 else (entry,)
                 stored.update(((*k, b), Kept((part,), inputs.members)) for k, part in zip(keys, parts, strict=True))
             return prediction
 

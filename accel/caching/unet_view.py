@@ -11,7 +11,8 @@ copied when it is taken and when it is given back, because FreeU changes hidden 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -100,33 +101,43 @@ class ShallowView:
 
     def __init__(self, net: nn.Module, skips: int) -> None:
         self.net, self.stub = net, Stub()
+        self.armed, self.entry = False, None
         up, self.entry_block, self.entry_layer = _kept_up(net, skips)
         self.view = shallow_copy(net)
         self.view.__dict__.pop("mid_block", None)
         self.view._modules |= {"down_blocks": _kept_down(net, skips), "mid_block": self.stub, "up_blocks": up}
 
-    def capture(self, forward: Callable[[], Any]) -> tuple[Any, torch.Tensor]:
-        """Run a full forward; return its result and the hidden state that enters the kept part (before the concat)."""
-        block, found = self.net.up_blocks[self.entry_block], []
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """While this lasts `capture` works. Hooks stay where they are: to add and remove them at every full step would
+        cost time, and compiled blocks would be compiled again."""
+        block = self.net.up_blocks[self.entry_block]
         if self.entry_layer == 0:
 
             def before(module, args, kwargs):
-                found.append((args[0] if args else kwargs["hidden_states"]).clone())
+                if self.armed:
+                    self.entry = (args[0] if args else kwargs["hidden_states"]).clone()
 
             handle = block.register_forward_pre_hook(before, with_kwargs=True)
         else:
             layers = block.attentions if getattr(block, "attentions", None) is not None else block.resnets
 
             def after(module, args, output):
-                hidden = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
-                found.append(hidden.clone())
+                if self.armed:
+                    hidden = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+                    self.entry = hidden.clone()
 
             handle = layers[self.entry_layer - 1].register_forward_hook(after)
         try:
-            result = forward()
+            yield
         finally:
             handle.remove()
-        return result, found[-1]
+
+    def capture(self, forward: Callable[[], Any]) -> tuple[Any, torch.Tensor]:
+        """Run a full forward; return its result and the hidden state that enters the kept part (before the concat)."""
+        with self.watched():
+            result, (entry,) = capture([self], forward)
+        return result, entry
 
     def forward(self, stored: torch.Tensor, **kwargs: Any) -> Any:
         """The shallow evaluation: `stored` replaces everything deeper than the view."""
@@ -141,8 +152,12 @@ class ShallowView:
 
 
 def capture(views: Sequence[ShallowView], forward: Callable[[], Any]) -> tuple[Any, list[torch.Tensor]]:
-    """Run one full forward; return its result and, for each view, the hidden state that enters its kept part."""
-    if not views:
-        return forward(), []
-    (result, others), entry = views[0].capture(lambda: capture(views[1:], forward))
-    return result, [entry, *others]
+    """Run one full forward; return its result and, for each (watched) view, the hidden state that enters it."""
+    for view in views:
+        view.armed = True
+    try:
+        result = forward()
+        return result, [view.entry for view in views]
+    finally:
+        for view in views:
+            view.armed, view.entry = False, None

@@ -22,7 +22,7 @@ from accel.evaluation.timing import median_interval
 from accel.recipe import Recipe, accelerate
 from accel.suites.pipeline import PixelPipeline
 
-STEPS = 8
+STEPS = 20
 NETS: dict[str, dict[str, Any]] = {
     "tiny": {"sample_size": 16, "block_out_channels": (32, 64, 64), "layers_per_block": 2},
     "mid-size": {"sample_size": 32, "block_out_channels": (64, 128, 256), "layers_per_block": 2},

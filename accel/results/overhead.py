@@ -52,7 +52,7 @@ def write_schedulers(results: Results) -> list[Path]:
 DEEPCACHE = """# DeepCache: accel against the authors' package
 
 Time of one denoiser call, accel / package (DeepCache 0.1.1), on random UNets, batch 1: median over {repetitions}
-interleaved trajectories of 8 steps with 95 % bootstrap interval. Below 1: accel is faster. A/A: accel against itself,
+interleaved trajectories of 20 steps with 95 % bootstrap interval. Below 1: accel is faster. A/A: accel against itself,
 full steps. Realised: the measured speed-up of a trajectory over the one that its MACs promise. {device}.
 
 | network | plain, ms | 1:N | branch | full steps | shallow steps | A/A | ideal speed-up | realised / ideal |
