@@ -115,6 +115,7 @@ def measure_deepcache(name: str, interval: int, branch: int, repetitions: int) -
         "interval": interval,
         "branch": branch,
         "repetitions": repetitions,
+        "steps": STEPS,
         "full": both("package", full),
         "shallow": both("package", ~full),
         "aa": median_interval(ratio("ours", "again", full)),

@@ -52,8 +52,9 @@ def write_schedulers(results: Results) -> list[Path]:
 DEEPCACHE = """# DeepCache: accel against the authors' package
 
 Time of one denoiser call, accel / package (DeepCache 0.1.1), on random UNets, batch 1: median over {repetitions}
-interleaved trajectories of 20 steps with 95 % bootstrap interval. Below 1: accel is faster. A/A: accel against itself,
-full steps. Realised: the measured speed-up of a trajectory over the one that its MACs promise. {device}.
+interleaved trajectories of {steps} steps, in contexts that were entered before, with 95 % bootstrap interval. Below 1:
+accel is faster. A/A: accel against itself, full steps. Realised: the measured speed-up of a trajectory over the one
+that its MACs promise. {device}.
 
 | network | plain, ms | 1:N | branch | full steps | shallow steps | A/A | ideal speed-up | realised / ideal |
 |---|---:|---:|---:|---:|---:|---:|---:|---:|
@@ -67,7 +68,7 @@ def write_deepcache(results: Results) -> list[Path]:
         return []
     where = records[0]["environment"]
     device = f"{where['device_name']}, {where['threads']} thread" + "s" * (where["threads"] != 1)
-    text = DEEPCACHE.format(repetitions=records[0]["repetitions"], device=device)
+    text = DEEPCACHE.format(**{k: records[0][k] for k in ("repetitions", "steps")}, device=device)
     for m in records:
         ratios = " | ".join(_thousandths(m[key]) for key in ("full", "shallow", "aa"))
         text += f"| {m['net']} | {m['plain_ms']['value']:.2f} | {m['interval']} | {m['branch']} | {ratios} "
