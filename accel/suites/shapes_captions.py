@@ -191,21 +191,38 @@ def wanted(text: str) -> Order:
     return Order(tuple(things), tuple(relations))
 
 
-def readings(text: str) -> list[Wanted | None]:
-    """For each word (commas are words): what the phrase of its object has said of that object by then, or None.
+@dataclass(frozen=True)
+class Reading(Wanted):
+    """What the words so far have said of one object; `relation`: how it stands to the other one, if just said."""
 
-    A phrase is read from its shape on: "a red star in the top left" says the place at "left". A relation is not part
-    of it.
+    relation: str | None = None
+
+
+def readings(text: str) -> list[Reading | None]:
+    """What each word (commas are words) knows of the object it speaks of; None: it speaks of none.
+
+    Phrases are read from the shape on: "a red star in the top left" says the place at "left". In "a red star left of a
+    blue ring", "left" and "of" speak of the star (it is to the left), "ring" of the ring (to the right).
     """
     words = list(re.finditer(r"\w+|,", text))
-    said: list[Wanted | None] = [None] * len(words)
-    for match in _THING.finditer(text):
+    said: list[Reading | None] = [None] * len(words)
+    found, order = list(_THING.finditer(text)), wanted(text)
+
+    for index, match in enumerate(found):
+        relation = next((r for _, r, other in order.relations if other == index), None)
+        if relation:
+            near = _RELATED.search(text, found[index - 1].end(), match.start())
+            for i in _within(words, *near.span()):
+                said[i] = Reading(**vars(order.things[0]), relation=relation)
         where = _PLACE.match(text[match.end() :])
-        end = match.end() + (where.end() if where else 0)
-        for i, word in enumerate(words):
-            if match.end("shape") <= word.end() <= end:
-                said[i] = wanted(text[match.start() : word.end()]).things[0]
+        for i in _within(words, match.start("shape"), match.end() + (where.end() if where else 0)):
+            thing = wanted(text[match.start() : words[i].end()]).things[0]
+            said[i] = Reading(**vars(thing), relation=OPPOSITE.get(relation))
     return said
+
+
+def _within(words: Sequence[re.Match], start: int, stop: int) -> list[int]:
+    return [i for i, word in enumerate(words) if start <= word.start() and word.end() <= stop]
 
 
 def background(text: str) -> tuple[str, str] | None:

@@ -20,7 +20,7 @@ from accel.errors import ConfigError
 from accel.suites import shapes_data as data
 from accel.suites.base import ASSETS, file_hash, write_manifest
 from accel.suites.shapes_adherence import NAMES
-from accel.suites.shapes_captions import COLUMNS, ROWS, readings
+from accel.suites.shapes_captions import COLUMNS, RELATIONS, ROWS, readings
 from accel.suites.shapes_models import (
     MAX_TOKENS,
     SCHEDULER,
@@ -48,14 +48,15 @@ ENCODERS = {"vae": "diffusion_pytorch_model.safetensors", "text_encoder": "model
 KL_WEIGHT = 1e-3  # Rombach et al. 2022 (arXiv:2112.10752) have 1e-6; here no channel may be tiny
 # Of the squared, the absolute and the edges' error. Objects are few pixels: absolute errors alone leave them grey.
 SQUARED, ABSOLUTE, EDGES = 4.0, 0.5, 0.25
-# What each word of an object's phrase is taught to know of the object, None: not said. Pictures and captions alone
-# teach a text encoder which attributes and places there are long before which belong together.
+# What each word that speaks of an object is taught to know of it, None: not said. Pictures and captions alone teach a
+# text encoder which attributes and places there are long before which belong together.
 READ = {
     "shape": SHAPES,
     "colour": COLOUR_NAMES,
     "size": (None, *SIZE_NAMES),
     "texture": (None, *TEXTURES),
     "place": (None, *((row, column) for row in ROWS for column in COLUMNS)),
+    "relation": (None, *RELATIONS),
 }
 READING = 1.0  # weight of that
 SIGMA = 0.8  # cells, of the heat around an object's centre
@@ -232,7 +233,7 @@ def reading_targets(captions: list[str]) -> torch.Tensor:
 
 
 def reading_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the attributes that each token of an object's phrase should know: logits (B, T, sum of
+    """Mean cross-entropy of the attributes that each token should know of its object: logits (B, T, sum of
     classes), targets (B, T, len(READ))."""
     at = targets[..., 0] >= 0
     parts = logits[at].split([len(values) for values in READ.values()], dim=1)

@@ -7,7 +7,18 @@ import pytest
 from accel.errors import ConfigError
 from accel.suites import shapes_data as data
 from accel.suites.shapes_adherence import right, true_of
-from accel.suites.shapes_captions import Order, Wanted, background, holds, place, readings, vocabulary, wanted
+from accel.suites.shapes_captions import (
+    OPPOSITE,
+    Order,
+    Reading,
+    Wanted,
+    background,
+    holds,
+    place,
+    readings,
+    vocabulary,
+    wanted,
+)
 from accel.suites.shapes_scene import Seen
 
 SAMPLES = data.samples("prompts", 400, 2)
@@ -98,22 +109,41 @@ def test_readings_grow_word_by_word():
     text = "there is a big red star with dots in the top left, a blue ring in the centre on a grey background"
     words = text.replace(",", " ,").split()
     found = dict(zip(words, readings(text), strict=True))  # the last of words that come twice
-    assert found["star"] == Wanted("star", "red", "large")
-    assert found["dots"] == Wanted("star", "red", "large", "dotted")
+    assert found["star"] == Reading("star", "red", "large")
+    assert found["dots"] == Reading("star", "red", "large", "dotted")
     assert found["top"] == found["dots"]
-    assert found["left"] == Wanted("star", "red", "large", "dotted", ("top", "left"))
-    assert found["ring"] == Wanted("ring", "blue")
-    assert found["centre"] == Wanted("ring", "blue", place=("middle", "centre"))
+    assert found["left"] == Reading("star", "red", "large", "dotted", ("top", "left"))
+    assert found["ring"] == Reading("ring", "blue")
+    assert found["centre"] == Reading("ring", "blue", place=("middle", "centre"))
     assert {w for w, r in found.items() if r is None} == {"there", "is", "a", "big", "red", ",", "blue", "on", "grey",
                                                           "background"}  # fmt: skip
+
+
+def test_words_of_a_relation_speak_of_the_first_object_and_the_others_know_where_they_are():
+    text = "a red star to the left of a tiny blue ring and above a green cross"
+    red, blue, green = ("star", "red"), ("ring", "blue", "small"), ("cross", "green")
+    left, above = Reading(*red, relation="left"), Reading(*red, relation="above")
+    right, below = Reading(*blue, relation="right"), Reading(*green, relation="below")
+    none = None
+    assert readings(text) == [
+        none, none, Reading(*red), left, left, left, left, none, none, none, right, none, above, none, none, below
+    ]  # fmt: skip
 
 
 def test_the_last_readings_are_what_the_caption_wants():
     for s in SAMPLES[:100]:
         for text in s.captions:
-            said = readings(text)
-            ends = [r for r, after in zip(said, [*said[1:], None], strict=True) if r and not after]
-            assert tuple(ends) == wanted(text).things, text
+            order, last = wanted(text), {}
+            kinds = [(t.shape, t.colour) for t in order.things]
+            if len(set(kinds)) < len(kinds):
+                continue  # which of the two a word speaks of, is not to be told from what it says
+            for said in filter(None, readings(text)):
+                last[said.shape, said.colour] = said
+            for thing in order.things:
+                assert vars(thing).items() <= vars(last[thing.shape, thing.colour]).items(), text
+            ways = {(i, r) for i, r, _ in order.relations} | {(j, OPPOSITE[r]) for _, r, j in order.relations}
+            said = {(kinds.index((r.shape, r.colour)), r.relation) for r in readings(text) if r and r.relation}
+            assert said == ways, text
 
 
 def test_text_without_an_object_is_refused_with_an_example():
