@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.errors import IncompatibleError
+from accel.errors import AccelError, IncompatibleError
 
 
 class Stub(nn.Module):
@@ -157,6 +157,8 @@ def capture(views: Sequence[ShallowView], forward: Callable[[], Any]) -> tuple[A
         view.armed = True
     try:
         result = forward()
+        if any(view.entry is None for view in views):
+            raise AccelError("a full evaluation did not pass through the UNet's up blocks, so nothing can be cached.")
         return result, [view.entry for view in views]
     finally:
         for view in views:

@@ -108,7 +108,7 @@ def measure_deepcache(name: str, interval: int, branch: int, repetitions: int) -
 
     def both(other: str, steps: np.ndarray) -> dict[str, float]:
         # Rounds of both of accel's arms, not their mean: that of two skewed times lies above the median of one.
-        return median_interval(np.concatenate([ratio(arm, other, steps) for arm in ("ours", "again")]))
+        return median_interval(np.stack([ratio(arm, other, steps) for arm in ("ours", "again")], 1))
 
     return {
         "net": name,
@@ -121,7 +121,7 @@ def measure_deepcache(name: str, interval: int, branch: int, repetitions: int) -
         "aa": median_interval(ratio("ours", "again", full)),
         "ideal": ideal,
         "realised": median_interval(
-            np.concatenate([times["plain"].sum(1) / times[arm].sum(1) for arm in ("ours", "again")]) / ideal
+            np.stack([times["plain"].sum(1) / times[arm].sum(1) for arm in ("ours", "again")], 1) / ideal
         ),
         "plain_ms": median_interval(times["plain"].mean(1) * 1000),
         "environment": environment("cpu"),

@@ -7,7 +7,7 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 
 from accel.caching.unet_view import ShallowView, skip_count
-from accel.errors import IncompatibleError
+from accel.errors import AccelError, IncompatibleError
 
 torch.manual_seed(0)
 
@@ -92,6 +92,12 @@ def test_shallow_equals_a_full_forward_with_the_entry_overwritten(kind, skips):
 
 
 @torch.no_grad()
+def test_a_full_evaluation_that_bypasses_the_network_is_an_error():
+    net, _ = unet_sd()
+    with pytest.raises(AccelError, match="did not pass through the UNet's up blocks"):
+        ShallowView(net, 2).capture(lambda: "an answer from elsewhere")
+
+
 def test_deeper_branches_cost_more_and_the_deepest_saves_least():
     from accel.evaluation.macs import count_macs
 

@@ -108,6 +108,12 @@ def test_median_interval_covers_the_median_of_a_skewed_sample():
     assert all(f["lo"] <= f["value"] <= f["hi"] for f in found)
 
 
+def test_values_of_one_round_are_not_taken_for_independent():
+    once = np.random.default_rng(2).normal(10, 1, 20)
+    assert median_interval(np.stack([once] * 3, 1)) == median_interval(once)
+    assert median_interval(np.concatenate([once] * 3))["lo"] > median_interval(once)["lo"], "which would be too narrow"
+
+
 def test_median_interval_of_simple_samples():
     assert median_interval(np.full(9, 2.5)) == {"value": 2.5, "lo": 2.5, "hi": 2.5}
     values = np.array([1.0, 1.1, 1.2, 1.3, 50.0])
