@@ -55,11 +55,11 @@ class Calibration:
             made["cache"] = self._artefact(alone, lambda: self._learn(alone))
             seconds += float(made["cache"].pop("seconds"))
         if recipe.precision and recipe.precision.calibrated:
-            from accel.precision.calibration import by_network
-
             flat = self._artefact(recipe, lambda: self._observe(recipe, made))
             seconds += float(flat.pop("seconds"))
-            made |= by_network(flat)
+            for name, tensor in flat.items():
+                network, _, own = name.partition("/")
+                made.setdefault(network, {})[own] = tensor
         return made or None, seconds
 
     def _artefact(self, recipe: Recipe, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -92,11 +92,9 @@ class Calibration:
         return recipe.cache.calibrate(self.pipe(), recipe, self._sample, self.on_search)
 
     def _observe(self, recipe: Recipe, artefacts: dict[str, Any]) -> dict[str, torch.Tensor]:
-        from accel.precision.calibration import calibrate
-
-        sample = partial(self._sample, recipe, 0, CALIBRATION_N)
-        ranges = calibrate(self.pipe(), recipe, sample, self.models(), artefacts)
-        return {f"{net}/{layer}": t for net, layers in ranges.items() for layer, t in layers.items()}
+        sample = partial(self._sample, recipe, 0, recipe.precision.samples)
+        made = recipe.precision.calibrate(self.pipe(), recipe, sample, self.models(), artefacts)
+        return {f"{network}/{name}": tensor for network, own in made.items() for name, tensor in own.items()}
 
     def artefact_id(self, recipe: Recipe) -> str:
         """A calibration depends on weights, sampler, steps, guidance, cache, stitch and precision."""

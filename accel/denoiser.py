@@ -58,7 +58,7 @@ class Inputs:
 
     def cloned(self) -> Inputs:
         """The same call on copies of all tensors."""
-        return replace(self, kwargs=_mapped(self.kwargs, torch.clone))
+        return replace(self, kwargs=mapped(self.kwargs, torch.clone))
 
     def given(self, **kwargs: Any) -> Inputs:
         """The same call with some arguments replaced."""
@@ -70,7 +70,7 @@ class Inputs:
     def _batched(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
         # Tensors with a row for each sample are changed, the others kept.
         rows = self.rows
-        return replace(self, kwargs=_mapped(self.kwargs, lambda t: change(t) if t.dim() and len(t) == rows else t))
+        return replace(self, kwargs=mapped(self.kwargs, lambda t: change(t) if t.dim() and len(t) == rows else t))
 
     def with_parts(self, parts: tuple[str, ...]) -> Inputs:
         return replace(self, parts=parts)
@@ -79,13 +79,13 @@ class Inputs:
 Denoise = Callable[[Inputs], torch.Tensor]
 
 
-def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    # `value` with every tensor in it changed, however dicts, lists and tuples nest.
+def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """`value` with every tensor in it changed, however dicts, lists and tuples nest."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, dict):
-        return {k: _mapped(v, change) for k, v in value.items()}
-    return type(value)(_mapped(v, change) for v in value) if isinstance(value, (list, tuple)) else value
+        return {k: mapped(v, change) for k, v in value.items()}
+    return type(value)(mapped(v, change) for v in value) if isinstance(value, (list, tuple)) else value
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
@@ -170,16 +170,21 @@ class Node:
 
     def evaluate(self, inputs: Inputs, forward: Callable[..., Any], mode: str | None = None) -> torch.Tensor:
         """Run `forward` on `inputs`, note it in the trace as `mode` (the node's own) and return the prediction."""
+        prediction, macs = self._counted(lambda: self.predict(inputs, forward))
+        self.clock.note(self.name, mode or self.mode, inputs.rows, macs)
+        return prediction
+
+    def predict(self, inputs: Inputs, forward: Callable[..., Any]) -> torch.Tensor:
+        """What `forward` predicts for `inputs`; nothing is noted."""
         kwargs = self._own_arguments(inputs)
         kwargs = kwargs if self.dtype is None else _cast(kwargs, self.dtype)
         if self._return_dict:
             kwargs = kwargs | {"return_dict": False}
         self.evaluating = True
         try:
-            output, macs = self._counted(lambda: forward(**kwargs))
+            output = forward(**kwargs)
         finally:
             self.evaluating = False
-        self.clock.note(self.name, mode or self.mode, inputs.rows, macs)
         prediction = output[0] if isinstance(output, tuple) else output
         return prediction if self.dtype is None else prediction.to(inputs.sample.dtype)
 

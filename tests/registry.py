@@ -8,6 +8,7 @@ from pathlib import Path
 
 from accel.compatibility import methods
 from accel.config import choice_of
+from accel.precision import FakeQuant
 from accel.recipe import Recipe
 from accel.samplers.noise_schedule import noise_schedule
 
@@ -40,6 +41,9 @@ QUICK = {
     "dc_solver": [f"sampler.search.{setting}" for setting in _SEARCH],
     **{name: ["sampler.ratios=[1,1,1.1,0.9]"] for name in ("dc_ddim", "dc_dpmpp_2m")},
     "ode": ["sampler.steps=1", "sampler.rtol=0.01", "sampler.atol=0.01", "sampler.method=RK23"],  # its own steps
+    "ptq4dm": ["precision.calibration.samples=2"],
+    "qdiffusion": ["precision.calibration.samples=2", "precision.rounding.iterations=2"],
+    "w4a8_adaround": ["precision.rounding.iterations=2"],
     "searched": [f"grid.path={_searched()}"],
 }
 
@@ -59,11 +63,15 @@ METHODS = methods()
 
 
 def _distinct() -> list[tuple[str, str]]:
-    # Caches that are settings of one class compose alike; they are many, and pairs are many times that.
+    # Caches and quantisers that are settings of one class compose alike; they are many, and pairs are many times that.
     kinds, kept = set(), []
     for axis, choice in METHODS:
         config = getattr(recipe(**{axis: choice}), axis)
-        kind = (type(config), getattr(config, "hook", None)) if axis == "cache" else (axis, choice)
+        kind = (axis, choice)
+        if axis == "cache":
+            kind = (type(config), getattr(config, "hook", None))
+        elif isinstance(config, FakeQuant):
+            kind = (type(config), config.calibration.replayed)
         if kind not in kinds:
             kinds.add(kind)
             kept.append((axis, choice))

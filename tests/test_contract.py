@@ -15,7 +15,6 @@ from tiny import dit_pipeline
 from accel.caching.schedules import Uniform
 from accel.errors import AccelError, ConfigError, IncompatibleError
 from accel.evaluation.generate import generate, generators
-from accel.precision.calibration import calibrate
 from accel.recipe import Recipe, accelerate
 from accel.results.records import canonical, describe
 from accel.samplers.ode import initial_latents
@@ -38,7 +37,7 @@ IDENTITY = {
     "LearnedRouter": {"threshold": 0.0},
     "DiffusersCache": None,  # each hook has its own: tests/caching/test_diffusers_hooks.py
     "TStitch": {"fractions": (0.0,)},
-    "FakeQuant": {"weight_bits": 32, "activation_bits": 32},
+    "FakeQuant": {"weight_bits": 32, "activation_bits": 32, "rounding": None},
     "Cast": {"dtype": "float32"},
     "MagnitudePruning": {"sparsity": 0.0},
     "SkipTuning": {"bottom": 1.0, "top": 1.0},
@@ -61,7 +60,7 @@ def artefacts(pipe, digits, made: Recipe, models):
     if made.cache and made.cache.calibrated:
         own["cache"] = made.cache.calibrate(pipe, made, lambda r, a, b: generate(pipe, digits, r, 99, a, b, 2))
     if made.precision and made.precision.calibrated:
-        own |= calibrate(pipe, made, lambda: generate(pipe, digits, made, 99, 0, 2, 2), models, own)
+        own |= made.precision.calibrate(pipe, made, lambda: generate(pipe, digits, made, 99, 0, 2, 2), models, own)
     return own or None
 
 

@@ -55,8 +55,8 @@ def interleave(arms: Mapping[str, Arm], repetitions: int, device="cpu", warmup: 
 
 
 def median_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> dict[str, float]:
-    """Median with its 95 % percentile-bootstrap interval. values: (rounds,), or (rounds, k) with k values a round, which
-    are not independent: rounds are drawn, never single values."""
+    """Median with its 95 % percentile-bootstrap interval. values: (rounds,), or (rounds, k) with k values a round,
+    which are not independent: rounds are drawn, never single values."""
     index = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
     lo, hi = np.quantile(np.median(values[index].reshape(draws, -1), axis=1), [0.025, 0.975])
     return {"value": float(np.median(values)), "lo": float(lo), "hi": float(hi)}

@@ -1,8 +1,23 @@
 """Precision: in which numbers the denoiser's weights and activations are kept, and how many of them."""
 
 from accel.precision.base import Precision
+from accel.precision.calibration_sets import DrawnTimesteps, StridedSteps, Trajectories
 from accel.precision.cast import Cast
 from accel.precision.fake_quant import FakeQuant
+from accel.precision.levels import Range
 from accel.precision.pruning import MagnitudePruning
+from accel.precision.rounding import AdaQuant, AdaRound, FlexRound
 
-__all__ = ["Cast", "FakeQuant", "MagnitudePruning", "Precision"]
+__all__ = [
+    "AdaQuant",
+    "AdaRound",
+    "Cast",
+    "DrawnTimesteps",
+    "FakeQuant",
+    "FlexRound",
+    "MagnitudePruning",
+    "Precision",
+    "Range",
+    "StridedSteps",
+    "Trajectories",
+]

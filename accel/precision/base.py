@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import nn
 
 from accel.denoiser import Method, Node
@@ -14,13 +16,27 @@ class Precision(Method):
     """Attached before everything else, so that caches and stitches run on the changed network."""
 
     kind = "executed"  # or "simulated": the arithmetic is imitated, so the method is never timed
-    calibrated = False  # True: `accelerate` needs an artefact for each network, made by accel.precision.calibration
 
     def prepare(self, node: Node) -> None:
         """Change `node.net`; register the way back on `node.undo`."""
 
     def prepare_pipeline(self, pipe: Any, undo: ExitStack) -> None:
         """Change networks of the pipeline beside the denoisers; register the way back on `undo`."""
+
+    def calibrate(
+        self,
+        pipe: Any,
+        recipe: Any,
+        sample: Callable[[], Any],
+        models: Mapping[str, nn.Module] | None = None,
+        artefacts: Mapping[str, Any] | None = None,
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """The artefact of each of the recipe's networks, by name, if the method is `calibrated`.
+
+        `sample()` is a call of `pipe`; the recipe runs without its precision meanwhile. `artefacts`: what the recipe's
+        other methods need.
+        """
+        raise NotImplementedError
 
     def model_bytes(self, net: nn.Module) -> int:
         """Bytes to store the network's parameters and buffers under this method."""

@@ -10,7 +10,6 @@ from accel.caching import DeepCache
 from accel.errors import ConfigError, IncompatibleError
 from accel.guidance import AutoGuidance
 from accel.precision import FakeQuant
-from accel.precision.calibration import calibrate
 from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch
@@ -51,7 +50,7 @@ def test_cache_serves_each_network_and_precision_reaches_both(pipe, models, run)
     modes = ["full", "full", "shallow", "shallow"] * 2
     assert [e.mode for e in traced.trace] == modes
     recipe = Recipe(DDIM, guidance=AutoGuidance(2.0), precision=FakeQuant(8, 8))
-    assert set(calibrate(pipe, recipe, run, models)) == {"base", "small"}
+    assert set(recipe.precision.calibrate(pipe, recipe, run, models)) == {"base", "small"}
 
 
 def test_unconditional_networks_can_guide():

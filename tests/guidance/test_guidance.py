@@ -13,7 +13,6 @@ from accel.caching import DeepCache
 from accel.errors import AccelError, IncompatibleError
 from accel.guidance import CFG, IntervalCFG
 from accel.precision import Cast, FakeQuant
-from accel.precision.calibration import calibrate
 from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 
@@ -182,7 +181,7 @@ def test_precision_on_a_transformer(dit_pipe, precision):
         exact = run_dit(dit_pipe, 3.0)
     state, artefacts = snapshot(dit_pipe), None
     if precision.calibrated:
-        artefacts = calibrate(dit_pipe, recipe, lambda: run_dit(dit_pipe, 3.0))
+        artefacts = recipe.precision.calibrate(dit_pipe, recipe, lambda: run_dit(dit_pipe, 3.0))
         assert_same(state, snapshot(dit_pipe))
     with accelerate(dit_pipe, recipe, artefacts=artefacts) as traced:
         images = run_dit(dit_pipe, 3.0)

@@ -12,8 +12,9 @@ from accel.errors import ConfigError
 from accel.evaluation.generate import generate
 from accel.guidance import CFG
 from accel.precision import FakeQuant
-from accel.precision.calibration import calibrate, observe
+from accel.precision.calibration import Observer, observe
 from accel.precision.fake_quant import quantisable
+from accel.precision.levels import Levels, Range
 from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch
@@ -26,25 +27,47 @@ def ranges(pipe, digits, models):
     """ranges(recipe) -> its ranges on two samples."""
 
     def ranges(recipe: Recipe):
-        return calibrate(pipe, recipe, lambda: generate(pipe, digits, recipe, 99, 0, 2, 2), models)
+        return recipe.precision.calibrate(pipe, recipe, lambda: generate(pipe, digits, recipe, 99, 0, 2, 2), models)
 
     return ranges
 
 
 def test_observed_minimum_and_maximum_over_all_calls():
     layers = {"a": nn.Linear(2, 3), "b": nn.Linear(3, 1), "never": nn.Linear(1, 1)}
-    with observe(layers) as ranges:
+    observers = {name: Observer() for name in layers}
+    with observe(layers, observers):
         hidden = layers["a"](torch.tensor([[1.0, -2.0]]))
         layers["a"](torch.tensor([[0.5, 7.0], [0.0, 0.0]], dtype=torch.float32))
         layers["b"](hidden)
-    assert ranges["a"].tolist() == [-2.0, 7.0]
-    assert ranges["b"].tolist() == [hidden.min().item(), hidden.max().item()]
-    assert set(ranges) == {"a", "b"}
     layers["a"](torch.tensor([[100.0, 0.0]]))  # after the context
-    assert ranges["a"].tolist() == [-2.0, 7.0]
-    with observe({"half": nn.Linear(2, 2).bfloat16()}) as ranges:
-        pass
-    assert ranges == {}
+    limits = {n: o.limits(Range(), Levels(8, symmetric=False)).tolist() for n, o in observers.items() if o.ends}
+    ends = [hidden.min().item(), hidden.max().item()]
+    assert limits == {"a": [[[-2.0, 7.0]]], "b": [[ends]]}
+
+
+def test_groups_of_steps_and_slices_of_channels_have_ranges_of_their_own():
+    layer, step = nn.Conv2d(3, 1, 1), [0]
+    observer = Observer(groups=3, channels=(1, 2), dim=1)
+    with observe({"a": layer}, {"a": observer}, lambda: step[0]):
+        for group, size in ((0, 1.0), (2, 5.0)):  # no step of group 1 is seen
+            step[0] = group
+            layer(torch.tensor([-1.0, 2.0, 3.0]).reshape(1, 3, 1, 1) * size)
+    limits = observer.limits(Range(), Levels(8, symmetric=False))
+    assert limits[0].tolist() == [[-1, -1], [2, 3]]
+    assert limits[2].tolist() == [[-5, -5], [10, 15]]
+    assert limits[1].tolist() in (limits[0].tolist(), limits[2].tolist()), "its neighbour's"
+
+
+def test_ranges_of_samples_are_those_of_the_values_within_their_error():
+    layer, x = nn.Linear(50, 1), torch.randn(400, 50, generator=torch.Generator().manual_seed(0))
+    observer = Observer(keep=True, dim=-1)
+    with observe({"a": layer}, {"a": observer}):
+        for part in x.split(4):
+            layer(part)
+    levels = Levels(4, symmetric=False)
+    assert observer.limits(Range(), levels).flatten().tolist() == [x.min().item(), x.max().item()]
+    found = observer.limits(Range("percentile", quantile=0.99), levels).flatten()
+    torch.testing.assert_close(found, torch.quantile(x, torch.tensor([0.01, 0.99])), atol=0.05, rtol=0)
 
 
 def test_ranges_are_those_of_everything_the_layers_saw(pipe, ranges, digits):
@@ -117,7 +140,7 @@ def test_observers_and_methods_come_off_after_an_exception(pipe, models, digits)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        calibrate(pipe, recipe, fail, models)
+        recipe.precision.calibrate(pipe, recipe, fail, models)
     assert_same(before, snapshot(pipe, models.values()))
     assert not any(m._forward_pre_hooks for net in (pipe.unet, models["small"]) for m in net.modules())
 
@@ -125,7 +148,7 @@ def test_observers_and_methods_come_off_after_an_exception(pipe, models, digits)
 def test_layers_without_input_are_an_error(pipe, models, ranges):
     count = len(quantisable(pipe.unet, FakeQuant().keep))
     with pytest.raises(ConfigError, match=f"no input for {count} of {count} layers"):
-        calibrate(pipe, Recipe(DDIM, precision=FakeQuant()), lambda: None)
+        FakeQuant().calibrate(pipe, Recipe(DDIM, precision=FakeQuant()), lambda: None)
     small = len(quantisable(models["small"], FakeQuant().keep))
     with pytest.raises(ConfigError, match=f"no input for {small} of {count + small} layers .first: small/"):
         ranges(Recipe(DDIM, stitch=TStitch(("small",), (0.0,)), precision=FakeQuant()))

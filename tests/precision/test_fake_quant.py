@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +15,12 @@ from torch import nn
 from accel.errors import ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
 from accel.precision import FakeQuant
-from accel.precision.calibration import calibrate
-from accel.precision.fake_quant import QuantisedLayer, affine_parameters, fake_quantise_weight, quantisable
+from accel.precision.calibration_sets import DrawnTimesteps
+from accel.precision.fake_quant import quantisable, shortcut_slices
+from accel.precision.levels import Range
+from accel.precision.quantised import InputQuantiser, QuantisedLayer
+from accel.precision.rounding import AdaQuant, AdaRound, FlexRound
+from accel.precision.weights import nearest_weight
 from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch
@@ -25,6 +30,20 @@ BITS = [2, 3, 4, 8, 12]
 
 def normal(*shape: int, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def quantise(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    return nearest_weight(weight, bits, "channel", Range())
+
+
+def affine_parameters(low: float, high: float, bits: int) -> tuple[float, int]:
+    limits = torch.tensor([low, high], dtype=torch.float64)
+    return InputQuantiser(bits, limits.reshape(1, 1, 2)).parameters[0][0]
+
+
+def quantised(layer: nn.Module, weight_bits: int, activation_bits: int, limits: torch.Tensor) -> QuantisedLayer:
+    weight = layer.weight.detach() if weight_bits == 32 else quantise(layer.weight, weight_bits)
+    return QuantisedLayer(layer, weight, InputQuantiser(activation_bits, limits.reshape(1, 1, 2)))
 
 
 def weight_levels(weight: torch.Tensor, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +63,7 @@ def weight_levels(weight: torch.Tensor, bits: int) -> tuple[np.ndarray, np.ndarr
 @pytest.mark.parametrize("shape", [(6, 40), (6, 5, 3, 3)], ids=["linear", "conv"])
 def test_weights_are_levels_times_scales(bits, shape):
     weight = normal(*shape) * torch.logspace(-3, 2, 6).reshape(-1, *[1] * (len(shape) - 1))
-    found = fake_quantise_weight(weight, bits)
+    found = quantise(weight, bits)
     levels, scale = weight_levels(weight, bits)
     expected = levels * scale.reshape(-1, *[1] * (len(shape) - 1))
     np.testing.assert_allclose(found.double().numpy(), expected, rtol=3e-7, atol=0)
@@ -60,7 +79,7 @@ def test_weight_scales_are_per_channel():
     weight = normal(4, 30)
     louder = weight.clone()
     louder[2] *= 1024
-    quiet, loud = fake_quantise_weight(weight, 4), fake_quantise_weight(louder, 4)
+    quiet, loud = quantise(weight, 4), quantise(louder, 4)
     assert torch.equal(quiet[[0, 1, 3]], loud[[0, 1, 3]])
     torch.testing.assert_close(loud[2], quiet[2] * 1024, rtol=1e-6, atol=0)
     # One scale for the whole tensor would set every other channel to zero.
@@ -72,7 +91,7 @@ def test_zero_weights_and_zero_channels_stay_zero():
     weight[1] = 0
     weight[0, :5] = 0
     for bits in BITS:
-        found = fake_quantise_weight(weight, bits)
+        found = quantise(weight, bits)
         assert torch.isfinite(found).all()
         assert (found[1] == 0).all()
         assert (found[0, :5] == 0).all()
@@ -100,18 +119,16 @@ def test_affine_parameters_in_closed_form(low, high, bits, scale, zero_point):
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 2.7), (-4.0, 0.3), (0.5, 9.0), (-3.0, -1.0)])
 def test_activations_inside_the_range_err_by_half_a_scale_and_zero_is_exact(low, high, bits):
-    layer = QuantisedLayer(nn.Linear(1, 1), 32, bits, torch.tensor([low, high]))
+    layer = quantised(nn.Linear(1, 1), 32, bits, torch.tensor([low, high]))
     layer.layer.weight.data.fill_(1.0)
     layer.layer.bias.data.zero_()
     x = torch.linspace(min(low, 0), max(high, 0), 5001)[:, None]
-    error = (layer(x) - x).abs().max()
-    assert layer.scale / 4 < error <= layer.scale / 2 * 1.0001 + 1e-6
+    error, scale = (layer(x) - x).abs().max(), affine_parameters(low, high, bits)[0]
+    assert scale / 4 < error <= scale / 2 * 1.0001 + 1e-6
     assert layer(torch.zeros(1, 1)).item() == 0.0
     # Outside the range everything saturates at its ends.
     ends = layer(torch.tensor([[-1e4], [1e4]])).flatten()
-    torch.testing.assert_close(
-        ends, torch.tensor([min(low, 0.0), max(high, 0.0)]), atol=layer.scale / 2 * 1.001, rtol=0
-    )
+    torch.testing.assert_close(ends, torch.tensor([min(low, 0.0), max(high, 0.0)]), atol=scale / 2 * 1.001, rtol=0)
 
 
 @pytest.mark.parametrize("dyadic", [True, False], ids=["dyadic scales", "any scales"])
@@ -159,7 +176,7 @@ def test_quantised_layer_equals_integer_arithmetic(kind, weight_bits, activation
     if layer.bias is not None:
         expected = expected + layer.bias.detach().reshape(rescale.shape)
 
-    found = QuantisedLayer(layer, weight_bits, activation_bits, torch.tensor([low, high], dtype=torch.float64))(x)
+    found = quantised(layer, weight_bits, activation_bits, torch.tensor([low, high], dtype=torch.float64))(x)
     tolerance = 1e-14 if dyadic else 1e-6 * float(expected.abs().max())
     torch.testing.assert_close(found.detach(), expected, rtol=0, atol=tolerance)
     assert (found - layer(x)).abs().max() > 1e3 * tolerance, "the layer is really quantised"
@@ -175,7 +192,8 @@ NOISE, LABELS = normal(4, 1, 16, 16), torch.tensor([0, 3, 5, 8])
 @pytest.fixture(scope="module")
 def ranges(pipe):
     """Activation ranges of the digits network on NOISE (they do not depend on the number of bits)."""
-    return calibrate(pipe, Recipe(DDIM, precision=FakeQuant()), lambda: pipe(LABELS, latents=NOISE, output_type="pt"))
+    recipe = Recipe(DDIM, precision=FakeQuant())
+    return recipe.precision.calibrate(pipe, recipe, lambda: pipe(LABELS, latents=NOISE, output_type="pt"))
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +311,7 @@ def test_a_network_without_layers_is_refused():
 
 def test_failing_to_attach_to_the_second_network_restores_the_first(pipe, digits, models):
     recipe = Recipe(DDIM, stitch=TStitch(("small",), (0.5,)), precision=FakeQuant())
-    ranges = calibrate(pipe, recipe, lambda: generate(pipe, digits, recipe, 99, 0, 1, 1), models)
+    ranges = recipe.precision.calibrate(pipe, recipe, lambda: generate(pipe, digits, recipe, 99, 0, 1, 1), models)
     del ranges["small"]["conv_out"]
     before = snapshot(pipe, models.values())
     with (
@@ -303,3 +321,135 @@ def test_failing_to_attach_to_the_second_network_restores_the_first(pipe, digits
         pass
     assert_same(before, snapshot(pipe, models.values()))
     assert type(pipe.unet.conv_in) is nn.Conv2d
+
+
+# --- what the fields choose
+
+
+def labels(**settings) -> str:
+    return FakeQuant(4, 8, **settings).label
+
+
+def test_labels_say_what_was_chosen():
+    assert FakeQuant().label == "w8a8(sim)"
+    assert labels(rounding=AdaRound(unit="block"), split=True) == "w4a8(sim,adaround/block,split)"
+    ptq4dm = {"weight_range": Range("lp"), "activation_range": Range("lp"), "calibration": DrawnTimesteps()}
+    assert labels(**ptq4dm) == "w4a8(sim,wL2.4,aL2.4,ndtc)"
+    assert labels(groups=5, granularity=16, exempt_tokens=1) == "w4a8(sim,per 16,5 groups,-1 tokens)"
+
+
+@pytest.mark.parametrize("granularity", ["tensor", 9, 12])
+def test_finer_scales_err_less(granularity):
+    weight = normal(6, 4, 3, 3) * torch.logspace(-1, 1, 6).reshape(-1, 1, 1, 1)
+    error = {g: (nearest_weight(weight, 3, g, Range()) - weight).square().mean() for g in ("channel", granularity)}
+    assert (error["channel"] < error[granularity]) == (granularity == "tensor")
+    # Each group is on levels of its own.
+    rows = nearest_weight(weight, 3, granularity, Range()).reshape(
+        1 if granularity == "tensor" else -1, *([-1] if granularity == "tensor" else [granularity])
+    )
+    scale = rows.abs().amax(1, keepdim=True) / 3
+    torch.testing.assert_close(rows / scale, (rows / scale).round(), atol=1e-4, rtol=0)
+
+
+def test_both_parts_of_a_split_input_are_quantised_alone():
+    """Decoder features and skip differ in size: with one scale the smaller one is lost."""
+    layer = nn.Conv2d(5, 4, 1, bias=False)
+    x = torch.cat([normal(2, 3, 4, 4) * 100, normal(2, 2, 4, 4, seed=1)], 1)
+    ends = [torch.stack(torch.aminmax(part)) for part in x.split((3, 2), 1)]
+    own = InputQuantiser(4, torch.stack(ends)[None], (3, 2))
+    one = InputQuantiser(4, torch.stack(torch.aminmax(x)).reshape(1, 1, 2))
+    assert (one(x)[:, 3:] == 0).all()
+    assert (own(x)[:, 3:] - x[:, 3:]).abs().max() < 0.4
+    assert torch.equal(own(x)[:, :3], InputQuantiser(4, ends[0].reshape(1, 1, 2))(x[:, :3]))
+    parts = [nearest_weight(layer.weight[:, a:b], 4, "channel", Range()) for a, b in ((0, 3), (3, 5))]
+    assert torch.equal(nearest_weight(layer.weight, 4, "channel", Range(), (3, 2)), torch.cat(parts, 1))
+
+
+def test_slices_are_where_up_blocks_read_skips(pipe):
+    found = shortcut_slices(pipe.unet)
+    assert found
+    for name, (hidden, skip) in found.items():
+        assert name.startswith("up_blocks.")
+        assert pipe.unet.get_submodule(name).in_channels == hidden + skip
+    seen = {}
+
+    def note(i: int):
+        def hook(module, args, kwargs):
+            seen[i] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+
+        return hook
+
+    with torch.no_grad(), ExitStack() as hooks:
+        for i, block in enumerate(pipe.unet.up_blocks):
+            hooks.callback(block.register_forward_pre_hook(note(i), with_kwargs=True).remove)
+        pipe.unet(NOISE, 5, class_labels=LABELS)
+    for i, hidden in seen.items():
+        if (name := f"up_blocks.{i}.resnets.0.conv_shortcut") in found:
+            assert found[name][0] == hidden.shape[1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rounding": AdaRound(iterations=20)},
+        {"rounding": FlexRound(iterations=10, unit="block")},
+        {"split": True, "activation_range": Range("percentile")},
+        {"groups": 2, "weight_range": Range("lp"), "activation_range": Range("lp", p=2.0)},
+        {"calibration": DrawnTimesteps(), "rounding": AdaQuant(iterations=10)},
+    ],
+    ids=["adaround", "flexround of blocks", "split", "groups", "replayed"],
+)
+def test_every_choice_runs_and_its_artefact_does_what_it_says(pipe, settings):
+    recipe = Recipe(DDIM, precision=FakeQuant(4, 6, **settings))
+    sample = lambda: pipe(LABELS, latents=NOISE, output_type="pt")  # noqa: E731
+    made = recipe.precision.calibrate(pipe, recipe, sample)
+    plain = Recipe(DDIM, precision=FakeQuant(4, 6))
+    nearest = plain.precision.calibrate(pipe, plain, sample)
+    images = []
+    for own, artefacts in ((recipe, made), (plain, nearest), (Recipe(DDIM), None)):
+        with torch.no_grad(), accelerate(pipe, own, artefacts=artefacts):
+            images.append(pipe(LABELS, latents=NOISE, output_type="pt").images)
+    found, other, full = images
+    assert not torch.equal(found, other), "the choice changes something"
+    assert (found - full).square().mean().sqrt() < 0.3
+    learned = {k.removesuffix("|weight") for k in made["base"] if k.endswith("|weight")}
+    layers = quantisable(pipe.unet, FakeQuant().keep)
+    assert learned == (set(layers) if "rounding" in settings else set())
+    groups, parts = settings.get("groups", 1), 2 if settings.get("split") else 1
+    shortcut = next(iter(shortcut_slices(pipe.unet)))
+    assert made["base"][shortcut].numel() == groups * parts * 2
+
+
+def test_groups_of_steps_are_used_at_their_steps(pipe):
+    recipe = Recipe(DDIM, precision=FakeQuant(32, 8, groups=4))
+    made = recipe.precision.calibrate(pipe, recipe, lambda: pipe(LABELS, latents=NOISE, output_type="pt"))
+    limits, inputs, outputs = made["base"]["conv_in"], [], []
+    assert limits.shape == (4, 1, 2)
+    with torch.no_grad(), accelerate(pipe, recipe, artefacts=made):
+        layer = pipe.unet.conv_in
+        kept, layer.inputs = (
+            layer.inputs,
+            lambda x, dim: outputs.append(kept(x, dim)) or inputs.append(x) or outputs[-1],
+        )
+        pipe(LABELS, latents=NOISE, output_type="pt")
+    for step in range(4):
+        own = InputQuantiser(8, limits[step : step + 1])
+        assert torch.equal(outputs[step], own(inputs[step]))
+
+
+def test_exempt_tokens_are_in_floating_point():
+    layer = nn.Linear(6, 4)
+    x = normal(2, 5, 6)
+    x[:, 0] *= 500  # the start token
+    inputs = InputQuantiser(8, torch.stack(torch.aminmax(x[:, 1:])).reshape(1, 1, 2))
+    weight = quantise(layer.weight, 8)
+    found = QuantisedLayer(layer, weight, inputs, exempt_tokens=1)(x)
+    torch.testing.assert_close(found[:, :1], layer(x[:, :1]))
+    assert torch.equal(found[:, 1:], QuantisedLayer(layer, weight, inputs)(x[:, 1:]))
+
+
+def test_rounding_of_unquantised_weights_is_refused():
+    with pytest.raises(ConfigError, match="rounding is for quantised weights"):
+        FakeQuant(32, 8, rounding=AdaRound())
+    with pytest.raises(ConfigError, match=r"granularity is 'row'; allowed: channel, tensor, or a number"):
+        FakeQuant(granularity="row")

@@ -14,7 +14,6 @@ from accel.denoiser import denoiser_name
 from accel.errors import ConfigError, IncompatibleError
 from accel.evaluation.generate import generate, generators
 from accel.guidance import CFG, IntervalCFG
-from accel.precision.calibration import calibrate
 from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 from accel.samplers.ode import initial_latents
@@ -42,7 +41,7 @@ def artefacts(pipe, suite: HubSuite, made: Recipe):
     if made.cache and made.cache.calibrated:
         own["cache"] = made.cache.calibrate(pipe, made, lambda r, a, b: generate(pipe, suite, r, 99, a, b, 2))
     if made.precision and made.precision.calibrated:
-        own |= calibrate(pipe, made, lambda: generate(pipe, suite, made, 99, 0, 2, 2), {}, own)
+        own |= made.precision.calibrate(pipe, made, lambda: generate(pipe, suite, made, 99, 0, 2, 2), {}, own)
     return own or None
 
 
