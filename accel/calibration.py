@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,7 @@ class Calibration:
         return recipe.cache.calibrate(self.pipe(), recipe, self._sample, self.on_search)
 
     def _observe(self, recipe: Recipe, artefacts: dict[str, Any]) -> dict[str, torch.Tensor]:
-        sample = partial(self._sample, recipe, 0, recipe.precision.samples)
-        made = recipe.precision.calibrate(self.pipe(), recipe, sample, self.models(), artefacts)
+        made = recipe.precision.calibrate(self.pipe(), recipe, self._sample, self.models(), artefacts)
         return {f"{network}/{name}": tensor for network, own in made.items() for name, tensor in own.items()}
 
     def artefact_id(self, recipe: Recipe) -> str:

@@ -44,6 +44,7 @@ QUICK = {
     "ptq4dm": ["precision.calibration.samples=2"],
     "qdiffusion": ["precision.calibration.samples=2", "precision.rounding.iterations=2"],
     "w4a8_adaround": ["precision.rounding.iterations=2"],
+    "mixdq": ["precision.samples=1", "precision.keep=['*_blocks.*', 'mid_block.*', '*time_emb*']"],
     "searched": [f"grid.path={_searched()}"],
 }
 

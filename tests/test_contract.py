@@ -38,6 +38,7 @@ IDENTITY = {
     "DiffusersCache": None,  # each hook has its own: tests/caching/test_diffusers_hooks.py
     "TStitch": {"fractions": (0.0,)},
     "FakeQuant": {"weight_bits": 32, "activation_bits": 32, "rounding": None},
+    "MixDQ": None,  # whose bits are never all 32: tests/precision/test_mixdq.py
     "Cast": {"dtype": "float32"},
     "MagnitudePruning": {"sparsity": 0.0},
     "SkipTuning": {"bottom": 1.0, "top": 1.0},
@@ -60,7 +61,9 @@ def artefacts(pipe, digits, made: Recipe, models):
     if made.cache and made.cache.calibrated:
         own["cache"] = made.cache.calibrate(pipe, made, lambda r, a, b: generate(pipe, digits, r, 99, a, b, 2))
     if made.precision and made.precision.calibrated:
-        own |= made.precision.calibrate(pipe, made, lambda: generate(pipe, digits, made, 99, 0, 2, 2), models, own)
+        own |= made.precision.calibrate(
+            pipe, made, lambda *drawn: generate(pipe, digits, made, 99, 0, 2, 2), models, own
+        )
     return own or None
 
 

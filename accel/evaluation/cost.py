@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from accel.evaluation.generate import generate
 from accel.precision.base import plain_bytes
-from accel.recipe import Recipe, accelerate
+from accel.precision.bits import Counted, bit_operations
+from accel.recipe import Recipe, Run, accelerate
 from accel.suites.base import Suite
 
 VARYING = 20  # samples over which a cost that differs from sample to sample is averaged
@@ -60,22 +61,31 @@ def counted_cost(
     models: Mapping[str, nn.Module] | None = None,
     artefacts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Steps, NFE, MACs an image, model bytes, peak tensor bytes (batch 1) and the trace strip of one trajectory.
+    """Steps, NFE, MACs an image, model bytes, peak tensor bytes (batch 1) and the trace strip of one trajectory; where
+    arithmetic is simulated also its bit operations an image (32 x 32 a MAC in floating point).
 
-    NFE and MACs are means over the first VARYING samples where a guidance evaluates less for some than for others.
+    These are means over the first VARYING samples where a guidance evaluates less for some than for others.
     """
-    nets = recipe.nets(pipe, models).values()
-    size = recipe.precision.model_bytes if recipe.precision else plain_bytes
+    nets = recipe.nets(pipe, models)
+    size = sum(map(plain_bytes, nets.values()))
+    if recipe.precision:
+        size = sum(recipe.precision.model_bytes(net, (artefacts or {}).get(name)) for name, net in nets.items())
     with accelerate(pipe, recipe, models=models, artefacts=artefacts, count_macs=True) as run:
-        weights = sum(plain_bytes(net) for net in nets)
-        with PeakTensorMemory() as memory:
+        weights = sum(map(plain_bytes, nets.values()))
+        with PeakTensorMemory() as memory, bit_operations(nets.values()) as bits:
             count = recipe.sampler.group(suite.period) if recipe.sampler else 1
             generate(pipe, suite, recipe, seed=0, start=0, stop=count, batch=count)
-        counts = {"steps": run.clock.num_steps, "nfe": run.nfe, "macs": run.macs, "strip": run.strip}
+        found = [_counts(recipe, run, bits, count)]
+        steps, strip = run.clock.num_steps, run.strip
         if recipe.guidance and recipe.guidance.varies:
-            found = [(run.nfe, run.macs)]
             for start in range(count, VARYING, count):
-                generate(pipe, suite, recipe, seed=0, start=start, stop=start + count, batch=count)
-                found.append((run.nfe, run.macs))
-            counts |= {k: sum(v) / len(found) for k, v in zip(("nfe", "macs"), zip(*found, strict=True), strict=True)}
-    return counts | {"model_bytes": sum(size(net) for net in nets), "peak_bytes": weights + memory.peak}
+                with bit_operations(nets.values()) as bits:
+                    generate(pipe, suite, recipe, seed=0, start=start, stop=start + count, batch=count)
+                found.append(_counts(recipe, run, bits, count))
+    means = {key: sum(own[key] for own in found) / len(found) for key in found[0]}
+    return {"steps": steps, "strip": strip, **means, "model_bytes": size, "peak_bytes": weights + memory.peak}
+
+
+def _counts(recipe: Recipe, run: Run, bits: Counted, count: int) -> dict[str, float]:
+    counts = {"nfe": run.nfe, "macs": run.macs}
+    return counts | ({"bit_operations": bits.total(run.macs * count) / count} if recipe.simulated else {})

@@ -5,6 +5,7 @@ from accel.precision.calibration_sets import DrawnTimesteps, StridedSteps, Traje
 from accel.precision.cast import Cast
 from accel.precision.fake_quant import FakeQuant
 from accel.precision.levels import Range
+from accel.precision.mixdq import MixDQ
 from accel.precision.pruning import MagnitudePruning
 from accel.precision.rounding import AdaQuant, AdaRound, FlexRound
 
@@ -16,6 +17,7 @@ __all__ = [
     "FakeQuant",
     "FlexRound",
     "MagnitudePruning",
+    "MixDQ",
     "Precision",
     "Range",
     "StridedSteps",

@@ -11,6 +11,8 @@ from torch import nn
 
 from accel.denoiser import Method, Node
 
+Sample = Callable[[Any, int, int], torch.Tensor]  # (recipe, start, stop) -> images of those samples
+
 
 class Precision(Method):
     """Attached before everything else, so that caches and stitches run on the changed network."""
@@ -27,18 +29,18 @@ class Precision(Method):
         self,
         pipe: Any,
         recipe: Any,
-        sample: Callable[[], Any],
+        sample: Sample,
         models: Mapping[str, nn.Module] | None = None,
         artefacts: Mapping[str, Any] | None = None,
     ) -> dict[str, dict[str, torch.Tensor]]:
         """The artefact of each of the recipe's networks, by name, if the method is `calibrated`.
 
-        `sample()` is a call of `pipe`; the recipe runs without its precision meanwhile. `artefacts`: what the recipe's
-        other methods need.
+        `sample(recipe, start, stop)` generates those samples by `pipe`, which runs that recipe meanwhile. `artefacts`:
+        what the recipe's other methods need.
         """
         raise NotImplementedError
 
-    def model_bytes(self, net: nn.Module) -> int:
+    def model_bytes(self, net: nn.Module, artefact: Mapping[str, torch.Tensor] | None = None) -> int:
         """Bytes to store the network's parameters and buffers under this method."""
         return plain_bytes(net)
 

@@ -6,6 +6,7 @@ The scheduler's arithmetic, the latents and the timestep keep their dtype; predi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +45,7 @@ class Cast(Precision):
             tensor.data = tensor.data.to(dtype)
         node.dtype = dtype
 
-    def model_bytes(self, net: nn.Module) -> int:
+    def model_bytes(self, net: nn.Module, artefact: Any = None) -> int:
         size = torch.finfo(DTYPES[self.dtype]).bits // 8
         tensors = [*net.parameters(), *net.buffers()]
         return sum(t.numel() * (size if t.is_floating_point() else t.element_size()) for t in tensors)

@@ -27,16 +27,15 @@ from torch import nn
 
 from accel.denoiser import LATER, Node
 from accel.errors import ConfigError, IncompatibleError, check_int
-from accel.precision.base import Precision, plain_bytes
+from accel.precision.base import Precision, Sample, plain_bytes
 from accel.precision.calibration import Observer, check_observed, observe, observed, step_group
 from accel.precision.calibration_sets import CalibrationSet, Trajectories
 from accel.precision.levels import Levels, Range
-from accel.precision.quantised import InputQuantiser, QuantisedLayer, channel_dim
+from accel.precision.quantised import FLOAT_BITS, InputQuantiser, QuantisedLayer, channel_dim
 from accel.precision.reconstruction import Keeper, kept, reconstructed, units_of
 from accel.precision.rounding import Rounding
 from accel.precision.weights import Granularity, check_granularity, nearest_weight, scale_count
 
-FLOAT_BITS = 32
 TEXT = ("*attn2.to_k", "*attn2.to_v")  # cross-attention's layers that read the text
 WEIGHT = "|weight"  # what follows a layer's name in an artefact
 
@@ -90,11 +89,6 @@ class FakeQuant(Precision):
     def calibrated(self) -> bool:
         return self.activation_bits != FLOAT_BITS or self.rounding is not None
 
-    @property
-    def samples(self) -> int:
-        """How many samples a calibration wants."""
-        return self.calibration.samples
-
     def check(self, nets, recipe) -> None:
         for name, net in nets.items():
             if not quantisable(net, self.keep):
@@ -113,14 +107,14 @@ class FakeQuant(Precision):
         self,
         pipe: Any,
         recipe: Any,
-        sample: Callable[[], Any],
+        sample: Sample,
         models: Mapping[str, nn.Module] | None = None,
         artefacts: Mapping[str, Any] | None = None,
     ) -> dict[str, dict[str, torch.Tensor]]:
         """For each network of the recipe its artefact: under a layer's name what its input quantiser covers, [low,
         high] or (groups, slices, 2), and under the name with `|weight` a weight whose rounding was learned.
 
-        `sample()` is a call of `pipe`, which runs the recipe without its precision meanwhile.
+        For the rest see the base class.
         """
         nets = recipe.nets(pipe, models)
         layers = {name: quantisable(net, self.keep) for name, net in nets.items()}
@@ -134,7 +128,10 @@ class FakeQuant(Precision):
             with observe(layers[name], observers[name], group), kept(nets[name], keepers[name]):
                 yield
 
-        observed(pipe, recipe, sample, hooks, self.calibration, self.groups, models, artefacts)
+        def run() -> None:
+            sample(recipe, 0, self.calibration.samples)
+
+        observed(pipe, recipe, run, hooks, self.calibration, self.groups, models, artefacts)
         check_observed(observers)
         levels = Levels(self.activation_bits, symmetric=False)
         made: dict[str, dict[str, torch.Tensor]] = {name: {} for name in nets}
@@ -158,31 +155,34 @@ class FakeQuant(Precision):
         artefact = self._checked(node, layers)
         group = lambda: step_group(node.clock.step, node.clock.num_steps, self.groups)  # noqa: E731
         for name, layer in layers.items():
-            channels = slices.get(name, ())
+            channels, bits = slices.get(name, ()), self.bits_of(name, artefact)
             weight = artefact.get(name + WEIGHT)
-            weight = self._nearest(layer, channels) if weight is None else weight.to(layer.weight)
+            weight = self._nearest(layer, bits, channels) if weight is None else weight.to(layer.weight)
             inputs = None
             if self.activation_bits != FLOAT_BITS:
                 limits = artefact[name].reshape(self.groups, max(1, len(channels)), 2)
                 inputs = InputQuantiser(self.activation_bits, limits, channels, group)
             exempt = self.exempt_tokens if any(fnmatch(name, k) for k in TEXT) else 0
-            swap(node, name, QuantisedLayer(layer, weight, inputs, exempt_tokens=exempt))
+            swap(node, name, QuantisedLayer(layer, weight, inputs, None, exempt, bits))
 
-    def model_bytes(self, net: nn.Module) -> int:
+    def bits_of(self, layer: str, artefact: Mapping[str, torch.Tensor] | None) -> int:
+        """The bits of a layer's weight."""
+        return self.weight_bits
+
+    def model_bytes(self, net: nn.Module, artefact: Mapping[str, torch.Tensor] | None = None) -> int:
         """Weights at their bits plus one float32 for each scale; all else as it is."""
-        total = plain_bytes(net)
-        if self.weight_bits == FLOAT_BITS:
-            return total
-        slices = self._slices(net)
+        total, slices = plain_bytes(net), self._slices(net)
         for name, layer in quantisable(net, self.keep).items():
-            w, scales = layer.weight, scale_count(layer.weight, self.granularity, slices.get(name, ()))
-            total += -w.numel() * w.element_size() + (w.numel() * self.weight_bits + 7) // 8 + 4 * scales
+            w, bits = layer.weight, self.bits_of(name, artefact)
+            if bits != FLOAT_BITS:
+                scales = scale_count(w, self.granularity, slices.get(name, ()))
+                total += -w.numel() * w.element_size() + (w.numel() * bits + 7) // 8 + 4 * scales
         return total
 
-    def _nearest(self, layer: nn.Module, channels: Sequence[int]) -> torch.Tensor:
-        if self.weight_bits == FLOAT_BITS:
+    def _nearest(self, layer: nn.Module, bits: int, channels: Sequence[int]) -> torch.Tensor:
+        if bits == FLOAT_BITS:
             return layer.weight.detach()
-        return nearest_weight(layer.weight, self.weight_bits, self.granularity, self.weight_range, channels)
+        return nearest_weight(layer.weight, bits, self.granularity, self.weight_range, channels)
 
     def _observers(self, layers: Mapping[str, nn.Module], slices: Mapping[str, Sequence[int]]) -> dict[str, Observer]:
         values = self.activation_range.kind != "minmax"
@@ -196,7 +196,7 @@ class FakeQuant(Precision):
 
     def _checked(self, node: Node, layers: Mapping[str, nn.Module]) -> Mapping[str, torch.Tensor]:
         artefact = node.artefact or {}
-        found = {name for name in artefact if not name.endswith(WEIGHT)}
+        found = {name for name in artefact if "|" not in name}
         if self.calibrated and found != set(layers):
             said = f"ranges for {len(found)} layers" if artefact else "none"
             raise ConfigError(

@@ -65,7 +65,7 @@ class MagnitudePruning(Precision):
         for net in encoders:
             self._prune(weights_of(net), self.text_encoder, undo)
 
-    def model_bytes(self, net: nn.Module) -> int:
+    def model_bytes(self, net: nn.Module, artefact: Any = None) -> int:
         weights = weights_of(net)
         total = sum(w.numel() for w in weights)
         groups = [w.numel() for w in weights] if self.scope == "layer" else [total]

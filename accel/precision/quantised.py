@@ -9,6 +9,8 @@ from torch import nn
 
 from accel.precision.levels import Levels
 
+FLOAT_BITS = 32
+
 
 class InputQuantiser:
     """x -> x^: affine levels for the whole tensor, others for each group of steps and each slice of channels.
@@ -45,7 +47,8 @@ class InputQuantiser:
 class QuantisedLayer(nn.Module):
     """A convolution or linear layer on a quantised-dequantised `weight` and input; shares the original's bias.
 
-    `exempt_tokens`: so many first tokens of the input (B, T, C) take the plain layer instead.
+    `exempt_tokens`: so many first tokens of the input (B, T, C) take the plain layer instead. `weight_bits`: of
+    `weight`, for the count of bit operations.
     """
 
     def __init__(
@@ -55,13 +58,19 @@ class QuantisedLayer(nn.Module):
         inputs: InputQuantiser | None = None,
         bias: torch.Tensor | None = None,
         exempt_tokens: int = 0,
+        weight_bits: int = FLOAT_BITS,
     ) -> None:
         super().__init__()
         # Kept out of _modules: the original stays a part of the plain network only.
         object.__setattr__(self, "layer", layer)
         object.__setattr__(self, "own_bias", bias)
         self.inputs, self.exempt_tokens = inputs, exempt_tokens
+        self.weight_bits = weight_bits
         self.register_buffer("weight", weight)
+
+    @property
+    def activation_bits(self) -> int:
+        return FLOAT_BITS if self.inputs is None else self.inputs.levels.bits
 
     @property
     def bias(self) -> torch.Tensor | None:

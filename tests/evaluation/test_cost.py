@@ -175,7 +175,7 @@ def test_quantised_weights_count_their_bits(plain, pipe, digits, models):
     from accel.evaluation.generate import generate
 
     recipe = Recipe(DDIM, stitch=TStitch(fractions=(0.5,)), precision=FakeQuant(4, 8))
-    ranges = recipe.precision.calibrate(pipe, recipe, lambda: generate(pipe, digits, recipe, 9, 0, 1, 1), models)
+    ranges = recipe.precision.calibrate(pipe, recipe, lambda *drawn: generate(pipe, digits, recipe, 9, 0, 1, 1), models)
     found = counted_cost(pipe, digits, recipe, models, ranges)
     assert found["model_bytes"] == sum(recipe.precision.model_bytes(net) for net in (pipe.unet, models["small"]))
     assert found["model_bytes"] < 0.2 * (plain["model_bytes"] + plain_bytes(models["small"]))

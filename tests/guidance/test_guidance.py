@@ -181,7 +181,7 @@ def test_precision_on_a_transformer(dit_pipe, precision):
         exact = run_dit(dit_pipe, 3.0)
     state, artefacts = snapshot(dit_pipe), None
     if precision.calibrated:
-        artefacts = recipe.precision.calibrate(dit_pipe, recipe, lambda: run_dit(dit_pipe, 3.0))
+        artefacts = recipe.precision.calibrate(dit_pipe, recipe, lambda *drawn: run_dit(dit_pipe, 3.0))
         assert_same(state, snapshot(dit_pipe))
     with accelerate(dit_pipe, recipe, artefacts=artefacts) as traced:
         images = run_dit(dit_pipe, 3.0)

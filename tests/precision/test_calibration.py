@@ -27,7 +27,9 @@ def ranges(pipe, digits, models):
     """ranges(recipe) -> its ranges on two samples."""
 
     def ranges(recipe: Recipe):
-        return recipe.precision.calibrate(pipe, recipe, lambda: generate(pipe, digits, recipe, 99, 0, 2, 2), models)
+        return recipe.precision.calibrate(
+            pipe, recipe, lambda *drawn: generate(pipe, digits, recipe, 99, 0, 2, 2), models
+        )
 
     return ranges
 
@@ -135,7 +137,7 @@ def test_observers_and_methods_come_off_after_an_exception(pipe, models, digits)
     recipe = Recipe(DDIM, cache=DeepCache(2, 1), stitch=TStitch(("small",), (0.5,)), precision=FakeQuant())
     before = snapshot(pipe, models.values())
 
-    def fail():
+    def fail(*drawn):
         generate(pipe, digits, recipe, 99, 0, 1, 1)
         raise KeyboardInterrupt
 
@@ -148,7 +150,7 @@ def test_observers_and_methods_come_off_after_an_exception(pipe, models, digits)
 def test_layers_without_input_are_an_error(pipe, models, ranges):
     count = len(quantisable(pipe.unet, FakeQuant().keep))
     with pytest.raises(ConfigError, match=f"no input for {count} of {count} layers"):
-        FakeQuant().calibrate(pipe, Recipe(DDIM, precision=FakeQuant()), lambda: None)
+        FakeQuant().calibrate(pipe, Recipe(DDIM, precision=FakeQuant()), lambda *drawn: None)
     small = len(quantisable(models["small"], FakeQuant().keep))
     with pytest.raises(ConfigError, match=f"no input for {small} of {count + small} layers .first: small/"):
         ranges(Recipe(DDIM, stitch=TStitch(("small",), (0.0,)), precision=FakeQuant()))

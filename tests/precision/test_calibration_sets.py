@@ -105,7 +105,7 @@ def test_timesteps_follow_their_distribution():
 
 def test_replayed_ranges_are_those_of_the_chosen_evaluations(pipe, digits):
     recipe = Recipe(DDIM, precision=FakeQuant(calibration=StridedSteps(stride=5)))
-    sample = lambda: generate(pipe, digits, recipe, 99, 0, 3, 3)  # noqa: E731
+    sample = lambda *drawn: generate(pipe, digits, recipe, 99, 0, 3, 3)  # noqa: E731
     found = recipe.precision.calibrate(pipe, recipe, sample)["base"]["conv_in"]
     ((batch,),) = record(pipe, recipe, sample).values()
     seen = torch.cat([batch[0].inputs.sample, batch[5].inputs.sample])

@@ -193,7 +193,7 @@ NOISE, LABELS = normal(4, 1, 16, 16), torch.tensor([0, 3, 5, 8])
 def ranges(pipe):
     """Activation ranges of the digits network on NOISE (they do not depend on the number of bits)."""
     recipe = Recipe(DDIM, precision=FakeQuant())
-    return recipe.precision.calibrate(pipe, recipe, lambda: pipe(LABELS, latents=NOISE, output_type="pt"))
+    return recipe.precision.calibrate(pipe, recipe, lambda *drawn: pipe(LABELS, latents=NOISE, output_type="pt"))
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +311,9 @@ def test_a_network_without_layers_is_refused():
 
 def test_failing_to_attach_to_the_second_network_restores_the_first(pipe, digits, models):
     recipe = Recipe(DDIM, stitch=TStitch(("small",), (0.5,)), precision=FakeQuant())
-    ranges = recipe.precision.calibrate(pipe, recipe, lambda: generate(pipe, digits, recipe, 99, 0, 1, 1), models)
+    ranges = recipe.precision.calibrate(
+        pipe, recipe, lambda *drawn: generate(pipe, digits, recipe, 99, 0, 1, 1), models
+    )
     del ranges["small"]["conv_out"]
     before = snapshot(pipe, models.values())
     with (
@@ -401,7 +403,7 @@ def test_slices_are_where_up_blocks_read_skips(pipe):
 )
 def test_every_choice_runs_and_its_artefact_does_what_it_says(pipe, settings):
     recipe = Recipe(DDIM, precision=FakeQuant(4, 6, **settings))
-    sample = lambda: pipe(LABELS, latents=NOISE, output_type="pt")  # noqa: E731
+    sample = lambda *drawn: pipe(LABELS, latents=NOISE, output_type="pt")  # noqa: E731
     made = recipe.precision.calibrate(pipe, recipe, sample)
     plain = Recipe(DDIM, precision=FakeQuant(4, 6))
     nearest = plain.precision.calibrate(pipe, plain, sample)
@@ -422,7 +424,7 @@ def test_every_choice_runs_and_its_artefact_does_what_it_says(pipe, settings):
 
 def test_groups_of_steps_are_used_at_their_steps(pipe):
     recipe = Recipe(DDIM, precision=FakeQuant(32, 8, groups=4))
-    made = recipe.precision.calibrate(pipe, recipe, lambda: pipe(LABELS, latents=NOISE, output_type="pt"))
+    made = recipe.precision.calibrate(pipe, recipe, lambda *drawn: pipe(LABELS, latents=NOISE, output_type="pt"))
     limits, inputs, outputs = made["base"]["conv_in"], [], []
     assert limits.shape == (4, 1, 2)
     with torch.no_grad(), accelerate(pipe, recipe, artefacts=made):

@@ -41,7 +41,7 @@ def artefacts(pipe, suite: HubSuite, made: Recipe):
     if made.cache and made.cache.calibrated:
         own["cache"] = made.cache.calibrate(pipe, made, lambda r, a, b: generate(pipe, suite, r, 99, a, b, 2))
     if made.precision and made.precision.calibrated:
-        own |= made.precision.calibrate(pipe, made, lambda: generate(pipe, suite, made, 99, 0, 2, 2), {}, own)
+        own |= made.precision.calibrate(pipe, made, lambda *drawn: generate(pipe, suite, made, 99, 0, 2, 2), {}, own)
     return own or None
 
 

@@ -1,0 +1,46 @@
+"""Bit operations: multiply-accumulates weighed with the bits of both factors, counted while they execute.
+
+BOPs = sum over products of MACs x b_w x b_a (Baskin et al. 2021, arXiv:1804.10969, without their accumulator term);
+what is not quantised counts 32 x 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from accel.precision.quantised import FLOAT_BITS, QuantisedLayer
+
+
+@dataclass
+class Counted:
+    """Of the quantised layers: their multiply-accumulates and their bit operations."""
+
+    macs: int = 0
+    operations: int = 0
+
+    def total(self, macs: float) -> float:
+        """Bit operations of all `macs`, of which the quantised layers' are a part."""
+        return self.operations + (macs - self.macs) * FLOAT_BITS**2
+
+
+@contextmanager
+def bit_operations(nets: Iterable[nn.Module]) -> Iterator[Counted]:
+    """Within the context, count what the quantised layers of `nets` execute."""
+    counted = Counted()
+
+    def note(layer: QuantisedLayer, args, output) -> None:
+        macs = output.numel() * layer.weight[0].numel()
+        exempt = macs * layer.exempt_tokens // args[0].shape[1] if layer.exempt_tokens else 0
+        counted.macs += macs
+        counted.operations += (macs - exempt) * layer.weight_bits * layer.activation_bits + exempt * FLOAT_BITS**2
+
+    with ExitStack() as hooks:
+        for net in nets:
+            for module in net.modules():
+                if isinstance(module, QuantisedLayer):
+                    hooks.callback(module.register_forward_hook(note).remove)
+        yield counted
