@@ -45,6 +45,13 @@ QUICK = {
     "qdiffusion": ["precision.calibration.samples=2", "precision.rounding.iterations=2"],
     "w4a8_adaround": ["precision.rounding.iterations=2"],
     "mixdq": ["precision.samples=1", "precision.keep=['*_blocks.*', 'mid_block.*', '*time_emb*']"],
+    "quest": [
+        "precision.calibration.samples=2",
+        "precision.rounding.iterations=2",
+        "precision.iterations=2",
+        "precision.groups=2",
+        "precision.keep=['down_blocks.*', 'up_blocks.*', 'transformer_blocks.1.*', 'time_emb*']",
+    ],
     "searched": [f"grid.path={_searched()}"],
 }
 

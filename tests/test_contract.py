@@ -39,6 +39,7 @@ IDENTITY = {
     "TStitch": {"fractions": (0.0,)},
     "FakeQuant": {"weight_bits": 32, "activation_bits": 32, "rounding": None},
     "MixDQ": None,  # whose bits are never all 32: tests/precision/test_mixdq.py
+    "QuEST": None,  # nor are its
     "Cast": {"dtype": "float32"},
     "MagnitudePruning": {"sparsity": 0.0},
     "SkipTuning": {"bottom": 1.0, "top": 1.0},

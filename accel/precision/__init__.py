@@ -7,6 +7,7 @@ from accel.precision.fake_quant import FakeQuant
 from accel.precision.levels import Range
 from accel.precision.mixdq import MixDQ
 from accel.precision.pruning import MagnitudePruning
+from accel.precision.quest import QuEST
 from accel.precision.rounding import AdaQuant, AdaRound, FlexRound
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MagnitudePruning",
     "MixDQ",
     "Precision",
+    "QuEST",
     "Range",
     "StridedSteps",
     "Trajectories",

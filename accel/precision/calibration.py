@@ -189,8 +189,14 @@ def train_steps(pipe: Any) -> int:
 
 
 def evaluate(name: str, net: nn.Module, call: Call) -> torch.Tensor:
+    """The prediction of the bare network for a recorded call, without gradients."""
+    with torch.no_grad():
+        return predict(name, net, call)
+
+
+def predict(name: str, net: nn.Module, call: Call) -> torch.Tensor:
     """The prediction of the bare network for a recorded call."""
     from accel.trajectory import Trajectory
 
-    with ExitStack() as undo, torch.no_grad():
+    with ExitStack() as undo:
         return Node(name, net, Trajectory(), undo).predict(call.inputs, net.forward)

@@ -35,6 +35,10 @@ class Call:
     step: int
     steps: int
 
+    def picked(self, rows: Sequence[int]) -> Call:
+        """Only these rows of the batch."""
+        return replace(self, inputs=self.inputs.with_parts(("all",)).pick(rows))
+
     def at(self, x: torch.Tensor, timestep: float) -> Call:
         """The same call on another x and timestep."""
         time = torch.as_tensor(timestep, device=x.device)
@@ -130,7 +134,7 @@ class DrawnTimesteps:
             rows = ((told == at) & (taken == stage)).nonzero()[:, 0]
             members = torch.cat([rows + part * count for part in range(parts)]).tolist()
             source, target = calls[stage], calls[at]
-            picked = replace(target, inputs=source.inputs.with_parts(("all",)).pick(members))
+            picked = replace(target, inputs=source.picked(members).inputs)
             x, last = picked.inputs.sample, calls[-1].inputs.sample[members]
             noise = torch.cat([torch.randn((len(rows), *x.shape[1:]), generator=generator)] * parts).to(x)
             diffused = target.alpha * last + target.sigma * noise
