@@ -52,6 +52,11 @@ QUICK = {
         "precision.groups=2",
         "precision.keep=['down_blocks.*', 'up_blocks.*', 'transformer_blocks.1.*', 'time_emb*']",
     ],
+    "binarydm": [
+        "precision.calibration.samples=2",
+        "precision.iterations=2",
+        "precision.keep=['down_blocks.*', 'up_blocks.*', 'transformer_blocks.1.*', 'time_emb*']",
+    ],
     "searched": [f"grid.path={_searched()}"],
 }
 

@@ -40,6 +40,7 @@ IDENTITY = {
     "FakeQuant": {"weight_bits": 32, "activation_bits": 32, "rounding": None},
     "MixDQ": None,  # whose bits are never all 32: tests/precision/test_mixdq.py
     "QuEST": None,  # nor are its
+    "BinaryDM": None,  # and its weights have one
     "Cast": {"dtype": "float32"},
     "MagnitudePruning": {"sparsity": 0.0},
     "SkipTuning": {"bottom": 1.0, "top": 1.0},

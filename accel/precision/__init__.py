@@ -1,6 +1,7 @@
 """Precision: in which numbers the denoiser's weights and activations are kept, and how many of them."""
 
 from accel.precision.base import Precision
+from accel.precision.binarydm import BinaryDM
 from accel.precision.calibration_sets import DrawnTimesteps, StridedSteps, Trajectories
 from accel.precision.cast import Cast
 from accel.precision.fake_quant import FakeQuant
@@ -13,6 +14,7 @@ from accel.precision.rounding import AdaQuant, AdaRound, FlexRound
 __all__ = [
     "AdaQuant",
     "AdaRound",
+    "BinaryDM",
     "Cast",
     "DrawnTimesteps",
     "FakeQuant",

@@ -37,7 +37,7 @@ from accel.precision.rounding import Rounding
 from accel.precision.weights import Granularity, check_granularity, nearest_weight, scale_count
 
 TEXT = ("*attn2.to_k", "*attn2.to_v")  # cross-attention's layers that read the text
-WEIGHT = "|weight"  # what follows a layer's name in an artefact
+WEIGHT, BIAS = "|weight", "|bias"  # what follows a layer's name in an artefact
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class FakeQuant(Precision):
                 limits = artefact[name].reshape(self.groups, max(1, len(channels)), 2)
                 inputs = InputQuantiser(self.activation_bits, limits, channels, group)
             exempt = self.exempt_tokens if any(fnmatch(name, k) for k in TEXT) else 0
-            swap(node, name, QuantisedLayer(layer, weight, inputs, None, exempt, bits))
+            swap(node, name, QuantisedLayer(layer, weight, inputs, artefact.get(name + BIAS), exempt, bits))
 
     def bits_of(self, layer: str, artefact: Mapping[str, torch.Tensor] | None) -> int:
         """The bits of a layer's weight."""

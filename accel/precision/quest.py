@@ -10,9 +10,9 @@ the model's own trajectories, drawn over all steps:
 each with the loss |f^(x) - f(x)|^2 of the network's output plus the same of every tuned layer's output, f in full
 precision, and straight-through gradients.
 Deviations: all steps are tuned together in both stages (theirs: the first stage step after step); a larger learning
-rate in far fewer iterations (theirs: 1e-5 in tens of thousands); in their W4A4 activations have a scale for each channel,
-which no integer kernel can run: here it is one for each tensor. The released code leaves out the layers' part of the
-second stage; here it is in.
+rate in far fewer iterations (theirs: 1e-5 in tens of thousands). In their W4A4 activations have a scale for each
+channel, which no integer kernel can run: here it is one for each tensor. The released code leaves out the layers' part
+of the second stage; here it is in.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from accel.precision.calibration import evaluate, predict, record
 from accel.precision.calibration_sets import CalibrationSet, Call, StridedSteps
 from accel.precision.fake_quant import WEIGHT, FakeQuant, quantisable, swap
 from accel.precision.levels import Levels
-from accel.precision.quantised import FLOAT_BITS, QuantisedLayer, channel_dim, run_layer
+from accel.precision.quantised import FLOAT_BITS, InputQuantiser, QuantisedLayer, channel_dim, run_layer
 from accel.precision.rounding import AdaRound, Rounding
 from accel.precision.weights import scales_of, sliced, to_rows
 from accel.trajectory import Trajectory
@@ -116,13 +116,11 @@ class QuEST(FakeQuant):
             wanted, found = (undo.enter_context(outputs(n, layers)) for n in (full, net))
             rates = [{"params": [m.latent for m in tuned.values()], "lr": self.lr}]
             if scales and self.activation_bits != FLOAT_BITS:
-                rates.append({"params": [m.log_scale for m in tuned.values()], "lr": self.scale_lr})
+                rates.append({"params": [m.inputs.log_scale for m in tuned.values()], "lr": self.scale_lr})
             optimizer = torch.optim.Adam(rates)
             decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.iterations)
             for _ in range(self.iterations):
-                call = calls[int(torch.randint(len(calls), (1,), generator=generator))]
-                rows = torch.randint(call.inputs.rows, (min(self.batch, call.inputs.rows),), generator=generator)
-                call = call.picked(rows.tolist())
+                call = drawn(calls, self.batch, generator)
                 clock.stage, clock.num_steps = call.step, call.steps
                 target = evaluate(name, full, call)
                 with torch.enable_grad():
@@ -135,7 +133,7 @@ class QuEST(FakeQuant):
             for k, module in tuned.items():
                 artefact[k + WEIGHT] = module.weight().detach().clone()
                 if scales and self.activation_bits != FLOAT_BITS:
-                    artefact[k] = module.limits()
+                    artefact[k] = module.inputs.limits()
 
     def _scales(self, name: str, layer: nn.Module, net: nn.Module) -> list[torch.Tensor]:
         parts = sliced(layer.weight.detach(), self._slices(net).get(name, ()))
@@ -154,10 +152,9 @@ class Tuned(nn.Module):
         object.__setattr__(self, "quantised", quantised)
         self.scales, self.levels = list(scales), Levels(quantised.weight_bits, symmetric=True)
         self.latent = nn.Parameter(self._begin(quantised))
-        if quantised.inputs is not None:
-            own = torch.tensor(quantised.inputs.parameters)  # (groups, slices, 2)
-            self.log_scale = nn.Parameter(own[..., 0].log())
-            self.register_buffer("zero", own[..., 1])
+        self.inputs = (
+            None if quantised.inputs is None else LearnedInputs(quantised.inputs, channel_dim(quantised.layer))
+        )
 
     def _begin(self, quantised: QuantisedLayer) -> torch.Tensor:
         # The original weight, as far as it is rounded to where it was.
@@ -179,20 +176,32 @@ class Tuned(nn.Module):
         ]
         return torch.cat(made, 1)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layer = self.quantised.layer
+        return run_layer(layer, self.weight(), layer.bias, x if self.inputs is None else self.inputs(x))
+
+
+class LearnedInputs(nn.Module):
+    """An input quantiser whose scales have gradients (LSQ); begins at exactly what `quantiser` does."""
+
+    def __init__(self, quantiser: InputQuantiser, dim: int) -> None:
+        super().__init__()
+        self.quantiser, self.dim = quantiser, dim
+        own = torch.tensor(quantiser.parameters)  # (groups, slices, 2)
+        self.log_scale = nn.Parameter(own[..., 0].log())
+        self.register_buffer("zero", own[..., 1])
+
     def limits(self) -> torch.Tensor:
-        """(groups, slices, 2): the range that the activation levels cover."""
-        scale, top = self.log_scale.detach().exp(), self.quantised.inputs.levels.high
+        """(groups, slices, 2): the range that the levels cover."""
+        scale, top = self.log_scale.detach().exp(), self.quantiser.levels.high
         return torch.stack([-self.zero * scale, (top - self.zero) * scale], -1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        layer, inputs = self.quantised.layer, self.quantised.inputs
-        if inputs is not None:
-            dim = channel_dim(layer)
-            group = inputs.group() if len(self.zero) > 1 else 0
-            parts = x.split(inputs.channels, dim) if len(self.zero[group]) > 1 else (x,)
-            scale, zero = self.log_scale[group].exp(), self.zero[group]
-            x = torch.cat([inputs.levels.learned(p, s, z) for p, s, z in zip(parts, scale, zero, strict=True)], dim)
-        return run_layer(layer, self.weight(), layer.bias, x)
+        group = self.quantiser.group() if len(self.zero) > 1 else 0
+        scale, zero = self.log_scale[group].exp(), self.zero[group]
+        parts = x.split(self.quantiser.channels, self.dim) if len(zero) > 1 else (x,)
+        levels = self.quantiser.levels
+        return torch.cat([levels.learned(p, s, z) for p, s, z in zip(parts, scale, zero, strict=True)], self.dim)
 
 
 @contextmanager
@@ -207,3 +216,10 @@ def outputs(net: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, torch.T
 
             hooks.callback(net.get_submodule(name).register_forward_hook(note).remove)
         yield seen
+
+
+def drawn(calls: Sequence[Call], batch: int, generator: torch.Generator) -> Call:
+    """`batch` random rows of a random evaluation."""
+    call = calls[int(torch.randint(len(calls), (1,), generator=generator))]
+    rows = torch.randint(call.inputs.rows, (min(batch, call.inputs.rows),), generator=generator)
+    return call.picked(rows.tolist())
