@@ -72,7 +72,7 @@ def _flat(study: Study, row: Row, values: Sequence[str]) -> dict[str, Any]:
     for name, key in (("delta", metric), ("delta_distance", "distance")):
         x = study.delta(row, study.baseline, key)
         flat |= _spread(name, x) | {f"{name}_tie": x.tie if x else None}
-    flat |= {key: row.cost(key) for key in ("nfe", "macs", "model_bytes", "peak_bytes", "setup_s")}
+    flat |= {key: row.cost(key) for key in ("nfe", "macs", "bit_operations", "model_bytes", "peak_bytes", "setup_s")}
     flat |= {"macs_ratio": study.macs_ratio(row), "strip": record.get("strip")}
     for name, key in (("ms", "ms_per_image"), ("baseline_ms", "baseline_ms"), ("speedup", "speedup"), ("aa", "aa")):
         flat |= _spread(name, timing.get(key))
@@ -176,11 +176,18 @@ def _columns(study: Study, group: tuple) -> list[Column]:
         Column(f"MACs/image ({unit})", cost("macs", scale)),
         Column("MACs ÷ baseline", lambda row: _ratio(study.macs_ratio(row)), "MACs ÷"),
         *(_speed(study, study.devices[0]) if len(study.devices) == 1 else ()),
+        Column("bit operations ÷ float", _bits),
         Column("weights MB", cost("model_bytes", 1e6)),
         Column("peak MB", cost("peak_bytes", 1e6)),
         Column("set-up s", lambda row: significant(row.cost("setup_s"), 2) if row.cost("setup_s") else None),
     ]
     return [column for column in columns if any(column.text(row) for row in rows)]
+
+
+def _bits(row: Row) -> str | None:
+    # In floating point each multiply-accumulate is 32 x 32 of them.
+    bits = row.cost("bit_operations")
+    return _ratio(bits / (row.cost("macs") * 32**2)) if bits else None
 
 
 def _recipe(group: tuple | None = None) -> Column:
