@@ -5,7 +5,7 @@ a hand-written loop forgets, and whenever guidance changes the batch, gives each
 removes every trace at the end. `options` are those of the hook's config:
 
     first_block  threshold (of the relative change of the first block's residual)
-    mag          mag_ratios (they belong to a model and a number of steps), num_inference_steps, threshold, ...
+    mag          threshold, max_skip_steps, retention_ratio, mag_ratios (left out: measured, see below)
     taylorseer   cache_interval, disable_cache_before_step, max_order, cache_identifiers, ...
     pab          spatial_attention_block_skip_range, spatial_attention_timestep_skip_range, ...
 
@@ -13,14 +13,16 @@ Limits of theirs (diffusers 0.42): the first three work on transformers only; on
 nothing, and are refused here; PAB works on both. They count calls, so a sampler with two evaluations a step advances
 them twice; the contexts above undo that for FirstBlockCache, MagCache and TaylorSeer. TaylorSeer's default finds no
 module of DiTTransformer2DModel, so that `cache_identifiers` must name them. FirstBlockCache fails where the last block
-returns no text stream (Stable Diffusion 3), which is refused, too.
+returns no text stream (Stable Diffusion 3), which is refused, too. MagCache's ratios belong to a model, a sampler and a
+number of steps: how much the norm of what all blocks add to a token changes from step to step, averaged over tokens (Ma
+et al. 2025, arXiv:2506.09045, eq. 4). Theirs are printed by a calibration run, to be copied; here they are an artefact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,6 +37,10 @@ HOOKS = {  # name: config class and function of diffusers.hooks, and whether it 
     "taylorseer": ("TaylorSeerCacheConfig", "apply_taylorseer_cache", True),
     "pab": ("PyramidAttentionBroadcastConfig", "apply_pyramid_attention_broadcast", False),
 }
+RATIOS = "mag_ratios"
+SAMPLES = 16  # that they are measured on
+BLOCKS = ("transformer_blocks", "single_transformer_blocks")
+Sample = Callable[[Any, int, int], torch.Tensor]  # (recipe, start, stop) -> images of those samples
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,11 @@ class DiffusersCache(Method):
             raise unknown("cache.hook", str(self.hook), HOOKS)
         options = {k: tuple(v) if is_list(v) else v for k, v in dict(self.options).items()}
         object.__setattr__(self, "options", options)
-        self._config(None)
+        self._config(None, {RATIOS: (1.0,)} if self.calibrated else {})
+
+    @property
+    def calibrated(self) -> bool:
+        return self.hook == "mag" and RATIOS not in self.options
 
     def __hash__(self) -> int:
         return hash((self.hook, tuple(sorted(self.options.items(), key=str))))
@@ -75,6 +85,37 @@ class DiffusersCache(Method):
                     "cache=taylorseer, or cache=none."
                 )
 
+    def prepared(self, pipe: Any, recipe: Any, artefact: Mapping[str, torch.Tensor] | None = None) -> DiffusersCache:
+        if not self.calibrated:
+            return self
+        if artefact is None:
+            raise ConfigError(
+                "the ratios of diffusers' MagCache are still to be measured; run the recipe through `python -m accel`, "
+                "or pass artefacts={'cache': cache.calibrate(...)}, or cache.options.mag_ratios=[...]."
+            )
+        ratios = artefact[RATIOS].tolist()
+        if recipe.sampler and recipe.sampler.steps != len(ratios):
+            raise ConfigError(
+                f"the ratios of MagCache were measured over {len(ratios)} steps, but the sampler has "
+                f"{recipe.sampler.steps}; measure them again."
+            )
+        return replace(self, options={**self.options, RATIOS: ratios, "num_inference_steps": len(ratios)})
+
+    def calibrate(
+        self, pipe: Any, recipe: Any, sample: Sample, on_step: Callable[[int, int], None] = lambda done, total: None
+    ) -> dict[str, torch.Tensor]:
+        """The artefact: `mag_ratios`, one for each step, of one batch of samples.
+
+        `sample(recipe, start, stop)` generates those samples of `pipe`, which runs that recipe meanwhile.
+        """
+        from accel.recipe import accelerate
+
+        measured = _Ratios()
+        with accelerate(pipe, replace(recipe, cache=measured)):
+            sample(recipe, 0, SAMPLES)
+        on_step(1, 1)
+        return {RATIOS: torch.tensor(measured.means())}
+
     def attach(self, node: Node, inner: Denoise) -> Denoise:
         import diffusers.hooks
 
@@ -96,16 +137,50 @@ class DiffusersCache(Method):
 
         return denoise
 
-    def _config(self, clock: Any) -> Any:
+    def _config(self, clock: Any, more: Mapping[str, Any] | None = None) -> Any:
         import diffusers.hooks
 
-        options = dict(self.options)
+        options = {**self.options, **(more or {})}
         if self.hook == "pab":
             options["current_timestep_callback"] = lambda: int(clock.timestep)
         try:
             return getattr(diffusers.hooks, HOOKS[self.hook][0])(**options)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"cache.options of diffusers' {self.hook} cache: {error}".rstrip(".") + ".") from error
+
+
+class _Ratios(Method):
+    """Attached while MagCache's ratios are measured: the plain network, and what its blocks add to each token."""
+
+    def __init__(self) -> None:
+        self.norms: dict[tuple, torch.Tensor] = {}
+        self.found: dict[int, list[torch.Tensor]] = {}
+
+    def means(self) -> list[float]:
+        """The ratio of each step to the one before; of the first step 1."""
+        return [1.0] + [float(torch.cat(self.found[step]).mean()) for step in sorted(self.found)]
+
+    def attach(self, node: Node, inner: Denoise) -> Denoise:
+        clock, entry = node.clock, {}
+        blocks = [b for name in BLOCKS for b in getattr(node.net, name, ())]
+
+        def before(module, args, kwargs):
+            entry["x"] = args[0] if args else kwargs["hidden_states"]
+
+        def after(module, args, output):
+            from diffusers.hooks._helpers import TransformerBlockRegistry
+
+            at = TransformerBlockRegistry.get(type(module)).return_hidden_states_index
+            hidden = output[at] if isinstance(output, tuple) else output
+            norm = (hidden - entry["x"]).float().norm(dim=-1).flatten()
+            key = clock.slot, clock.call, len(norm)
+            if clock.step and key in self.norms:
+                self.found.setdefault(clock.step, []).append(norm / (self.norms[key] + 1e-8))
+            self.norms[key] = norm
+
+        node.undo.callback(blocks[0].register_forward_pre_hook(before, with_kwargs=True).remove)
+        node.undo.callback(blocks[-1].register_forward_hook(after).remove)
+        return inner
 
 
 def is_list(value: Any) -> bool:

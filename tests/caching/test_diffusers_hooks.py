@@ -48,6 +48,28 @@ def test_it_skips_work_and_each_trajectory_starts_anew(dit, hook):
         assert torch.equal(torch.as_tensor(run_dit(dit)), exact)
 
 
+def test_mag_ratios_are_those_of_diffusers_own_calibration(dit, capsys):
+    recipe = Recipe(DDIM, cache=DiffusersCache("mag", {"threshold": 0.06}))
+    assert recipe.cache.calibrated
+    with pytest.raises(ConfigError, match="still to be measured"), accelerate(dit, recipe):
+        pass
+    made = recipe.cache.calibrate(dit, recipe, lambda *drawn: run_dit(dit))
+    theirs = DiffusersCache("mag", {"calibrate": True, "num_inference_steps": 8, "mag_ratios": None})
+    with accelerate(dit, Recipe(DDIM, cache=theirs)):
+        run_dit(dit)
+    said = capsys.readouterr().out
+    printed = [float(x) for x in said[said.rindex("[") + 1 : said.rindex("]")].split(",")]
+    assert made["mag_ratios"].tolist() == pytest.approx(printed, rel=1e-4)
+    assert len(set(printed)) > 4
+    ready = recipe.cache.prepared(dit, recipe, made)
+    assert ready.options["num_inference_steps"] == 8
+    with accelerate(dit, recipe, artefacts={"cache": made}):
+        run_dit(dit)
+    other = Recipe(DiffusersSampler("DDIMScheduler", 5), cache=recipe.cache)
+    with pytest.raises(ConfigError, match="measured over 8 steps, but the sampler has 5"):
+        other.cache.prepared(dit, other, made)
+
+
 def test_a_threshold_that_nothing_meets_is_no_cache(dit):
     with accelerate(dit, Recipe(DDIM)):
         exact = torch.as_tensor(run_dit(dit))
@@ -74,7 +96,7 @@ def test_where_they_do_not_work_they_are_refused(pipe, ddim):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [(("first_blok", {}), "first_block"), (("first_block", {"treshold": 1}), r"cache.options .*treshold"),
-     (("mag", {}), "mag_ratios")],
+     (("mag", {"treshold": 1}), r"cache.options .*treshold")],
 )  # fmt: skip
 def test_bad_settings_are_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
