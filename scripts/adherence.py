@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--results", default="outputs")
     parser.add_argument("--weights", default=None, help="a folder of weights (default: those of the repository)")
     parser.add_argument("--n", type=int, default=512)
-    parser.add_argument("--scale", type=float, default=4.0, help="guidance scale")
+    parser.add_argument("--scale", type=float, default=3.0, help="guidance scale")
     args = parser.parse_args()
     suite = ShapesSuite(weights=args.weights) if args.weights else ShapesSuite()
     runner = Runner(suite, Evaluation(n=args.n, distance_n=args.n), Results(args.results), print)
