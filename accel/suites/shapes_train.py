@@ -131,7 +131,7 @@ def whiten(net: nn.Module, latents: torch.Tensor, variance: torch.Tensor) -> Non
 
 
 def _detector(assets: Path, work: Path, device: str):
-    targets = {k: v.to(device) for k, v in detector_targets(data.samples("train", data.TRAIN, 0, WORKERS)).items()}
+    targets = {k: v.to(device) for k, v in detector_targets(data.samples("judge", data.TRAIN, 0, WORKERS)).items()}
 
     def loss(net, images, index, generator):
         blurred = images.float()
@@ -142,7 +142,7 @@ def _detector(assets: Path, work: Path, device: str):
             maps = {k: v.float() for k, v in net(x.to(device)).items()}
         return detection_loss(maps, {k: v[index] for k, v in targets.items()})
 
-    return ShapeDetector(), data.pictures("train", data.TRAIN, WORKERS), loss
+    return ShapeDetector(), data.pictures("judge", data.TRAIN, WORKERS), loss
 
 
 def detector_targets(samples: list[data.Sample]) -> dict[str, torch.Tensor]:

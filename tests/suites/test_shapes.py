@@ -107,7 +107,7 @@ def test_detector_finds_what_is_drawn(suite, held_out):
     pairs = [(min(f, key=lambda o, t=t: (o.x - t.x) ** 2 + (o.y - t.y) ** 2), t)
              for f, s in zip(found, scenes, strict=True) for t in s.things if f]  # fmt: skip
     for name in NAMES:
-        assert sum(getattr(o, name) == getattr(t, name) for o, t in pairs) / len(pairs) > 0.97, name
+        assert sum(getattr(o, name) == getattr(t, name) for o, t in pairs) / len(pairs) > 0.99, name
     assert sum(abs(o.x - t.x) < 1.5 and abs(o.y - t.y) < 1.5 for o, t in pairs) / len(pairs) > 0.97
 
 
@@ -115,8 +115,8 @@ def test_scores_of_real_pictures_and_of_mismatched_prompts(suite, held_out):
     images, prompts = held_out
     own = suite.per_sample(images, {"prompt": prompts})
     other = suite.per_sample(images, {"prompt": prompts[1:] + prompts[:1]})
-    assert own["adherence"].mean() > 0.96
-    assert own["exact"].mean() > 0.9
+    assert own["adherence"].mean() > 0.98
+    assert own["exact"].mean() > 0.95
     assert other["adherence"].mean() < 0.2
     assert own["clip_score"].mean() > other["clip_score"].mean() + 20
     assert own["clip_score"].shape == own["adherence"].shape == (len(images),)
@@ -179,7 +179,8 @@ def test_autoencoder_keeps_the_pictures(text_pipe, held_out):
     images = held_out[0][:32]
     x = images.float() / 127.5 - 1
     with torch.inference_mode():
-        latents = text_pipe.vae.encode(x).latent_dist.mean * text_pipe.vae.config.scaling_factor
+        found = text_pipe.vae.encode(x).latent_dist
+        latents = found.mean * text_pipe.vae.config.scaling_factor
         back = to_uint8(text_pipe.vae.decode(latents / text_pipe.vae.config.scaling_factor).sample)
-    assert latents.std() == pytest.approx(1, abs=0.1)
+    assert (latents.var() + found.var.mean()).sqrt() == pytest.approx(1, abs=0.1)  # of sampled latents
     assert (back.float() - images.float()).abs().mean() < 6
