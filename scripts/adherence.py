@@ -43,6 +43,7 @@ def main() -> None:
         "n": args.n,
         "seed": runner.evaluation.seed,
         "real_n": len(real),
+        "rows": list(generated),  # in order
         "generated": {name: e.to_dict() for name, e in generated.items()},
         "real": {name: e.to_dict() for name, e in judged(real, captions).items()},
         "environment": environment(runner.device),

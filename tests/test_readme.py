@@ -52,6 +52,7 @@ def test_sampler_table_is_that_of_the_tracked_studies():
     ("heading", "study"),
     [
         ("## Guidance", "guidance_digits"),
+        ("On `shapes`, text to image,", "guidance_shapes"),
         ("## Caching", "caching_digits"),
         ("On `digits_dit`, a transformer:", "caching_dit"),
         ("## Stitching", "stitching_dit"),
@@ -75,6 +76,7 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
     """Rebuilding from the tracked records gives the tracked bytes."""
     import shutil
 
+    from accel.results.adherence import write_adherence
     from accel.results.architectures import write_architectures
     from accel.results.cascade import write_cascade
     from accel.results.convergence import write_convergence
@@ -90,7 +92,7 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
         for path in write_tables(results, study):
             assert path.read_bytes() == (ROOT / "results/tables" / path.name).read_bytes(), path.name
     others = (write_overhead, write_schedulers, write_deepcache, write_architectures, write_cascade, write_convergence)
-    for write in others:
+    for write in (*others, write_adherence):
         written = [path for path in write(results) if path.suffix != ".png"]
         assert written, write.__name__
         for path in written:

@@ -41,7 +41,8 @@ class Call:
 
     def at(self, x: torch.Tensor, timestep: float) -> Call:
         """The same call on another x and timestep."""
-        time = torch.as_tensor(timestep, device=x.device)
+        kind = torch.as_tensor(self.inputs.kwargs["timestep"]).dtype
+        time = torch.full((len(x),), timestep, dtype=kind, device=x.device)  # transformers want one for each row
         return replace(self, inputs=self.inputs.given(**{self.inputs.sample_name: x, "timestep": time}))
 
 

@@ -14,7 +14,7 @@ from accel.suites.shapes_captions import caption, wanted
 from accel.suites.shapes_scene import COLOUR_NAMES, SHAPES, TEXTURES, Scene, draw_scene, render
 
 # Name of a stream: its seed. Only `train` has no held-out pairs; of the others every second scene has one. `judge` is
-# what the detector learns from: one that has never seen a pair is wrong about its colour in every sixth picture.
+# what the detector learns from: one that has never seen a pair of shape and colour is often wrong about the colour.
 STREAMS = {"train": 1, "prompts": 2, "reference": 3, "held_out": 4, "judge": 5}
 TRAIN, REFERENCE, HELD_OUT = 50_000, 2048, 512
 CAPTIONS = 2  # of one training scene

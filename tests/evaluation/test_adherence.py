@@ -66,12 +66,15 @@ def test_the_table_shows_generated_and_real(found, tmp_path):
     values = {name: e.to_dict() for name, e in found.items()}
     where = {"device_name": "a processor"}
     common = {"kind": "adherence", "label": "unipc-50", "seed": 0, "real_n": 512, "environment": where}
-    results.save(common | {"id": "old", "made": 1.0, "n": 60, "generated": {}, "real": {}})
+    results.save(common | {"id": "old", "made": 1.0, "n": 60, "rows": [], "generated": {}, "real": {}})
     real = {"objects right": values["of prompts of two objects"]}
-    results.save(common | {"id": "new", "made": 2.0, "n": 120, "generated": values, "real": real})
+    names = list(reversed(values))
+    results.save(common | {"id": "new", "made": 2.0, "n": 120, "rows": names, "generated": values, "real": real})
     (path,) = write_adherence(results)
     text = path.read_text()
     assert "120 prompts (seed 0)" in text
     row = next(line for line in text.splitlines() if line.startswith("| objects right |"))
     assert "| 120 | 62" in row
     assert row.endswith("50.0 |")
+    shown = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
+    assert shown[-len(names) :] == names, "in the order of the record"

@@ -60,7 +60,7 @@ def test_each_sample_stands_at_one_step_with_its_own_state(calls):
     rows = 0
     for call in chosen:
         own = next(c for c in calls if c.timestep == call.timestep)
-        assert float(call.inputs.kwargs["timestep"]) == call.timestep
+        assert (call.inputs.kwargs["timestep"] == call.timestep).all()
         for x in call.inputs.sample:
             assert any(torch.equal(x, other) for other in own.inputs.sample)
         rows += call.inputs.rows
