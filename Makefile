@@ -49,9 +49,9 @@ figures: $(READY) ## rebuild the figures of every study from its records
 
 STUDIES := demo axes judge judge_cfg samplers_digits samplers_digits_cfg2 samplers_digits_cfg4 flow_digits reference_digits dmcmc guidance_digits \
   caching_digits stitching_digits caching_dit stitching_dit \
-  samplers_shapes guidance_shapes caching_shapes stitching_shapes
+  samplers_shapes guidance_shapes caching_shapes stitching_shapes overview_shapes
 
-results: $(READY) ## compute the tracked tables in results/ (all studies; about three hours)
+results: $(READY) ## compute the tracked tables in results/ (all studies; about four hours)
 	for study in $(STUDIES); do $(PY) -m accel experiment=$$study results=results $(ARGS) || exit 1; done
 	$(PY) scripts/compatibility.py --results results
 	$(PY) scripts/convergence.py --results results
