@@ -25,8 +25,8 @@ setup: $(READY) ## make the environment (.venv)
 demo: $(READY) ## sweep samplers, caching, stitching and precision on real digits; table, plots, offline wandb runs
 	$(PY) -m accel experiment=demo results=$(RESULTS) $(ARGS)
 
-test: $(READY) ## the whole test suite
-	$(PY) -m pytest $(ARGS)
+test: $(READY) ## the whole test suite, on all cores
+	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(READY) ## ruff: rules and format
 	$(PY) -m ruff check .

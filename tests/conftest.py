@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 
 import pytest
@@ -12,7 +13,8 @@ from accel.samplers import DiffusersSampler
 
 logging.getLogger("diffusers").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning)
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# Processes of pytest-xdist share the cores; alone, two threads as the tables have.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(scope="session")
