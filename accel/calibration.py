@@ -6,7 +6,6 @@ that no evaluation has.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 
 from accel.evaluation.generate import generate, generators
-from accel.evaluation.shards import load_tensors, save_tensors
+from accel.files import load_tensors, save_tensors
+from accel.job import Job
 from accel.recipe import Recipe
 from accel.results.records import describe, digest
 from accel.suites.base import Suite
@@ -43,43 +43,44 @@ class Calibration:
         if recipe.sampler and recipe.sampler.calibrated:
             # A search knows the sampler and its guidance only: the model is the plain one.
             alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
-            made["sampler"] = self._artefact(alone, lambda: self._search(alone))
+            made["sampler"] = self._artefact(alone, lambda job: self._search(alone, job))
             seconds += float(made["sampler"].pop("seconds"))
         if recipe.guidance and recipe.guidance.calibrated:
             alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
-            made["guidance"] = self._artefact(alone, lambda: self._fit(alone))
+            made["guidance"] = self._artefact(alone, lambda job: self._fit(alone))
             seconds += float(made["guidance"].pop("seconds"))
         if recipe.cache and recipe.cache.calibrated:
             alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance, recipe.cache)
-            made["cache"] = self._artefact(alone, lambda: self._learn(alone))
+            made["cache"] = self._artefact(alone, lambda job: self._learn(alone, job))
             seconds += float(made["cache"].pop("seconds"))
         if recipe.precision and recipe.precision.calibrated:
-            flat = self._artefact(recipe, lambda: self._observe(recipe, made))
+            flat = self._artefact(recipe, lambda job: self._observe(recipe, made, job))
             seconds += float(flat.pop("seconds"))
             for name, tensor in flat.items():
                 network, _, own = name.partition("/")
                 made.setdefault(network, {})[own] = tensor
         return made or None, seconds
 
-    def _artefact(self, recipe: Recipe, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def _artefact(self, recipe: Recipe, make: Callable[[Job], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         path = self.folder / f"{self.artefact_id(recipe)}.safetensors"
         flat = load_tensors(path) if path.exists() else None
         if flat is None:
             if path.exists():
                 self.say(f"artefact {path} is damaged (its hash does not match); calibrating anew.")
-            start = time.perf_counter()
-            flat = make()
-            flat["seconds"] = torch.tensor(time.perf_counter() - start)
+            job = Job(path.with_suffix(".parts"), self.on_search)
+            flat = make(job)
+            flat["seconds"] = torch.tensor(job.seconds)
             save_tensors(path, flat)
+            job.finish()
         return flat
 
-    def _search(self, recipe: Recipe) -> dict[str, torch.Tensor]:
+    def _search(self, recipe: Recipe, job: Job) -> dict[str, torch.Tensor]:
         from accel.samplers.ode import initial_latents
 
         n = recipe.sampler.samples_wanted()
         call = self.suite.conditions(0, n) | self.suite.guidance_arguments(recipe)
         noise = initial_latents(self.pipe(), call | {"generator": generators(CALIBRATION_SEED, 0, n)})
-        return recipe.sampler.calibrate(self.pipe(), recipe, call, noise, self.on_search)
+        return recipe.sampler.calibrate(self.pipe(), recipe, call, noise, job.on_step)
 
     def _sample(self, recipe: Recipe, start: int, stop: int) -> torch.Tensor:
         return generate(self.pipe(), self.suite, recipe, CALIBRATION_SEED, start, stop, self.batch)
@@ -87,11 +88,11 @@ class Calibration:
     def _fit(self, recipe: Recipe) -> dict[str, torch.Tensor]:
         return recipe.guidance.calibrate(self.pipe(), recipe, self._sample)
 
-    def _learn(self, recipe: Recipe) -> dict[str, torch.Tensor]:
-        return recipe.cache.calibrate(self.pipe(), recipe, self._sample, self.on_search)
+    def _learn(self, recipe: Recipe, job: Job) -> dict[str, torch.Tensor]:
+        return recipe.cache.calibrate(self.pipe(), recipe, self._sample, job.on_step)
 
-    def _observe(self, recipe: Recipe, artefacts: dict[str, Any]) -> dict[str, torch.Tensor]:
-        made = recipe.precision.calibrate(self.pipe(), recipe, self._sample, self.models(), artefacts)
+    def _observe(self, recipe: Recipe, artefacts: dict[str, Any], job: Job) -> dict[str, torch.Tensor]:
+        made = recipe.precision.calibrate(self.pipe(), recipe, self._sample, self.models(), artefacts, job)
         return {f"{network}/{name}": tensor for network, own in made.items() for name, tensor in own.items()}
 
     def artefact_id(self, recipe: Recipe) -> str:

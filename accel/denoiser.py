@@ -77,6 +77,7 @@ class Inputs:
 
 
 Denoise = Callable[[Inputs], torch.Tensor]
+Sample = Callable[[Any, int, int], torch.Tensor]  # (recipe, start, stop) -> images of those samples
 
 
 def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -86,6 +87,11 @@ def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, dict):
         return {k: mapped(v, change) for k, v in value.items()}
     return type(value)(mapped(v, change) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def first_output(output: Any) -> torch.Tensor:
+    """The tensor that a module is for, of whatever it returned: a tuple's first, an output object's `sample`."""
+    return output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
@@ -276,3 +282,17 @@ def shadow_forward(net: nn.Module, denoise: Denoise, clock: Trajectory) -> Itera
             net.forward = before
         else:
             del net.forward
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """`module.forward` is another function until the context ends, then what it was."""
+    had, before = "forward" in module.__dict__, module.forward
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if had:
+            module.forward = before
+        else:
+            del module.forward

@@ -199,7 +199,7 @@ def accelerate(
     with ExitStack() as undo:
         denoisers, nodes = {}, {}
         if recipe.precision:
-            recipe.precision.prepare_pipeline(pipe, undo)
+            recipe.precision.prepare_pipeline(pipe, undo, artefacts)
         for key, net in recipe.nets(pipe, models).items():
             node = Node(key, net, clock, undo, count_macs, (artefacts or {}).get(key), layout)
             forward = net.forward

@@ -14,8 +14,9 @@ import torch
 from accel.calibration import CALIBRATION_SEED, Calibration
 from accel.errors import ConfigError, IntegrityError, check_int
 from accel.evaluation.shards import ShardStore, boundaries, locked
+from accel.files import write_atomic
 from accel.recipe import Recipe, accelerate
-from accel.results.records import Results, describe, digest, write_atomic
+from accel.results.records import Results, describe, digest
 from accel.suites.base import Suite
 
 MIN_N = 60  # 20 jackknife groups of at least three samples

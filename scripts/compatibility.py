@@ -6,7 +6,8 @@ import argparse
 import logging
 
 from accel.compatibility import table
-from accel.results.records import Results, write_atomic
+from accel.files import write_atomic
+from accel.results.records import Results
 from accel.suites.digits import DigitsSuite
 from accel.suites.mixture import MixtureSuite
 

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.denoiser import Denoise, Inputs, Method, Node
+from accel.denoiser import Denoise, Inputs, Method, Node, Sample
 from accel.errors import ConfigError, IncompatibleError, unknown
 
 HOOKS = {  # name: config class and function of diffusers.hooks, and whether it needs a transformer
@@ -40,7 +40,6 @@ HOOKS = {  # name: config class and function of diffusers.hooks, and whether it 
 RATIOS = "mag_ratios"
 SAMPLES = 16  # that they are measured on
 BLOCKS = ("transformer_blocks", "single_transformer_blocks")
-Sample = Callable[[Any, int, int], torch.Tensor]  # (recipe, start, stop) -> images of those samples
 
 
 @dataclass(frozen=True)

@@ -35,15 +35,14 @@ import torch
 from torch import nn
 
 from accel.caching.inheritance import FeatureInheritance
-from accel.caching.module_cache import ModuleCache, Shape, replaced_forward
-from accel.denoiser import Denoise, Inputs, Method, Node, denoiser_name
+from accel.caching.module_cache import ModuleCache, Shape
+from accel.denoiser import Denoise, Inputs, Method, Node, Sample, denoiser_name, replaced_forward
 from accel.digests import settings_digest, weights_digest
 from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
 from accel.guidance.base import halves
 
 OBJECTIVES = ("harmonica", "l2c")
 CERTAIN = 5.0  # the logit of a step that always runs; logits stay within +-CERTAIN
-Sample = Callable[[Any, int, int], torch.Tensor]
 
 
 @dataclass(frozen=True)

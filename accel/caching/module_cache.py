@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +24,7 @@ import torch
 from torch import nn
 
 from accel.caching.rows import Kept, rows_of
-from accel.denoiser import Denoise, Inputs, Method, Node
+from accel.denoiser import Denoise, Inputs, Method, Node, replaced_forward
 
 Key = tuple[int, int, str]  # stage within the step, call within the stage, part of the batch
 
@@ -96,20 +95,6 @@ class _Now:
     def clear(self) -> None:
         self.given.clear()
         self.seen.clear()
-
-
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """`module.forward` is another function until the context ends, then what it was."""
-    had, before = "forward" in module.__dict__, module.forward
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if had:
-            module.forward = before
-        else:
-            del module.forward
 
 
 def _cached(name: str, forward: Callable[..., Any], now: _Now) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.denoiser import first_output
 from accel.errors import AccelError, IncompatibleError
 
 
@@ -124,8 +125,7 @@ class ShallowView:
 
             def after(module, args, output):
                 if self.armed:
-                    hidden = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
-                    self.entry = hidden.clone()
+                    self.entry = first_output(output).clone()
 
             handle = layers[self.entry_layer - 1].register_forward_hook(after)
         try:

@@ -7,50 +7,19 @@ when it is read, reported and computed again.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from accel.results.records import write_atomic
-
-Tensors = dict[str, torch.Tensor]
+from accel.files import Tensors, load_tensors, save_tensors
 
 
 def boundaries(n: int, size: int) -> list[tuple[int, int]]:
     """[0, size), [size, 2 size), ..., the last one cut at n."""
     return [(a, min(a + size, n)) for a in range(0, n, size)]
-
-
-def _digest(tensors: Tensors) -> str:
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        t = tensors[name].contiguous()
-        total.update(f"{name}:{t.dtype}:{tuple(t.shape)};".encode())
-        total.update(t.view(torch.uint8).numpy().tobytes() if t.dim() else t.numpy().tobytes())
-    return total.hexdigest()
-
-
-def save_tensors(path: Path, tensors: Tensors) -> None:
-    """Write tensors with their sha256, whole or not at all."""
-    tensors = {k: v.contiguous() for k, v in tensors.items()}
-    write_atomic(path, save(tensors, {"sha256": _digest(tensors)}))
-
-
-def load_tensors(path: Path) -> Tensors | None:
-    """What `save_tensors` wrote, or None if the file is damaged."""
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
-            intact = file.metadata().get("sha256") == _digest(tensors)
-    except (SafetensorError, OSError, AttributeError):
-        return None
-    return tensors if intact else None
 
 
 class ShardStore:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 
-from accel.denoiser import Method, Node
+from accel.denoiser import Method, Node, Sample
+from accel.errors import IncompatibleError
+from accel.job import Job
 
-Sample = Callable[[Any, int, int], torch.Tensor]  # (recipe, start, stop) -> images of those samples
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 class Precision(Method):
@@ -22,8 +24,9 @@ class Precision(Method):
     def prepare(self, node: Node) -> None:
         """Change `node.net`; register the way back on `node.undo`."""
 
-    def prepare_pipeline(self, pipe: Any, undo: ExitStack) -> None:
-        """Change networks of the pipeline beside the denoisers; register the way back on `undo`."""
+    def prepare_pipeline(self, pipe: Any, undo: ExitStack, artefacts: Mapping[str, Any] | None = None) -> None:
+        """Change networks of the pipeline beside the denoisers; register the way back on `undo`. `artefacts`: those of
+        all networks, by name."""
 
     def calibrate(
         self,
@@ -32,17 +35,28 @@ class Precision(Method):
         sample: Sample,
         models: Mapping[str, nn.Module] | None = None,
         artefacts: Mapping[str, Any] | None = None,
+        job: Job | None = None,
     ) -> dict[str, dict[str, torch.Tensor]]:
         """The artefact of each of the recipe's networks, by name, if the method is `calibrated`.
 
         `sample(recipe, start, stop)` generates those samples by `pipe`, which runs that recipe meanwhile. `artefacts`:
-        what the recipe's other methods need.
+        what the recipe's other methods need. `job` is told the progress and keeps what is finished of long work.
         """
         raise NotImplementedError
 
     def model_bytes(self, net: nn.Module, artefact: Mapping[str, torch.Tensor] | None = None) -> int:
         """Bytes to store the network's parameters and buffers under this method."""
         return plain_bytes(net)
+
+
+def text_encoders(pipe: Any) -> dict[str, nn.Module]:
+    """The pipeline's text encoders by name. IncompatibleError if it has none."""
+    found = {name: net for name in ENCODERS if isinstance(net := getattr(pipe, name, None), nn.Module)}
+    if not found:
+        raise IncompatibleError(
+            f"{type(pipe).__name__} has no text encoder; leave precision.text_encoder at its default."
+        )
+    return found
 
 
 def plain_bytes(net: nn.Module) -> int:

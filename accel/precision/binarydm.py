@@ -16,24 +16,19 @@ released code takes them over the width of the picture); thousands of iterations
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from accel.denoiser import LATER, Node
+from accel.denoiser import LATER
 from accel.errors import ConfigError, check_float, check_int
-from accel.precision.base import Sample
-from accel.precision.calibration import evaluate, predict, record
-from accel.precision.calibration_sets import CalibrationSet, Call, StridedSteps
-from accel.precision.fake_quant import BIAS, WEIGHT, FakeQuant, quantisable, swap
-from accel.precision.quantised import FLOAT_BITS, QuantisedLayer, channel_dim, run_layer
-from accel.precision.quest import LearnedInputs, drawn, outputs
-from accel.trajectory import Trajectory
+from accel.precision.calibration_sets import CalibrationSet, StridedSteps
+from accel.precision.distillation import LearnedInputs, Objective, Outputs, Training
+from accel.precision.fake_quant import BIAS, WEIGHT, FakeQuant, quantisable
+from accel.precision.quantised import FLOAT_BITS, QuantisedLayer, run_layer
 
 BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
 RANK = 4  # one of so many principal directions is mimicked
@@ -54,6 +49,8 @@ class BinaryDM(FakeQuant):
     tau: float = 0.09
     mimicking: float = 1e-4
     seed: int = 0
+
+    refines: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.weight_bits != 1:
@@ -80,69 +77,46 @@ class BinaryDM(FakeQuant):
     def calibrated(self) -> bool:
         return True
 
-    def calibrate(
-        self,
-        pipe: Any,
-        recipe: Any,
-        sample: Sample,
-        models: Mapping[str, nn.Module] | None = None,
-        artefacts: Mapping[str, Any] | None = None,
-    ) -> dict[str, dict[str, torch.Tensor]]:
-        """For each network the trained layers' activation limits, weights (`|weight`) and biases (`|bias`)."""
-        made = super().calibrate(pipe, recipe, sample, models, artefacts)
-        calls = record(pipe, recipe, lambda: sample(recipe, 0, self.calibration.samples), models, artefacts)
-        for name, net in recipe.nets(pipe, models).items():
-            self._train(name, net, [call for batch in calls.get(name, ()) for call in batch], made[name])
-        return made
+    def refine(self, name, net, calls, artefact, job) -> None:
+        """Train: weights (`|weight`), biases (`|bias`) and activation limits."""
+        trained = Training("trained", self.iterations, self.batch, self.seed).run(
+            name, net, calls, self.prepare, artefact, layers=quantisable(net, self.keep), job=job,
+            stand_ins=lambda own: {k: Binary(m) for k, m in own.items()},
+            rates=lambda own: [{"params": [p for m in own.values() for p in m.parameters()], "lr": self.lr}],
+            objective=_Mimicking(self, net),
+        )  # fmt: skip
+        for k, module in trained.items():
+            artefact[k + WEIGHT] = module.hard()
+            if module.bias is not None:
+                artefact[k + BIAS] = module.bias.detach().clone()
+            if module.inputs is not None:
+                artefact[k] = module.inputs.limits()
 
     def _nearest(self, layer: nn.Module, bits: int, channels: Sequence[int]) -> torch.Tensor:
         rows = layer.weight.detach().flatten(1)
         return (rows.abs().mean(1, keepdim=True) * sign(rows)).reshape(layer.weight.shape)
 
-    def _train(self, name: str, net: nn.Module, calls: Sequence[Call], artefact: dict[str, torch.Tensor]) -> None:
-        layers, generator, clock = quantisable(net, self.keep), torch.Generator().manual_seed(self.seed), Trajectory()
-        full = copy.deepcopy(net)
-        blocks = [k for k, m in net.named_modules() if type(m).__name__ in BLOCKS]
-        with ExitStack() as undo:
-            node = Node(name, net, clock, undo, artefact=artefact)
-            self.prepare(node)
-            trained = {k: Binary(net.get_submodule(k)) for k in layers}
-            for k, module in trained.items():
-                swap(node, k, module)
-            wanted, found = (undo.enter_context(outputs(n, blocks)) for n in (full, net))
-            bases: dict[str, torch.Tensor] = {}
-            optimizer = torch.optim.AdamW(
-                [p for m in trained.values() for p in m.parameters()], self.lr, weight_decay=0
-            )
-            decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.iterations)
-            for i in range(self.iterations):
-                call = drawn(calls, self.batch, generator)
-                clock.stage, clock.num_steps = call.step, call.steps
-                evolving = i < self.evolving * self.iterations
-                for module in trained.values():
-                    module.evolving = evolving
-                target = evaluate(name, full, call)
-                if not bases:
-                    bases = {k: principal(wanted[k]) for k in blocks}
-                with torch.enable_grad():
-                    loss = (predict(name, net, call) - target).square().mean()
-                    for k in blocks:
-                        error = projected(found[k], bases[k]) - projected(wanted[k], bases[k])
-                        loss = loss + self.mimicking * error.square().mean()
-                    if evolving:
-                        loss = loss + self.tau * sum(m.second.abs().mean() for m in trained.values()) / len(trained)
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                optimizer.step()
-                decay.step()
-            for k, module in trained.items():
-                module.evolving = False
-                artefact[k + WEIGHT] = module.hard()
-                if module.bias is not None:
-                    artefact[k + BIAS] = module.bias.detach().clone()
-                if module.inputs is not None:
-                    limits = module.inputs.limits()
-                    artefact[k] = limits.flatten() if limits.numel() == 2 else limits
+
+class _Mimicking(Objective):
+    """Blocks' outputs along the full network's principal directions; at first both bases, the second penalised."""
+
+    def __init__(self, method: BinaryDM, net: nn.Module) -> None:
+        self.method = method
+        self.watched = tuple(k for k, m in net.named_modules() if type(m).__name__ in BLOCKS)
+
+    def begin(self, wanted: Outputs, trained: Mapping[str, Binary]) -> None:
+        self.modules = trained.values()
+        self.bases = {k: principal(wanted[k]) for k in self.watched}
+
+    def step(self, progress: float) -> None:
+        for module in self.modules:
+            module.evolving = progress < self.method.evolving
+
+    def loss(self, wanted: Outputs, found: Outputs) -> torch.Tensor | float:
+        errors = [projected(found[k], self.bases[k]) - projected(wanted[k], self.bases[k]) for k in self.watched]
+        total = self.method.mimicking * sum(e.square().mean() for e in errors)
+        second = [m.second.abs().mean() for m in self.modules if m.evolving]
+        return total + self.method.tau * sum(second) / len(self.modules)
 
 
 class Binary(nn.Module):
@@ -159,7 +133,7 @@ class Binary(nn.Module):
         self.first = nn.Parameter(first.clone())
         self.second = nn.Parameter((rows - first * sign(rows)).abs().mean(1, keepdim=True))
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
-        self.inputs = None if quantised.inputs is None else LearnedInputs(quantised.inputs, channel_dim(layer))
+        self.inputs = LearnedInputs.of(quantised)
 
     def weight(self) -> torch.Tensor:
         """s_1 sign(w), while evolving + s_2 sign(w - s_1 sign(w))."""

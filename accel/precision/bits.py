@@ -6,12 +6,14 @@ what is not quantised counts 32 x 32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from torch import nn
 
+from accel.precision.attention import QuantisedProducts, products_of
 from accel.precision.quantised import FLOAT_BITS, QuantisedLayer
 
 
@@ -38,9 +40,17 @@ def bit_operations(nets: Iterable[nn.Module]) -> Iterator[Counted]:
         counted.macs += macs
         counted.operations += (macs - exempt) * layer.weight_bits * layer.activation_bits + exempt * FLOAT_BITS**2
 
+    def note_products(products: QuantisedProducts, args, kwargs, output) -> None:
+        (*outer, queries, width), keys = args[0].shape, args[1].shape[-2]
+        macs = math.prod(outer) * queries * keys * (width + output.shape[-1])
+        counted.macs += macs
+        counted.operations += macs * products.bits**2
+
     with ExitStack() as hooks:
         for net in nets:
             for module in net.modules():
                 if isinstance(module, QuantisedLayer):
                     hooks.callback(module.register_forward_hook(note).remove)
+                elif (products := products_of(module)) is not None:
+                    hooks.callback(products.register_forward_hook(note_products, with_kwargs=True).remove)
         yield counted

@@ -29,8 +29,8 @@ VALUES = 4096  # values of a layer's input that are kept of each evaluation, for
 
 @dataclass
 class Observer:
-    """What one layer's input was: its ends and, with `keep`, a sample of its values; for each of `groups` of steps and
-    each slice of `channels` along `dim` (none: a single slice)."""
+    """What one layer's input was: the mean of each channel, its ends and, with `keep`, a sample of its values; the
+    latter two for each of `groups` of steps and each slice of `channels` along `dim` (none: a single slice)."""
 
     groups: int = 1
     channels: Sequence[int] = ()
@@ -38,9 +38,18 @@ class Observer:
     keep: bool = False
     ends: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     values: dict[tuple[int, int], list[torch.Tensor]] = field(default_factory=dict)
+    total: torch.Tensor | float = 0.0
+    places: int = 0
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """(C,), float64: E[x] of every channel, over all that was seen."""
+        return self.total / self.places
 
     def note(self, x: torch.Tensor, group: int, generator: torch.Generator) -> None:
         """Look at an input in a step of `group`."""
+        flat = x.movedim(self.dim, -1).flatten(0, -2)
+        self.total, self.places = self.total + flat.double().sum(0).cpu(), self.places + len(flat)
         for i, part in enumerate(x.split(tuple(self.channels), self.dim) if self.channels else (x,)):
             key, seen = (group, i), torch.stack(torch.aminmax(part)).float().cpu()
             if key in self.ends:
@@ -48,9 +57,9 @@ class Observer:
                 seen = torch.stack([torch.minimum(low, seen[0]), torch.maximum(high, seen[1])])
             self.ends[key] = seen
             if self.keep:
-                flat = part.flatten()
-                index = torch.randint(0, len(flat), (min(VALUES, len(flat)),), generator=generator)
-                self.values.setdefault(key, []).append(flat[index.to(flat.device)].float().cpu())
+                own = part.flatten()
+                index = torch.randint(0, len(own), (min(VALUES, len(own)),), generator=generator)
+                self.values.setdefault(key, []).append(own[index.to(own.device)].float().cpu())
 
     def limits(self, chosen: Range, levels: Levels) -> torch.Tensor:
         """(groups, slices, 2): the range that each quantiser covers. A group without input has its neighbour's."""
@@ -113,32 +122,33 @@ def step_group(step: int, steps: int, groups: int) -> int:
     return min(groups - 1, step * groups // max(1, steps))
 
 
-def record(
-    pipe: Any, recipe: Recipe, sample: Callable[[], Any], models=None, artefacts=None
-) -> dict[str, list[list[Call]]]:
-    """All evaluations of each network, by name: a list for every batch of trajectories."""
-    from accel.guidance.spaces import level
+Recorded = dict[str, list[list[Call]]]  # all evaluations of each network: a list for every batch of trajectories
 
-    calls: dict[str, list[list[Call]]] = {}
 
-    def look(node: Node) -> None:
-        kept = calls.setdefault(node.name, [])
-        evaluate, runs = node.evaluate, [-1]
-
-        def recording(inputs, forward, mode=None):
-            clock = node.clock
-            if clock.runs != runs[0]:
-                runs[0] = clock.runs
-                kept.append([])
-            at = level(clock)
-            kept[-1].append(Call(inputs.cloned(), clock.timestep, at.alpha, at.sigma, clock.step, clock.num_steps))
-            return evaluate(inputs, forward, mode)
-
-        node.evaluate = recording
-
-    with watched(pipe, recipe, look, models, artefacts):
+def record(pipe: Any, recipe: Recipe, sample: Callable[[], Any], models=None, artefacts=None) -> Recorded:
+    """All evaluations of each network, by name, while `sample()` calls `pipe`."""
+    calls: Recorded = {}
+    with watched(pipe, recipe, lambda node: _recording(node, calls), models, artefacts):
         sample()
     return calls
+
+
+def _recording(node: Node, calls: Recorded) -> None:
+    from accel.guidance.spaces import level
+
+    kept = calls.setdefault(node.name, [])
+    evaluate, runs = node.evaluate, [-1]
+
+    def recording(inputs, forward, mode=None):
+        clock = node.clock
+        if clock.runs != runs[0]:
+            runs[0] = clock.runs
+            kept.append([])
+        at = level(clock)
+        kept[-1].append(Call(inputs.cloned(), clock.timestep, at.alpha, at.sigma, clock.step, clock.num_steps))
+        return evaluate(inputs, forward, mode)
+
+    node.evaluate = recording
 
 
 def observed(
@@ -150,26 +160,31 @@ def observed(
     groups: int = 1,
     models: Mapping[str, nn.Module] | None = None,
     artefacts: Mapping[str, Any] | None = None,
-) -> None:
+    keep: bool = False,
+) -> Recorded:
     """Run the evaluations of the calibration set `chosen`, with the hooks of `hooks(network, group)` on each network;
-    `group()` tells them the group of the present step. `sample()` is a call of `pipe`."""
-    if not chosen.replayed:
+    `group()` tells them the group of the present step. `sample()` is a call of `pipe`. Returns the evaluations of its
+    trajectories if they are to be kept (`keep`) or replayed."""
+    calls: Recorded = {}
 
-        def look(node: Node) -> None:
+    def look(node: Node) -> None:
+        if keep or chosen.replayed:
+            _recording(node, calls)
+        if not chosen.replayed:
             group = lambda: step_group(node.clock.step, node.clock.num_steps, groups)  # noqa: E731
             node.undo.enter_context(hooks(node.name, group))
 
-        with watched(pipe, recipe, look, models, artefacts):
-            sample()
-        return
-    nets = recipe.nets(pipe, models)
-    for network, batches in record(pipe, recipe, sample, models, artefacts).items():
-        generator, now = torch.Generator().manual_seed(0), [0]
-        with hooks(network, lambda now=now: now[0]):
-            for batch in batches:
-                for call in chosen.chosen(batch, train_steps(pipe), generator):
+    with watched(pipe, recipe, look, models, artefacts):
+        sample()
+    if chosen.replayed:
+        nets = recipe.nets(pipe, models)
+        for network, batches in calls.items():
+            generator, now = torch.Generator().manual_seed(0), [0]
+            with hooks(network, lambda now=now: now[0]):
+                for call in (c for batch in batches for c in chosen.chosen(batch, train_steps(pipe), generator)):
                     now[0] = step_group(call.step, call.steps, groups)
                     evaluate(network, nets[network], call)
+    return calls
 
 
 def check_observed(observers: Mapping[str, Mapping[str, Observer]]) -> None:

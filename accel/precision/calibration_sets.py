@@ -13,11 +13,11 @@ T - 1 - t and evaluates it at t. `released: true` reproduces that; the paper's t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from accel.denoiser import Inputs
+from accel.denoiser import LATER, Inputs
 from accel.errors import check_float, check_int, unknown
 
 DISTRIBUTIONS = ("normal", "uniform", "single")
@@ -48,11 +48,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """All evaluations of `samples` trajectories, observed while they happen."""
+    """All evaluations of `samples` trajectories, observed while they happen; `cached`: with the run's own cache, so
+    that its shallow steps are seen as they will be."""
 
     samples: int = 32
+    cached: bool = field(default=True, metadata=LATER)
     replayed = False
-    label = ""
+
+    @property
+    def label(self) -> str:
+        return "" if self.cached else "uncached"
 
     def __post_init__(self) -> None:
         check_int("calibration.samples", self.samples, 1)

@@ -9,6 +9,8 @@ affine, a scale for each layer's input. What the fields choose, by the paper tha
   shortcut reads the concatenation of decoder features and a skip, both parts have scales of their own (on real hardware
   that is two products and a sum).
 * Timestep `groups` (Q-DM, TDQ, QuEST): other activation scales for each of so many groups of neighbouring steps.
+* `attention_bits`: the products within attention (accel/precision/attention.py); `bias_correction`: biases that give
+  the plain network's mean output (accel/precision/quantised.py).
 * MixDQ (arXiv:2405.17873): `exempt_tokens` first text tokens (the start token, whose activations are huge and the same
   for every prompt) stay in floating point where keys and values are made of the text.
 Deviation from all of them: inputs rather than outputs are quantised, as integer kernels need.
@@ -17,24 +19,34 @@ Deviation from all of them: inputs rather than outputs are quantised, as integer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from accel.denoiser import LATER, Node
+from accel.denoiser import LATER, Node, Sample
 from accel.errors import ConfigError, IncompatibleError, check_int
-from accel.precision.base import Precision, Sample, plain_bytes
+from accel.job import Job
+from accel.precision.attention import FACTORS, QuantisedProducts, attentions, observe_products, quantise_attention
+from accel.precision.base import Precision, plain_bytes, text_encoders
 from accel.precision.calibration import Observer, check_observed, observe, observed, step_group
-from accel.precision.calibration_sets import CalibrationSet, Trajectories
+from accel.precision.calibration_sets import CalibrationSet, Call, Trajectories
 from accel.precision.levels import Levels, Range
-from accel.precision.quantised import FLOAT_BITS, InputQuantiser, QuantisedLayer, channel_dim
+from accel.precision.quantised import (
+    FLOAT_BITS,
+    InputQuantiser,
+    QuantisedLayer,
+    channel_dim,
+    corrected_bias,
+    swap,
+)
 from accel.precision.reconstruction import Keeper, kept, reconstructed, units_of
 from accel.precision.rounding import Rounding
 from accel.precision.weights import Granularity, check_granularity, nearest_weight, scale_count
+from accel.trajectory import Trajectory
 
 TEXT = ("*attn2.to_k", "*attn2.to_v")  # cross-attention's layers that read the text
 WEIGHT, BIAS = "|weight", "|bias"  # what follows a layer's name in an artefact
@@ -55,17 +67,27 @@ class FakeQuant(Precision):
     groups: int = field(default=1, metadata=LATER)
     split: bool = field(default=False, metadata=LATER)
     exempt_tokens: int = field(default=0, metadata=LATER)
+    attention_bits: int = field(default=FLOAT_BITS, metadata=LATER)
+    bias_correction: bool = field(default=False, metadata=LATER)
+    text_encoder: bool = field(default=False, metadata=LATER)  # the pipeline's text encoders as well
 
     kind = "simulated"
+    refines: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", tuple(self.keep))
-        for name in ("weight_bits", "activation_bits"):
+        for name in ("weight_bits", "activation_bits", "attention_bits"):
             if getattr(self, name) != FLOAT_BITS:
                 check_int(f"precision.{name}", getattr(self, name), 2, 16)
         check_granularity(self.granularity)
         check_int("precision.groups", self.groups, 1)
         check_int("precision.exempt_tokens", self.exempt_tokens, 0)
+        if self.text_encoder and self.refines:
+            raise ConfigError(f"{type(self).__name__} tunes denoisers only; use precision.text_encoder=false.")
+        if self.bias_correction and (self.refines or self.weight_bits == FLOAT_BITS):
+            raise ConfigError(
+                "precision.bias_correction is for weights that are rounded and then left; use bias_correction=false."
+            )
         if self.rounding and self.weight_bits == FLOAT_BITS:
             raise ConfigError(
                 "precision.rounding is for quantised weights; set precision.weight_bits, or rounding=null."
@@ -82,12 +104,23 @@ class FakeQuant(Precision):
             "split" if self.split else "",
             f"{self.groups} groups" if self.groups > 1 else "",
             f"-{self.exempt_tokens} tokens" if self.exempt_tokens else "",
+            f"attention{self.attention_bits}" if self.attention_bits != FLOAT_BITS else "",
+            "bias" if self.bias_correction else "",
+            "text" if self.text_encoder else "",
+            self._kept_label,
         ]
         return f"w{self.weight_bits}a{self.activation_bits}({','.join(filter(None, ['sim', *said]))})"
 
     @property
+    def _kept_label(self) -> str:
+        usual = type(self).__dataclass_fields__["keep"].default
+        more, less = ([k for k in a if k not in b] for a, b in ((self.keep, usual), (usual, self.keep)))
+        return " ".join(["float", *more, *(f"not {k}" for k in less)]) if more or less else ""
+
+    @property
     def calibrated(self) -> bool:
-        return self.activation_bits != FLOAT_BITS or self.rounding is not None
+        quantised = min(self.activation_bits, self.attention_bits) != FLOAT_BITS
+        return quantised or self.rounding is not None or self.bias_correction
 
     def check(self, nets, recipe) -> None:
         for name, net in nets.items():
@@ -95,6 +128,10 @@ class FakeQuant(Precision):
                 raise IncompatibleError(
                     f"{name!r} ({type(net).__name__}) has no convolution or linear layer to quantise; "
                     "use precision=none."
+                )
+            if self.attention_bits != FLOAT_BITS and not attentions(net):
+                raise IncompatibleError(
+                    f"{name!r} ({type(net).__name__}) has no attention to quantise; use precision.attention_bits=32."
                 )
         if recipe.cache and self.calibrated and self.calibration.replayed:
             raise IncompatibleError(
@@ -110,46 +147,82 @@ class FakeQuant(Precision):
         sample: Sample,
         models: Mapping[str, nn.Module] | None = None,
         artefacts: Mapping[str, Any] | None = None,
+        job: Job | None = None,
     ) -> dict[str, dict[str, torch.Tensor]]:
         """For each network of the recipe its artefact: under a layer's name what its input quantiser covers, [low,
-        high] or (groups, slices, 2), and under the name with `|weight` a weight whose rounding was learned.
+        high] or (groups, slices, 2), under the name with `|weight` a weight whose rounding was learned, with `|bias`
+        a corrected bias, and under an attention's name with `|q`, `|k`, `|v` what the factors' quantisers cover.
 
         For the rest see the base class.
         """
-        nets = recipe.nets(pipe, models)
-        layers = {name: quantisable(net, self.keep) for name, net in nets.items()}
-        slices = {name: self._slices(net) for name, net in nets.items()}
-        observers = {name: self._observers(own, slices[name]) for name, own in layers.items()}
-        units = {name: self._units(net, layers[name]) for name, net in nets.items()}
-        keepers = {name: {unit: Keeper() for unit in own} for name, own in units.items()}
-
-        @contextmanager
-        def hooks(name: str, group: Callable[[], int]) -> Iterator[None]:
-            with observe(layers[name], observers[name], group), kept(nets[name], keepers[name]):
-                yield
+        job, chosen = job or Job(), self.calibration
+        looks = {name: self._look(net) for name, net in recipe.nets(pipe, models).items()}
+        beside = {name: self._look(net) for name, net in self._encoders(pipe).items()}
+        looks |= beside
+        seen = recipe if getattr(chosen, "cached", True) else replace(recipe, cache=None)
 
         def run() -> None:
-            sample(recipe, 0, self.calibration.samples)
+            with ExitStack() as hooks:
+                for look in beside.values():
+                    hooks.enter_context(look.hooks(lambda: 0))
+                sample(seen, 0, chosen.samples)
 
-        observed(pipe, recipe, run, hooks, self.calibration, self.groups, models, artefacts)
-        check_observed(observers)
-        levels = Levels(self.activation_bits, symmetric=False)
-        made: dict[str, dict[str, torch.Tensor]] = {name: {} for name in nets}
-        for name, own in observers.items():
-            for layer, observer in own.items():
-                limits = observer.limits(self.activation_range, levels)
-                made[name][layer] = limits.flatten() if limits.numel() == 2 else limits
-        for name, own in units.items():
-            for unit, members in own.items():
-                weights = reconstructed(
-                    nets[name], unit, members, keepers[name].pop(unit), self.rounding, self.weight_bits,
-                    self.granularity, self.weight_range, slices[name],
-                )  # fmt: skip
-                made[name] |= {member + WEIGHT: weight for member, weight in weights.items()}
+        calls = observed(
+            pipe, seen, run, lambda name, group: looks[name].hooks(group), chosen, self.groups, models, artefacts,
+            keep=self.refines,
+        )  # fmt: skip
+        check_observed({name: look.observers for name, look in looks.items()})
+        made = {name: self._limits(look.observers) for name, look in looks.items()}
+        todo = [(name, look, unit) for name, look in looks.items() for unit in look.units]
+        for done, (name, look, unit) in enumerate(todo, 1):
+            weights = job.part(f"{name}/{unit}", lambda look=look, unit=unit: self._rounded(look, unit))
+            made[name] |= {member + WEIGHT: weight for member, weight in weights.items()}
+            job.on_step(done, len(todo))
+        for name, look in looks.items():
+            if self.bias_correction:
+                made[name] |= self._biases(look, made[name])
+            self.refine(name, look.net, [call for batch in calls.get(name, ()) for call in batch], made[name], job)
         return made
 
+    def _look(self, net: nn.Module) -> _Look:
+        layers, slices, products = quantisable(net, self.keep), self._slices(net), self._attentions(net)
+        values = self.activation_range.kind != "minmax"
+        observers = {k: Observer(self.groups, slices.get(k, ()), channel_dim(m), values) for k, m in layers.items()}
+        factors = [name + factor for name in products for factor in FACTORS]
+        observers |= {k: Observer(self.groups, (), -1, values) for k in factors}
+        units = units_of(net, layers, self.rounding.unit) if self.rounding else {}
+        return _Look(net, layers, slices, products, observers, units, {unit: Keeper() for unit in units})
+
+    def _limits(self, observers: Mapping[str, Observer]) -> dict[str, torch.Tensor]:
+        levels, products = (Levels(b, symmetric=False) for b in (self.activation_bits, self.attention_bits))
+        found = {k: o.limits(self.activation_range, products if "|" in k else levels) for k, o in observers.items()}
+        return {k: limits.flatten() if limits.numel() == 2 else limits for k, limits in found.items()}
+
+    def _rounded(self, look: _Look, unit: str) -> dict[str, torch.Tensor]:
+        return reconstructed(
+            look.net, unit, look.units[unit], look.keepers.pop(unit), self.rounding, self.weight_bits,
+            self.granularity, self.weight_range, look.slices,
+        )  # fmt: skip
+
+    def _biases(self, look: _Look, artefact: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = {}
+        for k, layer in look.layers.items():
+            weight = artefact.get(k + WEIGHT)
+            weight = self._nearest(layer, self.weight_bits, look.slices.get(k, ())) if weight is None else weight
+            found[k + BIAS] = corrected_bias(layer, weight, look.observers[k].mean)
+        return found
+
+    def refine(
+        self, name: str, net: nn.Module, calls: Sequence[Call], artefact: dict[str, torch.Tensor], job: Job
+    ) -> None:
+        """Better a network's artefact on the evaluations of its trajectories, kept for methods with `refines`."""
+
+    def prepare_pipeline(self, pipe: Any, undo: ExitStack, artefacts: Mapping[str, Any] | None = None) -> None:
+        for name, net in self._encoders(pipe).items():
+            self.prepare(Node(name, net, Trajectory(), undo, artefact=(artefacts or {}).get(name)))
+
     def prepare(self, node: Node) -> None:
-        if self.weight_bits == FLOAT_BITS and self.activation_bits == FLOAT_BITS:
+        if {self.weight_bits, self.activation_bits, self.attention_bits} == {FLOAT_BITS}:
             return
         layers, slices = quantisable(node.net, self.keep), self._slices(node.net)
         artefact = self._checked(node, layers)
@@ -163,7 +236,12 @@ class FakeQuant(Precision):
                 limits = artefact[name].reshape(self.groups, max(1, len(channels)), 2)
                 inputs = InputQuantiser(self.activation_bits, limits, channels, group)
             exempt = self.exempt_tokens if any(fnmatch(name, k) for k in TEXT) else 0
-            swap(node, name, QuantisedLayer(layer, weight, inputs, artefact.get(name + BIAS), exempt, bits))
+            quantised = QuantisedLayer(layer, weight, inputs, artefact.get(name + BIAS), exempt, bits)
+            swap(node.net, name, quantised, node.undo)
+        for name, module in self._attentions(node.net).items():
+            limits = {factor: artefact[name + factor].reshape(self.groups, 1, 2) for factor in FACTORS}
+            factors = {k: InputQuantiser(self.attention_bits, own, group=group) for k, own in limits.items()}
+            quantise_attention(module, QuantisedProducts(self.attention_bits, factors), node.undo)
 
     def bits_of(self, layer: str, artefact: Mapping[str, torch.Tensor] | None) -> int:
         """The bits of a layer's weight."""
@@ -184,12 +262,11 @@ class FakeQuant(Precision):
             return layer.weight.detach()
         return nearest_weight(layer.weight, bits, self.granularity, self.weight_range, channels)
 
-    def _observers(self, layers: Mapping[str, nn.Module], slices: Mapping[str, Sequence[int]]) -> dict[str, Observer]:
-        values = self.activation_range.kind != "minmax"
-        return {k: Observer(self.groups, slices.get(k, ()), channel_dim(m), values) for k, m in layers.items()}
+    def _encoders(self, pipe: Any) -> dict[str, nn.Module]:
+        return text_encoders(pipe) if self.text_encoder else {}
 
-    def _units(self, net: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
-        return units_of(net, layers, self.rounding.unit) if self.rounding else {}
+    def _attentions(self, net: nn.Module) -> dict[str, nn.Module]:
+        return {} if self.attention_bits == FLOAT_BITS else attentions(net)
 
     def _slices(self, net: nn.Module) -> dict[str, tuple[int, int]]:
         return shortcut_slices(net) if self.split else {}
@@ -207,12 +284,26 @@ class FakeQuant(Precision):
         return artefact
 
 
-def swap(node: Node, name: str, module: nn.Module) -> None:
-    """Put `module` in the place of the layer `name` of the node's network until the recipe is detached."""
-    parent, _, child = name.rpartition(".")
-    modules = node.net.get_submodule(parent)._modules
-    node.undo.callback(modules.__setitem__, child, modules[child])
-    modules[child] = module
+@dataclass(frozen=True)
+class _Look:
+    """What a calibration looks at in a network, and what it sees."""
+
+    net: nn.Module
+    layers: Mapping[str, nn.Module]
+    slices: Mapping[str, Sequence[int]]
+    products: Mapping[str, nn.Module]
+    observers: dict[str, Observer]
+    units: Mapping[str, list[str]]
+    keepers: dict[str, Keeper]
+
+    @contextmanager
+    def hooks(self, group: Callable[[], int]) -> Iterator[None]:
+        with (
+            observe(self.layers, self.observers, group),
+            kept(self.net, self.keepers),
+            observe_products(self.products, self.observers, group),
+        ):
+            yield
 
 
 def quantisable(net: nn.Module, keep: Sequence[str]) -> dict[str, nn.Module]:

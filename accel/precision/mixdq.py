@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.denoiser import LATER
+from accel.denoiser import LATER, Sample
 from accel.errors import ConfigError, check_float, check_int, unknown
+from accel.job import Job
 from accel.precision.allocation import allocate
-from accel.precision.base import Sample
 from accel.precision.calibration import evaluate, record
 from accel.precision.calibration_sets import Call
 from accel.precision.fake_quant import FakeQuant, quantisable
@@ -64,8 +64,11 @@ class MixDQ(FakeQuant):
         check_int("precision.samples", self.samples, 1)
         if self.objective not in OBJECTIVES:
             raise unknown("precision.objective", str(self.objective), OBJECTIVES)
-        if self.rounding:
-            raise ConfigError("MixDQ rounds to the nearest level; use precision.rounding=null.")
+        if self.rounding or self.bias_correction or self.text_encoder:
+            raise ConfigError(
+                "MixDQ rounds the denoisers' weights to the nearest level; use precision.rounding=null, "
+                "precision.bias_correction=false and precision.text_encoder=false."
+            )
 
     @property
     def label(self) -> str:
@@ -91,10 +94,12 @@ class MixDQ(FakeQuant):
         sample: Sample,
         models: Mapping[str, nn.Module] | None = None,
         artefacts: Mapping[str, Any] | None = None,
+        job: Job | None = None,
     ) -> dict[str, dict[str, torch.Tensor]]:
         """As the base class's, with the bits of each layer under its name and `|bits`, and its scores, one for each
         candidate, under `|scores`."""
-        made = super().calibrate(pipe, recipe, sample, models, artefacts)
+        job = job or Job()
+        made = super().calibrate(pipe, recipe, sample, models, artefacts, job)
         plain = replace(recipe, precision=None)
         calls = record(pipe, recipe, lambda: sample(plain, 0, self.samples), models, artefacts)
         for name, net in recipe.nets(pipe, models).items():

@@ -20,11 +20,10 @@ import torch
 from torch import nn
 
 from accel.denoiser import Node
-from accel.errors import ConfigError, IncompatibleError, check_float, unknown
-from accel.precision.base import Precision, plain_bytes
+from accel.errors import ConfigError, check_float, unknown
+from accel.precision.base import Precision, plain_bytes, text_encoders
 
 SCOPES = ("network", "layer")
-ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,10 @@ class MagnitudePruning(Precision):
     def prepare(self, node: Node) -> None:
         self._prune(weights_of(node.net), self.sparsity, node.undo)
 
-    def prepare_pipeline(self, pipe: Any, undo: ExitStack) -> None:
+    def prepare_pipeline(self, pipe: Any, undo: ExitStack, artefacts: Any = None) -> None:
         if self.text_encoder == 0:
             return
-        encoders = [net for name in ENCODERS if isinstance(net := getattr(pipe, name, None), nn.Module)]
-        if not encoders:
-            raise IncompatibleError(
-                f"{type(pipe).__name__} has no text encoder to prune; use precision.text_encoder=0."
-            )
-        for net in encoders:
+        for net in text_encoders(pipe).values():
             self._prune(weights_of(net), self.text_encoder, undo)
 
     def model_bytes(self, net: nn.Module, artefact: Any = None) -> int:

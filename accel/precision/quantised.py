@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import nn
@@ -102,3 +103,24 @@ def run_layer(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None,
     if isinstance(layer, nn.Conv2d):
         return layer._conv_forward(x, weight, bias)
     return nn.functional.linear(x, weight, bias)
+
+
+def corrected_bias(layer: nn.Module, weight: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """The bias with which the expected output is that of the plain weight: b + (W - W^) E[x] (Nagel et al. 2019,
+    arXiv:1906.04721, sec. 4.2); mean (C,): E[x] of the input channels. Padding at a picture's edge is left out."""
+    error = (layer.weight.detach() - weight).double()
+    if isinstance(layer, nn.Conv2d):
+        image = mean.to(error).reshape(-1, 1, 1).expand(-1, *error.shape[2:])
+        shift = nn.functional.conv2d(image[None], error, groups=layer.groups).flatten()
+    else:
+        shift = nn.functional.linear(mean.to(error), error)
+    bias = 0.0 if layer.bias is None else layer.bias.detach()
+    return (bias + shift).to(weight.dtype)
+
+
+def swap(net: nn.Module, name: str, module: nn.Module, undo: ExitStack) -> None:
+    """Put `module` in the place of the layer `name` of `net`; the way back goes on `undo`."""
+    parent, _, child = name.rpartition(".")
+    modules = net.get_submodule(parent)._modules
+    undo.callback(modules.__setitem__, child, modules[child])
+    modules[child] = module

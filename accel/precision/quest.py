@@ -17,27 +17,24 @@ of the second stage; here it is in.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from accel.denoiser import LATER, Node
+from accel.denoiser import LATER
 from accel.errors import ConfigError, check_float, check_int
-from accel.precision.base import Sample
-from accel.precision.calibration import evaluate, predict, record
+from accel.job import Job
 from accel.precision.calibration_sets import CalibrationSet, Call, StridedSteps
-from accel.precision.fake_quant import WEIGHT, FakeQuant, quantisable, swap
+from accel.precision.distillation import LearnedInputs, Objective, Outputs, Training
+from accel.precision.fake_quant import WEIGHT, FakeQuant, quantisable
 from accel.precision.levels import Levels
-from accel.precision.quantised import FLOAT_BITS, InputQuantiser, QuantisedLayer, channel_dim, run_layer
+from accel.precision.quantised import FLOAT_BITS, QuantisedLayer, run_layer
 from accel.precision.rounding import AdaRound, Rounding
-from accel.precision.weights import scales_of, sliced, to_rows
-from accel.trajectory import Trajectory
+from accel.precision.weights import parts_of, sliced
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,8 @@ class QuEST(FakeQuant):
     lr: float = 3e-4  # of the weights
     scale_lr: float = 1e-3  # of the activation scales, relative to them
 
+    refines: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if self.exempt_tokens or self.weight_bits == FLOAT_BITS:
             raise ConfigError(
@@ -75,70 +74,55 @@ class QuEST(FakeQuant):
     def label(self) -> str:
         return f"quest {super().label}"
 
-    def calibrate(
-        self,
-        pipe: Any,
-        recipe: Any,
-        sample: Sample,
-        models: Mapping[str, nn.Module] | None = None,
-        artefacts: Mapping[str, Any] | None = None,
-    ) -> dict[str, dict[str, torch.Tensor]]:
-        """As the base class's, the tuned layers' weights and limits tuned."""
-        made = super().calibrate(pipe, recipe, sample, models, artefacts)
-        calls = record(pipe, recipe, lambda: sample(recipe, 0, self.calibration.samples), models, artefacts)
-        for name, net in recipe.nets(pipe, models).items():
-            own = [call for batch in calls.get(name, ()) for call in batch]
-            for patterns, scales in ((self.time_layers, False), (self.attention_layers, True)):
-                self._tune(name, net, own, made[name], patterns, scales)
-        return made
+    def refine(self, name, net, calls, artefact, job) -> None:
+        """Tune the named layers' weights, and of those around attention the activation scales."""
+        self._tune("time", self.time_layers, name, net, calls, artefact, job)
+        self._tune("attention", self.attention_layers, name, net, calls, artefact, job)
 
     def _tune(
         self,
+        stage: str,
+        patterns: Sequence[str],
         name: str,
         net: nn.Module,
         calls: Sequence[Call],
         artefact: dict[str, torch.Tensor],
-        patterns: Sequence[str],
-        scales: bool,
+        job: Job,
     ) -> None:
         layers = {k: m for k, m in quantisable(net, self.keep).items() if any(fnmatch(k, p) for p in patterns)}
+        scales = stage == "attention" and self.activation_bits != FLOAT_BITS
         if not layers or not self.iterations:
             return
-        generator, clock = torch.Generator().manual_seed(0), Trajectory()
-        full = copy.deepcopy(net)
-        with ExitStack() as undo:
-            # Everything quantised as it will run, the layers to tune in a form that has gradients.
-            node = Node(name, net, clock, undo, artefact=artefact)
-            self.prepare(node)
-            tuned = {k: Tuned(net.get_submodule(k), self._scales(k, m, net)) for k, m in layers.items()}
-            for k, module in tuned.items():
-                swap(node, k, module)
-            wanted, found = (undo.enter_context(outputs(n, layers)) for n in (full, net))
-            rates = [{"params": [m.latent for m in tuned.values()], "lr": self.lr}]
-            if scales and self.activation_bits != FLOAT_BITS:
-                rates.append({"params": [m.inputs.log_scale for m in tuned.values()], "lr": self.scale_lr})
-            optimizer = torch.optim.Adam(rates)
-            decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.iterations)
-            for _ in range(self.iterations):
-                call = drawn(calls, self.batch, generator)
-                clock.stage, clock.num_steps = call.step, call.steps
-                target = evaluate(name, full, call)
-                with torch.enable_grad():
-                    loss = (predict(name, net, call) - target).square().mean()
-                    loss = loss + sum((found[k] - wanted[k]).square().mean() for k in layers)
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                optimizer.step()
-                decay.step()
-            for k, module in tuned.items():
-                artefact[k + WEIGHT] = module.weight().detach().clone()
-                if scales and self.activation_bits != FLOAT_BITS:
-                    artefact[k] = module.inputs.limits()
+        slices = self._slices(net)
+        split = {
+            k: parts_of(m.weight, self.weight_bits, self.granularity, self.weight_range, slices.get(k, ()))
+            for k, m in layers.items()
+        }
 
-    def _scales(self, name: str, layer: nn.Module, net: nn.Module) -> list[torch.Tensor]:
-        parts = sliced(layer.weight.detach(), self._slices(net).get(name, ()))
-        rows = [to_rows(part, self.granularity) for part in parts]
-        return [scales_of(r, self.weight_bits, self.weight_range) for r in rows]
+        def rates(tuned: Mapping[str, Tuned]) -> list[dict[str, Any]]:
+            groups = [{"params": [m.latent for m in tuned.values()], "lr": self.lr}]
+            if scales:
+                groups.append({"params": [m.inputs.log_scale for m in tuned.values()], "lr": self.scale_lr})
+            return groups
+
+        tuned = Training(stage, self.iterations, self.batch).run(
+            name, net, calls, self.prepare, artefact, layers=layers, rates=rates, objective=_Layers(layers), job=job,
+            stand_ins=lambda own: {k: Tuned(m, [part.scale for part in split[k]]) for k, m in own.items()},
+        )  # fmt: skip
+        for k, module in tuned.items():
+            artefact[k + WEIGHT] = module.weight().detach().clone()
+            if scales:
+                artefact[k] = module.inputs.limits()
+
+
+class _Layers(Objective):
+    """The tuned layers' own outputs."""
+
+    def __init__(self, layers: Iterable[str]) -> None:
+        self.watched = tuple(layers)
+
+    def loss(self, wanted: Outputs, found: Outputs) -> torch.Tensor | float:
+        return sum((found[k] - wanted[k]).square().mean() for k in self.watched)
 
 
 class Tuned(nn.Module):
@@ -152,9 +136,7 @@ class Tuned(nn.Module):
         object.__setattr__(self, "quantised", quantised)
         self.scales, self.levels = list(scales), Levels(quantised.weight_bits, symmetric=True)
         self.latent = nn.Parameter(self._begin(quantised))
-        self.inputs = (
-            None if quantised.inputs is None else LearnedInputs(quantised.inputs, channel_dim(quantised.layer))
-        )
+        self.inputs = LearnedInputs.of(quantised)
 
     def _begin(self, quantised: QuantisedLayer) -> torch.Tensor:
         # The original weight, as far as it is rounded to where it was.
@@ -179,47 +161,3 @@ class Tuned(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layer = self.quantised.layer
         return run_layer(layer, self.weight(), layer.bias, x if self.inputs is None else self.inputs(x))
-
-
-class LearnedInputs(nn.Module):
-    """An input quantiser whose scales have gradients (LSQ); begins at exactly what `quantiser` does."""
-
-    def __init__(self, quantiser: InputQuantiser, dim: int) -> None:
-        super().__init__()
-        self.quantiser, self.dim = quantiser, dim
-        own = torch.tensor(quantiser.parameters)  # (groups, slices, 2)
-        self.log_scale = nn.Parameter(own[..., 0].log())
-        self.register_buffer("zero", own[..., 1])
-
-    def limits(self) -> torch.Tensor:
-        """(groups, slices, 2): the range that the levels cover."""
-        scale, top = self.log_scale.detach().exp(), self.quantiser.levels.high
-        return torch.stack([-self.zero * scale, (top - self.zero) * scale], -1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        group = self.quantiser.group() if len(self.zero) > 1 else 0
-        scale, zero = self.log_scale[group].exp(), self.zero[group]
-        parts = x.split(self.quantiser.channels, self.dim) if len(zero) > 1 else (x,)
-        levels = self.quantiser.levels
-        return torch.cat([levels.learned(p, s, z) for p, s, z in zip(parts, scale, zero, strict=True)], self.dim)
-
-
-@contextmanager
-def outputs(net: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """The last output of each of the layers, by name."""
-    seen: dict[str, torch.Tensor] = {}
-    with ExitStack() as hooks:
-        for name in layers:
-
-            def note(module, args, output, name=name):
-                seen[name] = output
-
-            hooks.callback(net.get_submodule(name).register_forward_hook(note).remove)
-        yield seen
-
-
-def drawn(calls: Sequence[Call], batch: int, generator: torch.Generator) -> Call:
-    """`batch` random rows of a random evaluation."""
-    call = calls[int(torch.randint(len(calls), (1,), generator=generator))]
-    rows = torch.randint(call.inputs.rows, (min(batch, call.inputs.rows),), generator=generator)
-    return call.picked(rows.tolist())

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.denoiser import mapped
+from accel.denoiser import first_output, mapped
 from accel.precision.levels import Levels, Range
-from accel.precision.quantised import run_layer
+from accel.precision.quantised import run_layer, swap
 from accel.precision.rounding import RoundedWeight, Rounding, fit
-from accel.precision.weights import Granularity, scales_of, sliced, to_rows
+from accel.precision.weights import Granularity, Part, parts_of
 
 ROWS = 64  # rows of each unit's input that its weights are fitted to
 BLOCKS = ("ResnetBlock2D", "Attention", "BasicTransformerBlock", "Transformer2DModel", "FeedForward")
@@ -47,7 +47,7 @@ class Keeper:
 
     def note(self, args: tuple, kwargs: Mapping[str, Any], output: Any) -> None:
         """Look at one evaluation of the unit."""
-        output = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+        output = first_output(output)
         count = len(output)
         for i in range(count):
             self.seen += 1
@@ -91,20 +91,20 @@ def _joined(values: list[Any]) -> Any:
 
 
 class _Rounding(nn.Module):
-    """Stands in a layer's place while its rounding is learned."""
+    """Stands in a layer's place while its rounding is learned: on levels once and for all unless it trains."""
 
-    def __init__(self, layer: nn.Module, parts: list[RoundedWeight], shapes: list[torch.Size]) -> None:
+    def __init__(self, layer: nn.Module, learned: list[RoundedWeight], parts: list[Part]) -> None:
         super().__init__()
         object.__setattr__(self, "layer", layer)
-        self.parts, self.shapes = nn.ModuleList(parts), shapes
-        self.fixed: torch.Tensor | None = None  # in place of the weight that is being learned
+        self.learned, self.shapes = nn.ModuleList(learned), [part.shape for part in parts]
+        self.eval()
 
-    def weight(self, hard: bool = False) -> torch.Tensor:
-        made = [part.hard() if hard else part.soft() for part in self.parts]
+    def weight(self) -> torch.Tensor:
+        made = [part.soft() if self.training else part.hard() for part in self.learned]
         return torch.cat([m.reshape(s) for m, s in zip(made, self.shapes, strict=True)], 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return run_layer(self.layer, self.weight() if self.fixed is None else self.fixed, self.layer.bias, x)
+        return run_layer(self.layer, self.weight(), self.layer.bias, x)
 
 
 def reconstructed(
@@ -124,35 +124,29 @@ def reconstructed(
     levels, learners = Levels(bits, symmetric=True), {}
     for name in layers:
         layer = net.get_submodule(name)
-        parts = sliced(layer.weight.detach(), slices.get(name, ()))
-        rows = [to_rows(part, granularity) for part in parts]
-        learned = [scheme.start(r, scales_of(r, bits, chosen), levels) for r in rows]
-        learners[name] = _Rounding(layer, learned, [part.shape for part in parts])
+        parts = parts_of(layer.weight, bits, granularity, chosen, slices.get(name, ()))
+        learners[name] = _Rounding(layer, [scheme.start(p.rows, p.scale, levels) for p in parts], parts)
     with ExitStack() as undo:
         for name, learner in learners.items():
-            parent, _, child = name.rpartition(".")
-            modules = net.get_submodule(parent)._modules
-            undo.callback(modules.__setitem__, child, modules[child])
-            modules[child] = learner
+            swap(net, name, learner, undo)
         module = net.get_submodule(unit)
 
         def error(index: torch.Tensor) -> torch.Tensor:
             args, kwargs, wanted = keeper.batch(index.tolist())
-            output = module(*args, **kwargs)
-            output = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
             channels = wanted.shape[1] if wanted.dim() == 4 else wanted.shape[-1]
-            return (output - wanted).square().mean() * channels  # summed over channels, as AdaRound's lambda expects
+            # Summed over channels, as AdaRound's lambda expects.
+            return (first_output(module(*args, **kwargs)) - wanted).square().mean() * channels
 
-        def of_all() -> float:
+        def weights() -> tuple[dict[str, torch.Tensor], float]:
             with torch.no_grad():
-                return float(error(torch.arange(len(keeper.rows))))
+                now = {name: learner.weight() for name, learner in learners.items()}
+                return now, float(error(torch.arange(len(keeper.rows))))
 
+        nearest, before = weights()
         for learner in learners.values():
-            learner.fixed = learner.weight(hard=True)  # at the nearest levels
-        nearest, before = {name: learner.fixed for name, learner in learners.items()}, of_all()
+            learner.train()
+        fit(scheme, [w for learner in learners.values() for w in learner.learned], error, len(keeper.rows))
         for learner in learners.values():
-            learner.fixed = None
-        fit(scheme, [part for learner in learners.values() for part in learner.parts], error, len(keeper.rows))
-        for learner in learners.values():
-            learner.fixed = learner.weight(hard=True)
-        return {name: learner.fixed for name, learner in learners.items()} if of_all() < before else nearest
+            learner.eval()
+        learned, after = weights()
+        return learned if after < before else nearest

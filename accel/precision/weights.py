@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -43,18 +44,34 @@ def scales_of(rows: torch.Tensor, bits: int, chosen: Range) -> torch.Tensor:
     return levels.parameters(low, high)[0][:, None]
 
 
+@dataclass(frozen=True)
+class Part:
+    """What reads one slice of the input channels: `rows` (G, n) of the weight, their `scale` (G, 1), its `shape`."""
+
+    rows: torch.Tensor
+    scale: torch.Tensor
+    shape: torch.Size
+
+
+def parts_of(
+    weight: torch.Tensor, bits: int, granularity: Granularity, chosen: Range, channels: Sequence[int] = ()
+) -> list[Part]:
+    """A weight in slices of its input channels, with the scales of symmetric levels."""
+    parts = [(to_rows(part, granularity), part.shape) for part in sliced(weight.detach(), channels)]
+    return [Part(rows, scales_of(rows, bits, chosen), shape) for rows, shape in parts]
+
+
 def nearest_weight(
     weight: torch.Tensor, bits: int, granularity: Granularity, chosen: Range, channels: Sequence[int] = ()
 ) -> torch.Tensor:
     """w^, each weight at the nearest level of its row's scale; like `weight`."""
-    parts = []
-    for part in sliced(weight.detach(), channels):
-        rows = to_rows(part, granularity)
-        scale, levels = scales_of(rows, bits, chosen)[:, 0].float(), Levels(bits, symmetric=True)
+    made, levels = [], Levels(bits, symmetric=True)
+    for part in parts_of(weight, bits, granularity, chosen, channels):
+        rows, scale = part.rows, part.scale[:, 0].float()
         zero = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
-        made = torch.fake_quantize_per_channel_affine(rows, scale, zero, 0, levels.low, levels.high)
-        parts.append(made.reshape(part.shape))
-    return torch.cat(parts, 1).to(weight.dtype)
+        found = torch.fake_quantize_per_channel_affine(rows, scale, zero, 0, levels.low, levels.high)
+        made.append(found.reshape(part.shape))
+    return torch.cat(made, 1).to(weight.dtype)
 
 
 def scale_count(weight: torch.Tensor, granularity: Granularity, channels: Sequence[int] = ()) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from accel.results.records import Results, write_atomic
+from accel.files import write_atomic
+from accel.results.records import Results
 from accel.results.text import plus_minus
 
 HEAD = """# Prompt adherence on `shapes`

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from accel.results.records import Results, write_atomic
+from accel.files import write_atomic
+from accel.results.records import Results
 
 HEAD = """# MACs of cached evaluations on known architectures
 

@@ -7,7 +7,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from accel.results.records import Results, write_atomic
+from accel.files import write_atomic
+from accel.results.records import Results
 from accel.results.text import interval
 
 HEAD = """# DC-Solver: searched and predicted compensation ratios on `{suite}`

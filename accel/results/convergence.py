@@ -8,8 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from accel.files import write_atomic
 from accel.results.figures import GREY, INK, new_figure, png
-from accel.results.records import Results, write_atomic
+from accel.results.records import Results
 
 HEAD = """# Convergence on `mixture`
 

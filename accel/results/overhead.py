@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from accel.results.records import Results, write_atomic
+from accel.files import write_atomic
+from accel.results.records import Results
 
 HEAD = """# Overhead of the harness
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from accel.errors import ConfigError, IntegrityError
+from accel.errors import IntegrityError
+from accel.files import write_atomic
 
 SCHEMA = 1
 
@@ -53,25 +52,6 @@ def canonical(value: Any) -> str:
 def digest(value: Any, length: int = 16) -> str:
     """First `length` hex digits of the sha256 of the canonical JSON."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is either whole or absent, whatever kills the process."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {path}: {error.strerror}. Choose a writable folder with results=<folder>."
-        ) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from accel.files import write_atomic
 from accel.results.comparison import COMPETES, UNKNOWN, Row, Study, device_of, metric_of, speed_tie, verdict
-from accel.results.records import Results, write_atomic
+from accel.results.records import Results
 from accel.results.text import (
     Interval,
     device_text,

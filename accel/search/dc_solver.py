@@ -124,7 +124,7 @@ class DCSolver(Sampler):
             found = Cascade.load(Path(self.ratios)).predict(self.steps, recipe.guidance_scale, self.dc_order)
             return replace(self, ratios=tuple(found))
         if self.ratios.endswith(".safetensors"):
-            from accel.evaluation.shards import load_tensors
+            from accel.files import load_tensors
 
             artefact = load_tensors(Path(self.ratios)) if Path(self.ratios).exists() else None
             if artefact is None or "ratios" not in artefact:

@@ -154,7 +154,7 @@ def save(path: Path, features: torch.Tensor, network: Any, source: str) -> None:
     """Write features (N, D) of `source` as the file of a reference."""
     from safetensors.torch import save as serialise
 
-    from accel.results.records import write_atomic
+    from accel.files import write_atomic
 
     about = {"n": str(len(features)), "network": canonical(network.identity()), "source": source}
     write_atomic(path, serialise({"features": features.half().contiguous()}, about))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from accel.evaluation.shards import load_tensors
+from accel.files import load_tensors
 from accel.guidance import CFG, AdaptiveGuidance, CFGPlusPlus, ClassifierGuidance, LinearAG
 from accel.recipe import Recipe, accelerate
 from accel.results.records import Results

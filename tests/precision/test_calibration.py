@@ -11,7 +11,7 @@ from accel.caching import DeepCache
 from accel.errors import ConfigError
 from accel.evaluation.generate import generate
 from accel.guidance import CFG
-from accel.precision import FakeQuant
+from accel.precision import FakeQuant, Trajectories
 from accel.precision.calibration import Observer, observe
 from accel.precision.fake_quant import quantisable
 from accel.precision.levels import Levels, Range
@@ -107,6 +107,19 @@ def test_shallow_steps_are_covered(ranges, pipe):
     deep = "mid_block.resnets.0.conv1"
     assert plain[deep][0] <= cached[deep][0] < cached[deep][1] <= plain[deep][1]
     assert not torch.equal(plain[deep], cached[deep])
+
+
+def test_calibration_without_the_cache_is_that_of_the_plain_recipe(pipe, digits):
+    """For studies of what a calibration that does not know the shallow steps costs."""
+    found = {}
+    for name, cached, cache in (("own", True, 3), ("without", False, 3), ("plain", True, None)):
+        cache = cache and DeepCache(interval=cache, branch=1)
+        recipe = Recipe(DDIM, precision=FakeQuant(calibration=Trajectories(samples=2, cached=cached)), cache=cache)
+        made = recipe.precision.calibrate(pipe, recipe, lambda own, a, b: generate(pipe, digits, own, 99, a, b, 2))
+        found[name] = made["base"]
+    assert all(torch.equal(v, found["plain"][k]) for k, v in found["without"].items())
+    assert any(not torch.equal(v, found["plain"][k]) for k, v in found["own"].items())
+    assert Trajectories(cached=False).label == "uncached"
 
 
 def test_each_stitched_network_has_ranges_of_its_own(ranges, pipe, digits, models):

@@ -15,15 +15,17 @@ from torch import nn
 from accel.errors import ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
 from accel.precision import FakeQuant
+from accel.precision.calibration import Observer
 from accel.precision.calibration_sets import DrawnTimesteps
 from accel.precision.fake_quant import quantisable, shortcut_slices
 from accel.precision.levels import Range
-from accel.precision.quantised import InputQuantiser, QuantisedLayer
+from accel.precision.quantised import InputQuantiser, QuantisedLayer, channel_dim, corrected_bias, run_layer
 from accel.precision.rounding import AdaQuant, AdaRound, FlexRound
 from accel.precision.weights import nearest_weight
 from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch
+from accel.suites.shapes import ShapesSuite
 
 BITS = [2, 3, 4, 8, 12]
 
@@ -335,6 +337,8 @@ def labels(**settings) -> str:
 def test_labels_say_what_was_chosen():
     assert FakeQuant().label == "w8a8(sim)"
     assert labels(rounding=AdaRound(unit="block"), split=True) == "w4a8(sim,adaround/block,split)"
+    assert labels(keep=(*FakeQuant().keep[1:], "conv_in")) == "w4a8(sim,float conv_in not time_embedding.*)"
+    assert labels(attention_bits=8, bias_correction=True, text_encoder=True) == "w4a8(sim,attention8,bias,text)"
     ptq4dm = {"weight_range": Range("lp"), "activation_range": Range("lp"), "calibration": DrawnTimesteps()}
     assert labels(**ptq4dm) == "w4a8(sim,wL2.4,aL2.4,ndtc)"
     assert labels(groups=5, granularity=16, exempt_tokens=1) == "w4a8(sim,per 16,5 groups,-1 tokens)"
@@ -398,8 +402,10 @@ def test_slices_are_where_up_blocks_read_skips(pipe):
         {"split": True, "activation_range": Range("percentile")},
         {"groups": 2, "weight_range": Range("lp"), "activation_range": Range("lp", p=2.0)},
         {"calibration": DrawnTimesteps(), "rounding": AdaQuant(iterations=10)},
+        {"bias_correction": True},
+        {"attention_bits": 6},
     ],
-    ids=["adaround", "flexround of blocks", "split", "groups", "replayed"],
+    ids=["adaround", "flexround of blocks", "split", "groups", "replayed", "bias", "attention"],
 )
 def test_every_choice_runs_and_its_artefact_does_what_it_says(pipe, settings):
     recipe = Recipe(DDIM, precision=FakeQuant(4, 6, **settings))
@@ -439,6 +445,24 @@ def test_groups_of_steps_are_used_at_their_steps(pipe):
         assert torch.equal(outputs[step], own(inputs[step]))
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Conv2d(6, 4, 3, bias=False), nn.Conv2d(6, 4, 3, groups=2)])
+def test_a_corrected_bias_gives_the_plain_mean(layer):
+    """Over all inputs seen, and exactly where there is no padding and every place is seen equally often."""
+    shape = (5, 7, 6) if isinstance(layer, nn.Linear) else (5, 6, 3, 3)
+    x = normal(*shape) + torch.linspace(-3, 3, 6).reshape(-1, *[1] * (0 if isinstance(layer, nn.Linear) else 2))
+    x = x if isinstance(layer, nn.Linear) else x.mean((2, 3), keepdim=True).expand(shape)
+    observer = Observer(dim=channel_dim(layer))
+    for part in x.split(2):
+        observer.note(part, 0, torch.Generator())
+    weight = quantise(layer.weight, 2)
+    bias = corrected_bias(layer, weight, observer.mean)
+    dims = (0, 1) if isinstance(layer, nn.Linear) else (0, 2, 3)
+    plain, wrong, right = (run_layer(layer, w, b, x).mean(dims) for w, b in
+                           ((layer.weight, layer.bias), (weight, layer.bias), (weight, bias)))  # fmt: skip
+    torch.testing.assert_close(right, plain, atol=1e-5, rtol=1e-5)
+    assert (wrong - plain).abs().max() > 0.05
+
+
 def test_exempt_tokens_are_in_floating_point():
     layer = nn.Linear(6, 4)
     x = normal(2, 5, 6)
@@ -450,8 +474,32 @@ def test_exempt_tokens_are_in_floating_point():
     assert torch.equal(found[:, 1:], QuantisedLayer(layer, weight, inputs)(x[:, 1:]))
 
 
+def test_text_encoders_are_quantised_with_ranges_of_their_own():
+    suite = ShapesSuite()
+    pipe = suite.pipeline()
+    before = snapshot(pipe, [pipe.text_encoder])
+    images = {}
+
+    def sample(own, start, stop):
+        return generate(pipe, suite, own, 99, start, start + 2, 2)
+
+    for text in (None, False, True):
+        recipe = Recipe(DDIM, precision=None if text is None else FakeQuant(6, 8, text_encoder=text))
+        made = {} if text is None else recipe.precision.calibrate(pipe, recipe, sample)
+        with torch.no_grad(), accelerate(pipe, recipe, artefacts=made):
+            inside = [m for m in pipe.text_encoder.modules() if isinstance(m, QuantisedLayer)]
+            images[text] = sample(recipe, 0, 2)
+        wanted = len(quantisable(pipe.text_encoder, ())) if text else 0
+        assert len(inside) == wanted == len(made.get("text_encoder", ()))
+    assert not torch.equal(images[False], images[True])
+    assert not torch.equal(images[False], images[None])
+    assert_same(snapshot(pipe, [pipe.text_encoder]), before)
+
+
 def test_rounding_of_unquantised_weights_is_refused():
     with pytest.raises(ConfigError, match="rounding is for quantised weights"):
         FakeQuant(32, 8, rounding=AdaRound())
+    with pytest.raises(ConfigError, match="bias_correction is for weights that are rounded"):
+        FakeQuant(32, 8, bias_correction=True)
     with pytest.raises(ConfigError, match=r"granularity is 'row'; allowed: channel, tensor, or a number"):
         FakeQuant(granularity="row")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from accel.errors import ConfigError, IntegrityError
-from accel.results.records import Results, check_writable, describe, digest, read_json, write_atomic, write_json
+from accel.files import write_atomic
+from accel.results.records import Results, check_writable, describe, digest, read_json, write_json
 
 CONTENT = {"kind": "quality", "id": "abc", "values": {"fid_digits": {"value": 1.25, "n": 1000}}, "note": "Δ"}
 

@@ -10,7 +10,7 @@ import torch
 
 from accel.caching import DeepCache
 from accel.errors import ConfigError, IntegrityError
-from accel.evaluation.shards import load_tensors, save_tensors
+from accel.files import load_tensors, save_tensors
 from accel.guidance import CFG, IntervalCFG
 from accel.precision import Cast, FakeQuant
 from accel.recipe import Recipe, accelerate

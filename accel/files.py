@@ -1,0 +1,61 @@
+"""Files that are whole or absent: any bytes, and tensors with a sha256 of what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from accel.errors import ConfigError
+
+Tensors = dict[str, torch.Tensor]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is either whole or absent, whatever kills the process."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror}. Choose a writable folder with results=<folder>."
+        ) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save_tensors(path: Path, tensors: Tensors) -> None:
+    """Write tensors with their sha256, whole or not at all."""
+    tensors = {k: v.contiguous() for k, v in tensors.items()}
+    write_atomic(path, save(tensors, {"sha256": _digest(tensors)}))
+
+
+def load_tensors(path: Path) -> Tensors | None:
+    """What `save_tensors` wrote, or None if the file is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+            intact = file.metadata().get("sha256") == _digest(tensors)
+    except (SafetensorError, OSError, AttributeError):
+        return None
+    return tensors if intact else None
+
+
+def _digest(tensors: Tensors) -> str:
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name].contiguous()
+        total.update(f"{name}:{t.dtype}:{tuple(t.shape)};".encode())
+        total.update(t.view(torch.uint8).numpy().tobytes() if t.dim() else t.numpy().tobytes())
+    return total.hexdigest()
