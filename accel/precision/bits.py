@@ -7,7 +7,7 @@ what is not quantised counts 32 x 32.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,20 @@ from torch import nn
 
 from accel.precision.attention import QuantisedProducts, products_of
 from accel.precision.quantised import FLOAT_BITS, QuantisedLayer
+
+
+@contextmanager
+def layer_macs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, int]]:
+    """Within the context, count the multiply-accumulates of plain convolutions and linear layers, by name."""
+    macs = dict.fromkeys(layers, 0)
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+
+            def note(module, args, output, name=name):
+                macs[name] += output.numel() * module.weight[0].numel()
+
+            hooks.callback(layer.register_forward_hook(note).remove)
+        yield macs
 
 
 @dataclass

@@ -28,22 +28,26 @@ from accel.denoiser import LATER, Sample
 from accel.errors import ConfigError, check_float, check_int, unknown
 from accel.job import Job
 from accel.precision.allocation import allocate
+from accel.precision.bits import layer_macs
 from accel.precision.calibration import evaluate, record
 from accel.precision.calibration_sets import Call
 from accel.precision.fake_quant import FakeQuant, quantisable
 
 OBJECTIVES = ("decibel", "error")
-BITS = "|bits"  # what follows a layer's name in an artefact
+BUDGETS = ("size", "operations")
+BITS, SCORES = "|bits", "|scores"  # what follows a layer's name in an artefact
 
 
 @dataclass(frozen=True)
 class MixDQ(FakeQuant):
-    """Mean weight bits of at most `budget`, from `candidates`; `weight_bits` is not used."""
+    """Mean weight bits of at most `budget`, from `candidates`; `weight_bits` is not used. The mean is over weights
+    (`budget_of: size`, bytes to store), or over products (`operations`, bit operations to execute)."""
 
     budget: float = 4.0
     candidates: Sequence[int] = (2, 4, 8)
     content: Sequence[str] = ("*attn2*", "*.ff.*")
     content_candidates: Sequence[int] = (2, 4, 8)
+    budget_of: str = field(default="size", metadata=LATER)
     objective: str = "decibel"
     samples: int = 16  # images and evaluations that sensitivities are measured on
     shares: Sequence[float] = (0.7, 0.85, 1.0, 1.15, 1.3)  # of the budget, that the content layers get as their mean
@@ -62,6 +66,8 @@ class MixDQ(FakeQuant):
         object.__setattr__(self, "shares", tuple(self.shares))
         check_float("precision.budget", self.budget, 2.0, 16.0)
         check_int("precision.samples", self.samples, 1)
+        if self.budget_of not in BUDGETS:
+            raise unknown("precision.budget_of", str(self.budget_of), BUDGETS)
         if self.objective not in OBJECTIVES:
             raise unknown("precision.objective", str(self.objective), OBJECTIVES)
         if self.rounding or self.bias_correction or self.text_encoder:
@@ -73,7 +79,8 @@ class MixDQ(FakeQuant):
     @property
     def label(self) -> str:
         objective = "" if self.objective == "decibel" else ",error"
-        return f"mixdq w{self.budget:g}a{self.activation_bits}(sim{objective})"
+        spent = "" if self.budget_of == "size" else ",operations"
+        return f"mixdq w{self.budget:g}a{self.activation_bits}(sim{objective}{spent})"
 
     @property
     def calibrated(self) -> bool:
@@ -109,13 +116,27 @@ class MixDQ(FakeQuant):
                 with self._quantised(net, {k: layers[k] for k in bits}, bits):
                     return sample_of(pipe, plain, sample, self.samples, models, artefacts)
 
-            scores = self._output_scores(name, net, layers, [c for batch in calls.get(name, ()) for c in batch])
-            shown = {k for k in layers if any(fnmatch(k, pattern) for pattern in self.content)}
-            if shown:
-                scores |= self._content_scores({k: layers[k] for k in sorted(shown)}, images)
-            bits = self._allocated(scores, {k: m.weight.numel() for k, m in layers.items()}, shown, images)
+            shown = {k for k in layers if self._shown(k)}
+            own = [c for batch in calls.get(name, ()) for c in batch]
+            noise = self._noise_of(name, net, layers, own)
+            full = images({}) if shown else None
+            scores = {}
+            for done, k in enumerate(layers, 1):
+
+                def score(k=k, full=full, images=images, noise=noise) -> dict[str, torch.Tensor]:
+                    one = (lambda b: similarity(images({k: b}), full)) if self._shown(k) else (lambda b: noise(k, b))
+                    return {"scores": torch.tensor([one(b) for b in self._candidates(k)], dtype=torch.float64)}
+
+                found = job.part(f"{name}/{k}{SCORES}", score)["scores"].tolist()
+                scores[k] = dict(zip(self._candidates(k), found, strict=True))
+                job.on_step(done, len(layers))
+            sizes = {k: m.weight.numel() for k, m in layers.items()}
+            if self.budget_of == "operations":
+                with layer_macs(layers) as sizes:
+                    evaluate(name, net, own[0])
+            bits = self._allocated(scores, sizes, shown, images)
             made[name] |= {k + BITS: torch.tensor(b) for k, b in bits.items()}
-            made[name] |= {k + "|scores": torch.tensor(list(own.values())) for k, own in scores.items()}
+            made[name] |= {k + SCORES: torch.tensor(list(own.values())) for k, own in scores.items()}
         return made
 
     @contextmanager
@@ -130,35 +151,33 @@ class MixDQ(FakeQuant):
             for k, layer in layers.items():
                 layer.weight.data = plain[k]
 
-    def _output_scores(
+    def _noise_of(
         self, name: str, net: nn.Module, layers: Mapping[str, nn.Module], calls: Sequence[Call]
-    ) -> dict[str, dict[int, float]]:
+    ) -> Callable[[str, int], float]:
+        """The score of a layer at some bits, by the noise of the network's output."""
         # Every step counts alike: the mean over evaluations of one step each, not over trajectories.
         wanted = [evaluate(name, net, call) for call in calls]
-        scores: dict[str, dict[int, float]] = {}
-        for k, layer in layers.items():
-            scores[k] = {}
-            for bits in self._candidates(k):
-                with self._quantised(net, {k: layer}, {k: bits}):
-                    noise = [
-                        ((evaluate(name, net, call) - full).square().mean() / full.square().mean()).item()
-                        for call, full in zip(calls, wanted, strict=True)
-                    ]
-                scores[k][bits] = self._score(sum(noise) / len(noise))
-        return scores
+
+        def score(layer: str, bits: int) -> float:
+            with self._quantised(net, {layer: layers[layer]}, {layer: bits}):
+                noise = [
+                    ((evaluate(name, net, call) - full).square().mean() / full.square().mean()).item()
+                    for call, full in zip(calls, wanted, strict=True)
+                ]
+            return self._score(sum(noise) / len(noise))
+
+        return score
 
     def _score(self, noise: float) -> float:
         if self.objective == "error":
             return -noise
         return -10 * torch.tensor(max(noise, 1e-20)).log10().item()
 
-    def _content_scores(self, layers: Mapping[str, nn.Module], images: Callable) -> dict[str, dict[int, float]]:
-        full = images({})
-        return {k: {bits: similarity(images({k: bits}), full) for bits in self._candidates(k)} for k in layers}
-
     def _candidates(self, layer: str) -> Sequence[int]:
-        shown = any(fnmatch(layer, pattern) for pattern in self.content)
-        return self.content_candidates if shown else self.candidates
+        return self.content_candidates if self._shown(layer) else self.candidates
+
+    def _shown(self, layer: str) -> bool:
+        return any(fnmatch(layer, pattern) for pattern in self.content)
 
     def _allocated(
         self, scores: Mapping[str, Mapping[int, float]], sizes: Mapping[str, int], shown: set[str], images: Callable

@@ -12,6 +12,7 @@ from accel.errors import ConfigError
 from accel.evaluation.generate import generate
 from accel.precision import FakeQuant, MixDQ
 from accel.precision.allocation import mean_bits
+from accel.precision.bits import bit_operations, layer_macs
 from accel.precision.fake_quant import quantisable
 from accel.precision.mixdq import similarity
 from accel.precision.quantised import QuantisedLayer
@@ -93,6 +94,27 @@ def test_bits_keep_the_budget_and_bytes_count_them(made, pipe):
     assert eight - own == sum(sizes[k] - (sizes[k] * b + 7) // 8 for k, b in bits.items())
 
 
+def test_a_budget_of_bit_operations_weighs_layers_with_their_products(made, pipe, digits):
+    """The same scores, other costs; the saved operations are those that execution counts."""
+    recipe, artefact = made
+    own = replace(recipe, precision=replace(recipe.precision, budget_of="operations"))
+
+    def sample(own, start, stop):
+        return generate(pipe, digits, own, 99, start, stop, 2)
+
+    found = own.precision.calibrate(pipe, own, sample)
+    bits = {k: int(v) for k, v in split(found["base"])["|bits"].items()}
+    layers = quantisable(pipe.unet, FEW)
+    with accelerate(pipe, Recipe(DDIM)), layer_macs(layers) as macs:
+        sample(Recipe(DDIM), 0, 1)
+    assert 4.0 < mean_bits(bits, macs) <= 5.0
+    assert all(torch.equal(found["base"][k + "|scores"], artefact[k + "|scores"]) for k in layers)
+    with accelerate(pipe, own, artefacts=found), bit_operations([pipe.unet]) as counted:
+        sample(own, 0, 1)
+    assert counted.operations == sum(macs[k] * b * 32 for k, b in bits.items())
+    assert own.precision.label == "mixdq w5a32(sim,operations)"
+
+
 def test_mixed_bits_err_less_than_the_same_bits_everywhere(pipe, digits):
     """At a mean of four bits, with the objective that is the error itself."""
     mixed = MixDQ(activation_bits=32, budget=4.0, samples=2, objective="error", keep=FEW)
@@ -153,6 +175,7 @@ def test_missing_bits_name_the_command(pipe):
         ({"candidates": (1, 4)}, r"precision.candidates is 1; allowed: an integer in \[2, 16\]"),
         ({"budget": 1.0}, r"precision.budget is 1.0; allowed: a number in \[2.0, 16.0\]"),
         ({"objective": "db"}, "unknown precision.objective 'db'"),
+        ({"budget_of": "bytes"}, "unknown precision.budget_of 'bytes'"),
     ],
 )
 def test_bad_settings(settings, said):
