@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from accel.denoiser import LATER, Node, Sample
+from accel.digests import weights_digest
 from accel.errors import ConfigError, IncompatibleError, check_int
 from accel.job import Job
 from accel.precision.attention import FACTORS, QuantisedProducts, attentions, observe_products, quantise_attention
@@ -50,6 +51,7 @@ from accel.trajectory import Trajectory
 
 TEXT = ("*attn2.to_k", "*attn2.to_v")  # cross-attention's layers that read the text
 WEIGHT, BIAS = "|weight", "|bias"  # what follows a layer's name in an artefact
+MODEL = "|model"  # digest of the weights that an artefact was made for
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ class FakeQuant(Precision):
     ) -> dict[str, dict[str, torch.Tensor]]:
         """For each network of the recipe its artefact: under a layer's name what its input quantiser covers, [low,
         high] or (groups, slices, 2), under the name with `|weight` a weight whose rounding was learned, with `|bias`
-        a corrected bias, and under an attention's name with `|q`, `|k`, `|v` what the factors' quantisers cover.
+        a corrected bias, and under an attention's name with `|q`, `|k`, `|v` what the factors' quantisers cover;
+        `|model` says which weights it was made for.
 
         For the rest see the base class.
         """
@@ -182,6 +185,7 @@ class FakeQuant(Precision):
             if self.bias_correction:
                 made[name] |= self._biases(look, made[name])
             self.refine(name, look.net, [call for batch in calls.get(name, ()) for call in batch], made[name], job)
+            made[name][MODEL] = weights_digest(look.net)
         return made
 
     def _look(self, net: nn.Module) -> _Look:
@@ -280,6 +284,12 @@ class FakeQuant(Precision):
                 f"W{self.weight_bits}A{self.activation_bits} needs activation ranges for the {len(layers)} layers of "
                 f"{node.name!r}, found {said}; make them with recipe.precision.calibrate(pipe, recipe, ...) and pass "
                 "them as `artefacts`, or run it with `python -m accel`, which calibrates by itself."
+            )
+        made_for = artefact.get(MODEL)
+        if made_for is not None and not torch.equal(made_for.cpu(), weights_digest(node.net)):
+            raise ConfigError(
+                f"the artefact of {self.label} was made for other weights than those of {node.name!r}; calibrate again "
+                "for this model."
             )
         return artefact
 

@@ -13,7 +13,7 @@ from accel.evaluation.generate import generate
 from accel.guidance import CFG
 from accel.precision import FakeQuant, Trajectories
 from accel.precision.calibration import Observer, observe
-from accel.precision.fake_quant import quantisable
+from accel.precision.fake_quant import MODEL, quantisable
 from accel.precision.levels import Levels, Range
 from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
@@ -88,7 +88,7 @@ def test_ranges_are_those_of_everything_the_layers_saw(pipe, ranges, digits):
     finally:
         for handle in handles:
             handle.remove()
-    assert set(found) == set(layers)
+    assert set(found) == {*layers, MODEL}
     for name, inputs in seen.items():
         assert len(inputs) == 4, "every step"
         everything = torch.cat(inputs)
@@ -127,7 +127,7 @@ def test_each_stitched_network_has_ranges_of_its_own(ranges, pipe, digits, model
     found = ranges(recipe)
     keep = FakeQuant().keep
     assert {n: set(layers) for n, layers in found.items()} == {
-        "base": set(quantisable(pipe.unet, keep)), "small": set(quantisable(models["small"], keep)),
+        "base": {*quantisable(pipe.unet, keep), MODEL}, "small": {*quantisable(models["small"], keep), MODEL},
     }  # fmt: skip
     latents, nets = {"base": [], "small": []}, {"base": pipe.unet, "small": models["small"]}
     handles = [

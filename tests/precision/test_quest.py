@@ -21,7 +21,7 @@ DDIM = DiffusersSampler("DDIMScheduler", 4)
 KEEP = ("time_embedding.*", "down_blocks.*", "up_blocks.*")
 QUICK = {
     "keep": KEEP,
-    "rounding": AdaRound(iterations=30),
+    "rounding": AdaRound(iterations=10),
     "calibration": StridedSteps(samples=8, stride=1),
     "groups": 2,
 }
