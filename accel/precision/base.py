@@ -22,6 +22,10 @@ class Precision(Method):
     def prepare(self, node: Node) -> None:
         """Change `node.net`; register the way back on `node.undo`."""
 
+    def forward(self, node: Node, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """What the prepared node runs as the network's forward; `forward` is the network's own."""
+        return forward
+
     def prepare_pipeline(self, pipe: Any, undo: ExitStack) -> None:
         """Change networks of the pipeline beside the denoisers; register the way back on `undo`."""
 
