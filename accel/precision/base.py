@@ -18,6 +18,7 @@ class Precision(Method):
     """Attached before everything else, so that caches and stitches run on the changed network."""
 
     kind = "executed"  # or "simulated": the arithmetic is imitated, so the method is never timed
+    whole = False  # whether a converted copy runs as one piece; then its memory is not seen by torch
 
     def prepare(self, node: Node) -> None:
         """Change `node.net`; register the way back on `node.undo`."""

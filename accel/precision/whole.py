@@ -36,6 +36,7 @@ class Whole(Precision):
     """
 
     calibration: StridedSteps | None = None
+    whole = True
 
     @property
     def compute(self) -> torch.dtype:
