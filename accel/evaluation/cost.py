@@ -61,9 +61,9 @@ def counted_cost(
     models: Mapping[str, nn.Module] | None = None,
     artefacts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Steps, NFE, MACs an image, model bytes, peak tensor bytes (batch 1; None where a converted copy runs, which is not
-    seen) and the trace strip of one trajectory; where arithmetic is simulated also its bit operations an image (32 x 32
-    a MAC in floating point).
+    """Steps, NFE, MACs an image, model bytes, peak tensor bytes (batch 1; None where a converted copy runs unseen) and
+    the trace strip of one trajectory; where arithmetic is simulated also its bit operations an image (32 x 32 a MAC in
+    floating point).
 
     These are means over the first VARYING samples where a guidance evaluates less for some than for others.
     """

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,13 @@ def without_reports() -> Iterator[None]:
             del sys.modules[REPORTING]
 
 
-def abilities() -> list[str]:
+@cache
+def abilities() -> tuple[str, ...]:
     """Number formats that OpenVINO's CPU runtime computes in here, e.g. FP32, INT8, BF16."""
     with without_reports():
         import openvino
 
-    return list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return tuple(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def compiled_request(model: Any, hint: str) -> Any:
