@@ -66,8 +66,8 @@ convergence: $(READY) ## error of every sampler on every grid against the exact 
 cascade: $(READY) ## DC-Solver: search ratios for many (steps, scale) pairs, fit the cascade regression, compare
 	$(PY) scripts/cascade.py --results $(RESULTS) --suite $(SUITE) $(ARGS)
 
-bench: $(READY) ## overhead of the harness and of the schedulers against diffusers' own
-	$(PY) scripts/bench.py --results $(RESULTS)
+bench: $(READY) ## overhead of the harness and of the schedulers; ARGS="--only precision": executed precisions
+	$(PY) scripts/bench.py --results $(RESULTS) $(ARGS)
 
 clean: ## remove the environment, caches and everything under outputs/
 	rm -rf $(VENV) outputs .pytest_cache .ruff_cache *.egg-info

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -148,7 +148,8 @@ class Node:
     """One network within a recipe: its module, its name in traces, the clock and the undo stack.
 
     `dtype` is what floating-point inputs (not the timestep) are cast to for the network; predictions are cast back.
-    `evaluating` tells whether the network runs now, `mode` what the trace calls an evaluation of it. For the guidance,
+    `evaluating` tells whether the network runs now, `within()` is entered for as long, `mode` is what the trace calls
+    an evaluation of it. For the guidance,
     which sits on the pipeline's own network: `guides` are the denoisers of the further networks that it names,
     `classifier` gives logits of a clean image, and what it remembers while sampling is in `memory`, emptied with every
     trajectory.
@@ -167,6 +168,7 @@ class Node:
     classifier: nn.Module | None = None
     memory: dict[str, Any] = field(default_factory=dict)
     mode: str = "full"
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
     _return_dict: bool = False
     _names: list[str] = field(default_factory=list)
 
@@ -182,17 +184,21 @@ class Node:
 
     def predict(self, inputs: Inputs, forward: Callable[..., Any]) -> torch.Tensor:
         """What `forward` predicts for `inputs`; nothing is noted."""
-        kwargs = self._own_arguments(inputs)
-        kwargs = kwargs if self.dtype is None else _cast(kwargs, self.dtype)
-        if self._return_dict:
-            kwargs = kwargs | {"return_dict": False}
+        kwargs = self.arguments(inputs)
         self.evaluating = True
         try:
-            output = forward(**kwargs)
+            with self.within():
+                output = forward(**kwargs)
         finally:
             self.evaluating = False
         prediction = output[0] if isinstance(output, tuple) else output
         return prediction if self.dtype is None else prediction.to(inputs.sample.dtype)
+
+    def arguments(self, inputs: Inputs) -> dict[str, Any]:
+        """What the network's own forward is called with for `inputs`: tensors of the node's dtype, by name."""
+        kwargs = self._own_arguments(inputs)
+        kwargs = kwargs if self.dtype is None else _cast(kwargs, self.dtype)
+        return kwargs | {"return_dict": False} if self._return_dict else kwargs
 
     def _own_arguments(self, inputs: Inputs) -> dict[str, Any]:
         # The call came for the pipeline's network. Another may be told its condition in its own way; another class has

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,8 +19,13 @@ def settings_digest(config: Any) -> torch.Tensor:
 
 def weights_digest(net: nn.Module) -> torch.Tensor:
     """Sixteen bytes (uint8) that change with a network's weights: names, shapes and 64 values of each tensor."""
+    return tensors_digest(net.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Sixteen bytes (uint8) that change with named tensors: names, shapes and 64 values of each."""
     digest = hashlib.sha256()
-    for name, tensor in net.state_dict().items():
+    for name, tensor in tensors.items():
         flat = tensor.detach().flatten()
         few = flat[:: max(1, len(flat) // 64)].float().cpu() if flat.numel() else flat
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + few.numpy().tobytes())

@@ -203,9 +203,10 @@ def accelerate(
         for key, net in recipe.nets(pipe, models).items():
             node = Node(key, net, clock, undo, count_macs, (artefacts or {}).get(key), layout)
             forward = net.forward
-            denoise = _plain(node, forward)
             if recipe.precision:
                 recipe.precision.prepare(node)
+                forward = recipe.precision.forward(node, forward)
+            denoise = _plain(node, forward)
             if recipe.skip:
                 denoise = recipe.skip.attach(node, denoise)
             denoisers[key] = cache.attach(node, denoise) if cache else denoise

@@ -323,7 +323,7 @@ class Runner:
         key = self.timing_id(recipe, baseline)
         if record := self.find("timing", key):
             return record
-        from accel.evaluation.environment import environment
+        from accel.evaluation.environment import environment, instruction_set
         from accel.evaluation.timing import time_recipe
 
         e = self.evaluation
@@ -341,6 +341,7 @@ class Runner:
             "suite": self.suite.name,
             "device_name": where["device_name"],
             "threads": where["threads"],
+            "isa": instruction_set(self.device),
             "environment": where,
             **measured,
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 from accel.compatibility import methods
 from accel.config import choice_of
 from accel.precision import FakeQuant
+from accel.precision.whole import Whole
 from accel.recipe import Recipe
 from accel.samplers.noise_schedule import noise_schedule
 
@@ -57,6 +58,10 @@ QUICK = {
         "precision.iterations=2",
         "precision.keep=['down_blocks.*', 'up_blocks.*', 'transformer_blocks.1.*', 'time_emb*']",
     ],
+    "compiled": ["precision.backend=none"],
+    "torchao_int8": ["precision.compile=false"],
+    "static_int8": ["precision.backend=none", "precision.calibration.samples=1"],
+    "openvino_int8": ["precision.calibration.samples=1"],
     "searched": [f"grid.path={_searched()}"],
 }
 
@@ -76,7 +81,8 @@ METHODS = methods()
 
 
 def _distinct() -> list[tuple[str, str]]:
-    # Caches and quantisers that are settings of one class compose alike; they are many, and pairs are many times that.
+    # Caches and quantisers that are settings of one class compose alike, and so do all networks that run as one piece;
+    # they are many, and pairs are many times that.
     kinds, kept = set(), []
     for axis, choice in METHODS:
         config = getattr(recipe(**{axis: choice}), axis)
@@ -85,6 +91,8 @@ def _distinct() -> list[tuple[str, str]]:
             kind = (type(config), getattr(config, "hook", None))
         elif isinstance(config, FakeQuant):
             kind = (type(config), config.calibration.replayed)
+        elif isinstance(config, Whole):
+            kind = Whole
         if kind not in kinds:
             kinds.add(kind)
             kept.append((axis, choice))

@@ -81,6 +81,7 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
     from accel.results.cascade import write_cascade
     from accel.results.convergence import write_convergence
     from accel.results.overhead import write_deepcache, write_overhead, write_schedulers
+    from accel.results.precision import write_precision
     from accel.results.records import Results
     from accel.results.tables import write_tables
 
@@ -92,6 +93,8 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
         for path in write_tables(results, study):
             assert path.read_bytes() == (ROOT / "results/tables" / path.name).read_bytes(), path.name
     others = (write_overhead, write_schedulers, write_deepcache, write_architectures, write_cascade, write_convergence)
+    for path in write_precision(results):  # of the devices that it was measured on, if any
+        assert path.read_bytes() == (ROOT / "results/tables" / path.name).read_bytes(), path.name
     for write in (*others, write_adherence):
         written = [path for path in write(results) if path.suffix != ".png"]
         assert written, write.__name__

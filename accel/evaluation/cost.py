@@ -61,8 +61,9 @@ def counted_cost(
     models: Mapping[str, nn.Module] | None = None,
     artefacts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Steps, NFE, MACs an image, model bytes, peak tensor bytes (batch 1) and the trace strip of one trajectory; where
-    arithmetic is simulated also its bit operations an image (32 x 32 a MAC in floating point).
+    """Steps, NFE, MACs an image, model bytes, peak tensor bytes (batch 1; None where a converted copy runs unseen) and
+    the trace strip of one trajectory; where arithmetic is simulated also its bit operations an image (32 x 32 a MAC in
+    floating point).
 
     These are means over the first VARYING samples where a guidance evaluates less for some than for others.
     """
@@ -83,7 +84,8 @@ def counted_cost(
                     generate(pipe, suite, recipe, seed=0, start=start, stop=start + count, batch=count)
                 found.append(_counts(recipe, run, bits, count))
     means = {key: sum(own[key] for own in found) / len(found) for key in found[0]}
-    return {"steps": steps, "strip": strip, **means, "model_bytes": size, "peak_bytes": weights + memory.peak}
+    peak = None if recipe.precision and recipe.precision.whole else weights + memory.peak
+    return {"steps": steps, "strip": strip, **means, "model_bytes": size, "peak_bytes": peak}
 
 
 def _counts(recipe: Recipe, run: Run, bits: Counted, count: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from accel.caching import DeepCache
 from accel.errors import ConfigError
-from accel.evaluation.environment import environment
+from accel.evaluation.environment import environment, instruction_set
 from accel.evaluation.timing import median_interval
 from accel.recipe import Recipe, accelerate
 from accel.suites.pipeline import PixelPipeline
@@ -124,5 +124,6 @@ def measure_deepcache(name: str, interval: int, branch: int, repetitions: int) -
             np.stack([times["plain"].sum(1) / times[arm].sum(1) for arm in ("ours", "again")], 1) / ideal
         ),
         "plain_ms": median_interval(times["plain"].mean(1) * 1000),
+        "isa": instruction_set("cpu"),
         "environment": environment("cpu"),
     }

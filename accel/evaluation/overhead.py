@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from accel.evaluation.environment import environment
+from accel.evaluation.environment import environment, instruction_set
 from accel.evaluation.generate import generate
 from accel.evaluation.timing import interleave, median_interval
 from accel.recipe import Recipe, accelerate
@@ -49,6 +49,7 @@ def measure_overhead(suite: Suite, steps: int, batch: int, repetitions: int, dev
         "ratio": median_interval(seconds["inside"] / both),
         "aa": median_interval(seconds["bare"] / seconds["again"]),
         "bare_ms": median_interval(both * 1000),
+        "isa": instruction_set(device),
         "environment": environment(device),
     }
 
@@ -111,6 +112,7 @@ def measure_schedulers(steps: int, repetitions: int, device: str = "cpu") -> lis
             "ratio": median_interval(seconds[name] / both),
             "aa": median_interval(seconds[BASE] / seconds["again"]),
             "set_timesteps_ms": median_interval(setup[name] * 1e3),
+            "isa": instruction_set(device),
             "environment": environment(device),
         }
         for name in SCHEDULERS

@@ -20,13 +20,16 @@ from accel.evaluation.generate import generate
 from accel.recipe import Recipe, accelerate
 from accel.suites.base import Suite
 
+Clock = Callable[[], float]
 
-def stopwatch(run: Callable[[], Any], device: torch.device | str = "cpu") -> float:
-    """Seconds that `run` takes, all of its GPU work included."""
+
+def stopwatch(run: Callable[[], Any], device: torch.device | str = "cpu", clock: Clock | None = None) -> float:
+    """Seconds that `run` takes, all of its GPU work included. `clock`: for work on the CPU; none is a wall clock."""
     if torch.device(device).type != "cuda":
-        start = time.perf_counter()
+        clock = clock or time.perf_counter
+        start = clock()
         run()
-        return time.perf_counter() - start
+        return clock() - start
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize(device)
     begin.record()
@@ -39,7 +42,9 @@ def stopwatch(run: Callable[[], Any], device: torch.device | str = "cpu") -> flo
 Arm = Callable[[], AbstractContextManager[Callable[[], Any]]]
 
 
-def interleave(arms: Mapping[str, Arm], repetitions: int, device="cpu", warmup: int = 1) -> dict[str, np.ndarray]:
+def interleave(
+    arms: Mapping[str, Arm], repetitions: int, device="cpu", warmup: int = 1, clock: Clock | None = None
+) -> dict[str, np.ndarray]:
     """Seconds of each arm, shape (repetitions,): rounds visit the arms in turn, every other round backwards.
 
     An arm is a context that gives what is to be timed; entering and leaving it (set-up) is not timed.
@@ -48,7 +53,7 @@ def interleave(arms: Mapping[str, Arm], repetitions: int, device="cpu", warmup: 
     for r in range(-warmup, repetitions):
         for name in list(arms)[:: 1 if r % 2 == 0 else -1]:
             with arms[name]() as run:
-                elapsed = stopwatch(run, device)
+                elapsed = stopwatch(run, device, clock)
             if r >= 0:
                 seconds[name].append(elapsed)
     return {name: np.array(values) for name, values in seconds.items()}
@@ -60,6 +65,14 @@ def median_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> dic
     index = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
     lo, hi = np.quantile(np.median(values[index].reshape(draws, -1), axis=1), [0.025, 0.975])
     return {"value": float(np.median(values)), "lo": float(lo), "hi": float(hi)}
+
+
+def ratio_interval(one: np.ndarray, other: np.ndarray, seed: int = 0, draws: int = 2000) -> dict[str, float]:
+    """Ratio of the medians of two series of rounds that were not interleaved, with its 95 % bootstrap interval."""
+    rng = np.random.default_rng(seed)
+    drawn = [np.median(values[rng.integers(0, len(values), (draws, len(values)))], axis=1) for values in (one, other)]
+    lo, hi = np.quantile(drawn[0] / drawn[1], [0.025, 0.975])
+    return {"value": float(np.median(one) / np.median(other)), "lo": float(lo), "hi": float(hi)}
 
 
 def time_recipe(

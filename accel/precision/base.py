@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -20,9 +20,14 @@ class Precision(Method):
     """Attached before everything else, so that caches and stitches run on the changed network."""
 
     kind = "executed"  # or "simulated": the arithmetic is imitated, so the method is never timed
+    whole = False  # whether a converted copy runs as one piece; then its memory is not seen by torch
 
     def prepare(self, node: Node) -> None:
         """Change `node.net`; register the way back on `node.undo`."""
+
+    def forward(self, node: Node, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """What the prepared node runs as the network's forward; `forward` is the network's own."""
+        return forward
 
     def prepare_pipeline(self, pipe: Any, undo: ExitStack, artefacts: Mapping[str, Any] | None = None) -> None:
         """Change networks of the pipeline beside the denoisers; register the way back on `undo`. `artefacts`: those of

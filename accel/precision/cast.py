@@ -16,6 +16,7 @@ from accel.errors import unknown
 from accel.precision.base import Precision
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Cast(Precision):
 
     @property
     def label(self) -> str:
-        return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[self.dtype]
+        return SHORT[self.dtype]
 
     def prepare(self, node: Node) -> None:
         dtype = DTYPES[self.dtype]
@@ -46,9 +47,14 @@ class Cast(Precision):
         node.dtype = dtype
 
     def model_bytes(self, net: nn.Module, artefact: Any = None) -> int:
-        size = torch.finfo(DTYPES[self.dtype]).bits // 8
-        tensors = [*net.parameters(), *net.buffers()]
-        return sum(t.numel() * (size if t.is_floating_point() else t.element_size()) for t in tensors)
+        return cast_bytes(net, DTYPES[self.dtype])
+
+
+def cast_bytes(net: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of all parameters and buffers with the floating-point ones in `dtype`."""
+    size = torch.finfo(dtype).bits // 8
+    tensors = [*net.parameters(), *net.buffers()]
+    return sum(t.numel() * (size if t.is_floating_point() else t.element_size()) for t in tensors)
 
 
 def _keep_dtype_outside(node: Node) -> None:

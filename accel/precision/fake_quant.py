@@ -322,6 +322,11 @@ def quantisable(net: nn.Module, keep: Sequence[str]) -> dict[str, nn.Module]:
     return {n: m for n, m in found.items() if not any(fnmatch(n, k) for k in keep)}
 
 
+def left_float(net: nn.Module, keep: Sequence[str]) -> list[str]:
+    """Names of the convolutions and linear layers that match a `keep` pattern."""
+    return sorted(set(quantisable(net, ())) - set(quantisable(net, keep)))
+
+
 def shortcut_slices(net: nn.Module) -> dict[str, tuple[int, int]]:
     """Layers that read [decoder features | skip] as they are, the shortcut convolutions of a UNet's up blocks, with the
     channels of both parts. A network without up blocks has none."""

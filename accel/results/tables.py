@@ -299,10 +299,15 @@ def _made(study: Study) -> str:
             "reference " + listed(f"{r['name']}, N = {r['n']}, sha256 {_short(r['sha256'])}" for r in references)
         )
     made.append(f"timed on {listed(map(device_text, study.devices))}" if study.devices else "not timed")
+    made += [f"instructions {listed(found)}"] if (found := _instructions(study)) else []
     torches = sorted({t for row in study.done for t in (_torch(row.quality), _torch(row.timing or {})) if t})
     made += [f"torch {listed(torches)}"] if torches else []
     counts = sorted({len(x["replicates"]) for r in records for x in r["values"].values()}) or [20]
     return "; ".join([*made, f"95 % intervals: {listed(counts)}-group delete-group jackknife"]) + "."
+
+
+def _instructions(study: Study) -> list[str]:
+    return sorted({", ".join(isa) for row in study.done if (isa := (row.timing or {}).get("isa"))})
 
 
 def _notes(study: Study) -> list[str]:
