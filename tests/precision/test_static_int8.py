@@ -69,3 +69,27 @@ def test_bytes_by_hand(pipe):
 def test_nothing_to_quantise(pipe):
     with pytest.raises(IncompatibleError, match="no convolution or linear layer to quantise"):
         Recipe(precision=StaticInt8(keep=["*"])).check(pipe)
+
+
+def test_inductor_runs_integer_kernels():
+    """A convolution and a linear layer become oneDNN's fused int8 ones, not floating point between roundings."""
+    from torch import nn
+    from torch._inductor.utils import run_and_get_code
+
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(4, 16, 3), nn.Linear(6, 8)
+
+        def forward(self, sample, timestep):
+            return (self.linear(nn.functional.silu(self.conv(sample) + timestep)),)
+
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        net = Small().requires_grad_(False)
+        kwargs = ordered({"sample": torch.randn(2, 4, 8, 8), "timestep": torch.tensor(0.5)})
+        run = StaticInt8().convert(own_copy(net, torch.float32), kwargs, [kwargs])
+        found, [code] = run_and_get_code(lambda: run(**kwargs))
+        assert 30 < decibel(net(**kwargs)[0], found) < 60
+    assert "onednn.qconv" in code
+    assert "onednn.qlinear" in code
