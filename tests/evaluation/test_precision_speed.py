@@ -77,7 +77,7 @@ def test_text_to_image_networks_run():
 
 
 class Ended:
-    returncode, stderr = -9, "loading\nKilled\n"
+    returncode, stdout = -9, "loading\nKilled\n"
 
 
 def test_a_process_that_dies_is_a_reason(monkeypatch):
