@@ -36,9 +36,9 @@ def recipe_with(*chosen: Method, sampler: str = "dpmpp_2m"):
 
 
 def refusal(pipe: Any, models: Mapping[str, nn.Module], *chosen: Method) -> str | None:
-    """Why the methods cannot work together on this pipeline, or None if they can."""
+    """Why the methods cannot work together on this pipeline, or None if they can (where what they need is there)."""
     try:
-        recipe_with(*chosen).check(pipe, models)
+        recipe_with(*chosen).check(pipe, models, machine=False)
     except (IncompatibleError, ConfigError) as error:
         return str(error)
     return None

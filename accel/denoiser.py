@@ -123,6 +123,9 @@ class Method:
     def check(self, nets: dict[str, nn.Module], recipe: Any) -> None:
         """Raise IncompatibleError when this method cannot work on `nets` or within `recipe`."""
 
+    def check_machine(self, nets: Mapping[str, nn.Module]) -> None:
+        """Raise IncompatibleError when this machine lacks a package or device that the method needs for `nets`."""
+
     def check_around(self, scheduler: Any, models: Mapping[str, nn.Module]) -> None:
         """Raise IncompatibleError if it cannot work with the recipe's `scheduler` or lacks a network in `models`."""
 

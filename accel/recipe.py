@@ -85,8 +85,11 @@ class Recipe:
         """The denoiser-seam methods, outermost first."""
         return [m for m in (self.guidance, self.stitch, self.cache, self.precision, self.skip) if m is not None]
 
-    def check(self, pipe: Any, models: Mapping[str, nn.Module] | None = None) -> None:
-        """Raise ConfigError or IncompatibleError, with the reason, if `pipe` cannot run this recipe."""
+    def check(self, pipe: Any, models: Mapping[str, nn.Module] | None = None, machine: bool = True) -> None:
+        """Raise ConfigError or IncompatibleError, with the reason, if `pipe` cannot run this recipe.
+
+        machine: also ask whether this machine has the packages and devices that its methods need.
+        """
         models = models or {}
         nets = self.nets(pipe, models)
         if self.grid and not self.sampler:
@@ -103,6 +106,8 @@ class Recipe:
             method.check(nets, self)
         for method in self.methods():
             method.check_around(scheduler or pipe.scheduler, models)
+        for method in self.methods() if machine else ():
+            method.check_machine(nets)
 
     def nets(self, pipe: Any, models: Mapping[str, nn.Module] | None = None) -> dict[str, nn.Module]:
         """The denoisers this recipe runs by name: the pipeline's own (`base`) first, then the stitched ones, then those

@@ -15,7 +15,7 @@ HEAD = """# What composes with what
 
 Generated from the methods' own checks at their default settings, and tested: every accepted pair runs on `digits`,
 every refused one raises before anything runs (tests/test_contract.py). A sampler does not meet another one, so that
-samplers are rows only.
+samplers are rows only. Which optional packages or devices a method needs is not asked here.
 
 """
 

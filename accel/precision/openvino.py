@@ -56,16 +56,17 @@ class OpenVINO(Whole):
 
     def check(self, nets, recipe) -> None:
         super().check(nets, recipe)
+        for name, net in nets.items() if self.int8 else ():
+            if not quantisable(net, self.keep):
+                raise IncompatibleError(
+                    f"{name!r} ({type(net).__name__}) has no convolution or linear layer to quantise; use "
+                    "precision.int8=false."
+                )
+
+    def check_machine(self, nets) -> None:
         require_cpu(self.label, nets)
-        require_package(self.label, "openvino", "openvino")
-        if self.int8:
-            require_package(self.label, "nncf", "openvino")
-            for name, net in nets.items():
-                if not quantisable(net, self.keep):
-                    raise IncompatibleError(
-                        f"{name!r} ({type(net).__name__}) has no convolution or linear layer to quantise; use "
-                        "precision.int8=false."
-                    )
+        for package in ("openvino", "nncf") if self.int8 else ("openvino",):
+            require_package(self.label, package, "openvino")
         if self.dtype == "bfloat16" and "BF16" not in (able := abilities()):
             raise IncompatibleError(
                 f"{self.label} needs a processor that multiplies bfloat16 (AVX512-BF16 or AMX), and OpenVINO finds "

@@ -46,14 +46,16 @@ class StaticInt8(Whole):
 
     def check(self, nets, recipe) -> None:
         super().check(nets, recipe)
-        require_cpu(self.label, nets)
-        require_package(self.label, "torchao", "torchao")
         for name, net in nets.items():
             if not quantisable(net, self.keep):
                 raise IncompatibleError(
                     f"{name!r} ({type(net).__name__}) has no convolution or linear layer to quantise; "
                     "use precision=none."
                 )
+
+    def check_machine(self, nets) -> None:
+        require_cpu(self.label, nets)
+        require_package(self.label, "torchao", "torchao")
 
     def convert(self, net: nn.Module, kwargs: dict[str, Any], calls: Sequence[dict[str, Any]]) -> Forward:
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e

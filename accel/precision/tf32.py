@@ -28,7 +28,7 @@ class TF32(Precision):
     def label(self) -> str:
         return "tf32"
 
-    def check(self, nets, recipe) -> None:
+    def check_machine(self, nets) -> None:
         require_capability(self.label, nets, LEAST)
 
     def prepare(self, node: Node) -> None:

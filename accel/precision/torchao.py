@@ -56,15 +56,17 @@ class TorchAO(Whole):
 
     def check(self, nets, recipe) -> None:
         super().check(nets, recipe)
-        if self.scheme == "float8":
-            require_capability(self.label, nets, FLOAT8_LEAST)
-        require_package(self.label, "torchao", "torchao")
         for name, net in nets.items():
             if not self._layers(net):
                 raise IncompatibleError(
                     f"{name!r} ({type(net).__name__}) has no linear layer to quantise, and torchao quantises no other; "
                     "use precision=compiled or static_int8."
                 )
+
+    def check_machine(self, nets) -> None:
+        if self.scheme == "float8":
+            require_capability(self.label, nets, FLOAT8_LEAST)
+        require_package(self.label, "torchao", "torchao")
 
     def convert(self, net: nn.Module, kwargs: dict[str, Any], calls: Sequence[dict[str, Any]]) -> Forward:
         from torchao.quantization import quantize_
