@@ -10,6 +10,7 @@ from typing import Any
 from accel.errors import AccelError, ConfigError, unknown
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+NO_METHOD = "accel.recipe.nothing"  # target of every none.yaml
 AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip")
 
 
