@@ -67,15 +67,20 @@ class OptunaSearch(Optimiser):
             raise ConfigError(f"optuna has no sampler {self.sampler!r}; use optimiser=nsga2 or optimiser=tpe.")
 
         class Canonical(base):
+            def before_trial(self, study, trial):
+                super().before_trial(study, trial)
+                if hasattr(self, "get_trial_generation"):
+                    # Optuna counts the trials of a generation as it samples them, and given ones are not sampled.
+                    self.get_trial_generation(study, trial)
+
             def sample_relative(self, study, trial, search_space):
                 drawn = super().sample_relative(study, trial, search_space)
-                if not drawn:
-                    return drawn
-                values = {
-                    name: drawn[name] if name in drawn else self.sample_independent(study, trial, name, distribution)
+                values = [
+                    drawn[name] if name in drawn else self.sample_independent(study, trial, name, distribution)
                     for name, distribution in distributions.items()
-                }
-                return dict(zip(distributions, space.canonical(tuple(values.values())), strict=True))
+                ]
+                named = zip(distributions, space.canonical(values), strict=True)
+                return {name: value for name, value in named if name in search_space}
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

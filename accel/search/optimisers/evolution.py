@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from accel.errors import check_int
+from accel.errors import AccelError, check_int
 from accel.search.optimisers.base import Evaluate, Optimiser, sole
 from accel.search.spaces import Space
 
@@ -34,15 +34,18 @@ class DifferentialEvolution(Optimiser):
             # scipy's `workers`: all candidates of a generation at once.
             return sole(evaluate([space.canonical(np.round(x).astype(int)) for x in population]), self.name)
 
-        differential_evolution(
-            lambda x: 0.0,  # never called: `generation` takes its place
-            list(space.bounds),
-            integrality=np.ones(len(space.bounds), bool),
-            init=np.array(first, float),
-            seed=self.seed,
-            updating="deferred",
-            workers=generation,
-            maxiter=10**6,
-            tol=0,
-            polish=False,
-        )
+        try:
+            differential_evolution(
+                lambda x: 0.0,  # never called: `generation` takes its place
+                list(space.bounds),
+                integrality=np.ones(len(space.bounds), bool),
+                init=np.array(first, float),
+                seed=self.seed,
+                updating="deferred",
+                workers=generation,
+                maxiter=10**6,
+                tol=0,
+                polish=False,
+            )
+        except RuntimeError as error:  # scipy takes any ValueError of ours for a mistake in `workers`
+            raise (error.__cause__ if isinstance(error.__cause__, AccelError) else error) from None
