@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 from accel.config import CONF, NO_METHOD, check_choices, compose, expand_cells, instantiate, recipe_of
-from accel.errors import AccelError, check_int, unknown
+from accel.errors import AccelError, ConfigError, check_int, unknown
 
 
 def main() -> None:
@@ -112,11 +112,13 @@ def build_search(cfg: Any, overrides: list[str] | None = None) -> Any:
     cells = []
     for own in asked:
         composed = compose(own) if cfg.cells else cfg
-        search = instantiate(composed.search)
-        others = [(name, recipe_of(compose([*own, *more]))) for name, more in (cfg.transfer or {}).items()]
-        optimiser = instantiate(composed.optimiser) if search else None
-        cells.append(Cell(recipe_of(composed), tuple(own), search, optimiser, tuple(others) if search else ()))
-    return SearchStudy(plain.name, plain.title, plain.suite, plain.evaluation, plain.results, plain.baseline, cells)
+        search, optimiser = instantiate(composed.search), instantiate(composed.optimiser)
+        if search is None:
+            raise ConfigError(f"cell {' '.join(own)!r} has search=none among cells that search; leave it out.")
+        others = [(name, recipe_of(compose([*own, *more]))) for name, more in (composed.transfer or {}).items()]
+        cells.append(Cell(recipe_of(composed), tuple(own), search, optimiser, tuple(others)))
+    shown = (plain.name, plain.title, plain.suite, plain.evaluation, plain.results, plain.baseline)
+    return SearchStudy(*shown, cells, merge=not cfg.cells)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ class Search(ABC):
         """Search and return what belongs in the record: what was found, and how."""
 
     @abstractmethod
-    def reference(self, base: Recipe) -> Recipe:
-        """The hand-made recipe that what is found for `base` is held against."""
+    def compared(self, base: Recipe) -> dict[str, Recipe]:
+        """The hand-made recipes, by name, that what is found for `base` is evaluated beside."""
 
     @abstractmethod
     def overrides(self, record: dict[str, Any]) -> list[str]:
@@ -80,7 +80,7 @@ class Search(ABC):
 
     def identity(self) -> dict[str, Any]:
         """The settings that change the result."""
-        return {k: v for k, v in describe(self).items() if k != "workers"}
+        return {k: v for k, v in describe(self).items() if k not in ("workers", "compare")}
 
     def check_seed(self, evaluation: Evaluation) -> None:
         """ConfigError if results would be evaluated on the seeds that the search selects by."""
@@ -117,6 +117,7 @@ class Room:
         """Run the optimiser on `space` until the ledger has `budget`; the objective, and the trial that it decided
         for, if it decides by itself."""
         evaluator.runner.check(space.recipe(space.canonical(space.seeds[0])))
+        self._pay_converged(evaluator)
         objective = Objective(
             space, evaluator, self.search.halving, budget, self.ledger, reference, on_trial=self.on_trial
         )
@@ -130,16 +131,22 @@ class Room:
             chosen = self.optimiser.minimise(space, objective, teacher)
         return None if chosen is None else objective.trials.get(space.canonical(chosen))
 
-    @property
-    def reserve(self) -> int:
-        """What scoring the finalists will take."""
-        return self.search.finalists * self.search.rescore_n * rows_per_image(self.base)
+    def reserve(self, evaluator: Evaluator) -> int:
+        """What scoring the finalists on fresh seeds will take."""
+        n = max(self.search.rescore_n, 60)
+        fresh = evaluator.on_fresh(FRESH_SEED + self.search.seed, n).exact_nfe(self.base)
+        return self.search.finalists * self.search.rescore_n * rows_per_image(self.base) + fresh
+
+    def _pay_converged(self, evaluator: Evaluator) -> None:
+        key, nfe, seconds = evaluator.converged(self.base)
+        self.ledger.charge((key,), nfe, seconds)
 
     def rescored(self, trials: Sequence[Trial], evaluator: Evaluator) -> list[dict[str, Any]]:
         """The trials with their scores on the search's seeds and on fresh ones, from best to worst on the latter."""
         n, top = self.search.rescore_n, self.search.halving.rungs[-1]
         found = []
         with evaluator.on_fresh(FRESH_SEED + self.search.seed, max(n, 60)) as fresh:
+            self._pay_converged(fresh)
             for trial, score in zip(trials, fresh([t.recipe for t in trials], n), strict=True):
                 self.ledger.charge((fresh.key(trial.recipe), n), rows_per_image(trial.recipe) * n, score.seconds)
                 found.append({"trial": trial, "search": trial.scores.get(top), "fresh": score.value})

@@ -31,6 +31,7 @@ from accel.evaluation.shards import locked
 from accel.recipe import Recipe
 from accel.results.records import Results, canonical, digest
 from accel.runner import Evaluation, Runner
+from accel.study import rows_per_image
 from accel.suites.base import Suite
 
 EPOCH = 1  # raise when a change alters the scores of the same samples
@@ -198,6 +199,26 @@ class Evaluator(AbstractContextManager):
             self.computed += 1
         found = [self.memory.known[key] for key in keys]
         return [Score(math.inf if f["value"] is None else f["value"], f["seconds"]) for f in found]
+
+    def converged(self, recipe: Recipe) -> tuple[str, int, float]:
+        """The converged trajectories that distances are taken to, made now: id, network evaluations, seconds; no
+        evaluations where the metric needs none, or the suite solves the ODE exactly."""
+        if not self.exact_nfe(recipe):
+            return "none", 0, 0.0
+        runner, exact = self.runner, self.task.suite.converged(recipe.exact_guidance)
+        key = f"converged/{self.key(exact)}/{runner.evaluation.compared}"
+        if key not in self.memory.known:
+            started = time.perf_counter()
+            runner.converged_images(recipe)
+            self.memory.add(key, {"seconds": round(time.perf_counter() - started, 4)})
+        return key, self.exact_nfe(recipe), self.memory.known[key]["seconds"]
+
+    def exact_nfe(self, recipe: Recipe) -> int:
+        """Network evaluations of the converged trajectories that the metric needs."""
+        suite, guidance = self.task.suite, recipe.exact_guidance
+        if self.task.metric != "distance" or suite.solves(guidance):
+            return 0
+        return rows_per_image(suite.converged(guidance)) * self.runner.evaluation.compared
 
     def _scores(self, recipes: list[Recipe], n: int):
         if self.workers == 1 or len(recipes) < 2:

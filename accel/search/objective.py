@@ -107,6 +107,7 @@ class Objective:
         self._stalled = 0
         first = space.canonical(space.seeds[0])
         self.reference = self._trial(first) if reference is None else Trial((), reference)
+        self._objectives = 1 + len(costs(space.recipe(first)) or ())
         top = halving.rungs[-1]
         if (least := rows_per_image(self.reference.recipe) * top) > budget:
             raise ConfigError(
@@ -135,7 +136,7 @@ class Objective:
     def point(self, trial: Trial) -> tuple[float, ...]:
         """What an optimiser is told of a trial; infinite for one that was refused."""
         if trial.costs is None:
-            return (math.inf,) * (1 + len(self.reference.costs))
+            return (math.inf,) * self._objectives
         return self.relative(trial, trial.n), *trial.costs
 
     def relative(self, trial: Trial, n: int) -> float:

@@ -123,7 +123,7 @@ class RecipeSearch(Search):
             what = f"search.axes.{empty[0]} has no alternatives" if empty else "search.axes is empty"
             raise ConfigError(
                 f"{what}, so there is nothing to search; allowed: for each axis at least one override, such as "
-                "search.axes.cache=[cache=none,cache=deepcache]."
+                """'search.axes.cache=["cache=none","cache=deepcache"]'."""
             )
 
     @property
@@ -131,8 +131,8 @@ class RecipeSearch(Search):
         """For each axis its alternatives; commas within one are alternatives, too."""
         return tuple(tuple(tuple(o) for text in own for o in expand_cells([text])) for own in self.axes.values())
 
-    def reference(self, base: Recipe) -> Recipe:
-        return base
+    def compared(self, base: Recipe) -> dict[str, Recipe]:
+        return {"baseline": base}
 
     def overrides(self, record: dict[str, Any]) -> list[str]:
         return record["front"][0]["overrides"]

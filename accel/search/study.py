@@ -1,13 +1,13 @@
 """What `python -m accel search=...` does: search in every cell, evaluate what was found on other seeds, make the table.
 
-A cell with `search=none` is a plain recipe, evaluated for comparison (hand-made grids). What a cell's search has found
-is a record of kind `search`; a search whose record is there is not run again. Rows that share sampler, steps, guidance
-and model (a *group*) are compared with each other: all are evaluated as any recipe is, on the seed of `evaluation`,
-which no search has.
+What a cell's search has found is a record of kind `search`; a search whose record is there is not run again. Rows that
+share sampler, steps, guidance and model (a *group*) are compared with each other and with hand-made schedules: all are
+evaluated as any recipe is, on the seed of `evaluation`, which no search has.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -35,18 +35,17 @@ NOT_OF_A_RECIPE = ("search", "optimiser", "study", "title", "results", "wandb", 
 
 @dataclass(frozen=True)
 class Cell:
-    """One line of the table: a search, or with `search` None a plain recipe."""
+    """One search: of what, how, and where else to evaluate what it finds (`transfers`)."""
 
     recipe: Recipe
     overrides: tuple[str, ...]
-    search: Search | None = None
-    optimiser: Optimiser | None = None
-    transfers: tuple[tuple[str, Recipe], ...] = ()  # other models or guidances to evaluate what is found on
+    search: Search
+    optimiser: Optimiser
+    transfers: tuple[tuple[str, Recipe], ...] = ()
 
     @property
     def name(self) -> str:
-        if self.search is None:
-            return self.recipe.grid.name if self.recipe.grid else "trailing"
+        """The optimiser, with what is unusual about the search."""
         metric = "" if self.search.metric == "fid" else f" ({self.search.metric})"
         method = "" if self.search.name == "timesteps" else f"{self.search.name}: "
         return f"{method}{self.optimiser.label}{metric}"
@@ -63,14 +62,13 @@ class SearchStudy:
     results: Results
     baseline: Recipe
     cells: Sequence[Cell]
+    merge: bool = False  # keep the rows that an earlier command put into the same study
     console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
         for cell in self.cells:
-            if cell.search is not None:
-                cell.search.check_seed(self.evaluation)
-        several = [c for c in self.cells if c.search is not None and c.search.several]
-        if several and len(self.cells) > 1:
+            cell.search.check_seed(self.evaluation)
+        if len(self.cells) > 1 and any(cell.search.several for cell in self.cells):
             raise ConfigError(
                 f"study {self.name!r} has {len(self.cells)} cells, one of them a search of whole recipes; allowed: "
                 "that search alone, for its front is a study of its own."
@@ -82,16 +80,15 @@ class SearchStudy:
         check_writable(self.results.root)
         self.suite.reference()
         with self._progress() as progress:
-            records = [self._searched(cell, progress) if cell.search else None for cell in self.cells]
-        for cell, record in zip(self.cells, records, strict=True):
-            if cell.search is not None and cell.search.several:
-                return self._validated(cell, record)
+            records = [self._searched(cell, progress) for cell in self.cells]
+        if self.cells[0].search.several:
+            return self._validated(self.cells[0], records[0])
         self._evaluated(records)
         for path in write_searches(self.results):
             if path.suffix == ".md" and path.stem == self.name:
                 self.console.print(path.read_text(), markup=False, highlight=False, soft_wrap=True)
-        for cell, record in zip(self.cells, records, strict=True):
-            if record is not None and len(self.cells) <= 3:
+        for cell, record in zip(self.cells[:3], records[:3], strict=True):
+            if len(self.cells) <= 3:
                 text = f"to run what {cell.name} found:\n  {record['command']}"
                 self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         self.console.print(f"{time.perf_counter() - started:.1f} s.")
@@ -104,9 +101,6 @@ class SearchStudy:
         for column in ("cell", "search", "budget (NFE)", "estimate"):
             table.add_column(column)
         for cell in self.cells:
-            if cell.search is None:
-                table.add_row(cell.recipe.label, "none", "", "")
-                continue
             done = self.results.load("search", self._room(cell).key) is not None
             seconds = 0.0 if done else cell.search.budget * rate
             total += seconds
@@ -132,8 +126,9 @@ class SearchStudy:
 
         def on_trial(objective: Objective) -> None:
             best = objective.best
-            progress.update(bar, completed=room.ledger.nfe, best=f"best {objective.point(best)[0]:+.4g}"
-                            + f": {objective.space.label(best.vector)}" * bool(best.vector))  # fmt: skip
+            name = objective.space.label(best.vector) if best.vector else best.recipe.label
+            shown = f"best {objective.relative(best, best.n):+.4g}: {name}"
+            progress.update(bar, completed=room.ledger.nfe, best=shown)
 
         room.on_trial = on_trial
         record = cell.search.run(room)
@@ -145,12 +140,13 @@ class SearchStudy:
 
     def _forget(self, room: Room) -> None:
         # Scores are kept; of a finished search nobody needs the candidates' samples.
-        for key, _ in room.ledger.paid:
-            shutil.rmtree(self.results.root / "shards" / str(key), ignore_errors=True)
+        for key in {what[0] for what in room.ledger.paid}:
+            if re.fullmatch(r"[0-9a-f]+", key):
+                shutil.rmtree(self.results.root / "shards" / key, ignore_errors=True)
 
-    def _evaluated(self, records: Sequence[dict[str, Any] | None]) -> None:
+    def _evaluated(self, records: Sequence[dict[str, Any]]) -> None:
         runner = Runner(self.suite, self.evaluation, self.results, self._say)
-        rows: list[dict[str, Any]] = []
+        rows = self._kept_rows()
 
         def add(group: Recipe, name: str, recipe: Recipe, record: dict[str, Any] | None, kind: str) -> None:
             row = {"group": digest(describe(replace(group, grid=None))), "of": replace(group, grid=None).label,
@@ -163,15 +159,20 @@ class SearchStudy:
                 self._save(rows)
 
         for cell, record in zip(self.cells, records, strict=True):
-            if record is None:
-                add(cell.recipe, cell.name, cell.recipe, None, "grid")
-                continue
-            add(cell.recipe, "trailing", cell.search.reference(cell.recipe), None, "grid")
+            for name, recipe in cell.search.compared(cell.recipe).items():
+                add(cell.recipe, name, recipe, None, "grid")
             found = cell.search.found(cell.recipe, record)
             add(cell.recipe, cell.name, found, record, "search")
             for name, other in cell.transfers:
-                add(other, "trailing", cell.search.reference(other), None, "grid")
+                for grid, recipe in cell.search.compared(other).items():
+                    add(other, grid, recipe, None, "grid")
                 add(other, f"{cell.name}, {name}", cell.search.found(other, record), record, "transfer")
+
+    def _kept_rows(self) -> list[dict[str, Any]]:
+        before = self.results.load("search_study", self.name) if self.merge else None
+        same = before and (before["suite"], before["n"], before["seed"]) == (
+            self.suite.name, self.evaluation.n, self.evaluation.seed)  # fmt: skip
+        return list(before["rows"]) if same else []
 
     def _save(self, rows: list[dict[str, Any]]) -> None:
         self.results.save({"kind": "search_study", "id": self.name, "title": self.title, "suite": self.suite.name,

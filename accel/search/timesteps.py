@@ -22,15 +22,18 @@ from accel.search.spaces import TimestepSpace
 @dataclass(frozen=True)
 class TimestepSearch(Search):
     """`start`: `free`, or `last` for a first timestep fixed at the schedule's last one. `grids` (choices of conf/grid)
-    are where the search begins; scores are relative to the first of them."""
+    are where the search begins; scores are relative to the first of them. Those of `compare` are evaluated beside what
+    is found."""
 
     start: str = "free"
     grids: Sequence[str] = ("trailing",)
+    compare: Sequence[str] = ()
     name = "timesteps"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "grids", tuple(self.grids))
+        object.__setattr__(self, "compare", tuple(self.compare))
 
     def space(self, base: Recipe, schedule: Any) -> TimestepSpace:
         """The space of `base`'s timesteps."""
@@ -42,8 +45,9 @@ class TimestepSearch(Search):
             )
         return TimestepSpace(base, schedule, tuple(choice_of("grid", name) for name in self.grids), self.start)
 
-    def reference(self, base: Recipe) -> Recipe:
-        return replace(base, grid=choice_of("grid", self.grids[0]))
+    def compared(self, base: Recipe) -> dict[str, Recipe]:
+        made = {name: choice_of("grid", name) for name in dict.fromkeys((self.grids[0], *self.compare))}
+        return {name: replace(base, grid=grid) for name, grid in made.items()}
 
     def overrides(self, record: dict[str, Any]) -> list[str]:
         times = record["timesteps"]
@@ -57,7 +61,7 @@ class TimestepSearch(Search):
         with room.evaluator() as evaluator:
             runner = evaluator.runner
             space = self.space(room.base, schedule_of(runner.pipe))
-            objective, chosen = room.minimise(space, evaluator, self.budget - room.reserve)
+            objective, chosen = room.minimise(space, evaluator, self.budget - room.reserve(evaluator))
             trials = [chosen] if chosen else objective.finished()[: self.finalists]
             found = room.rescored(trials, evaluator)
             best = found[0]["trial"]

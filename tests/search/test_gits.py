@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_dynamic_programme_against_brute_force(gamma, jumps):
 
     def total(path) -> float:
         nodes = (*path, 6)
-        return sum(gamma**k * costs[a, b] for k, (a, b) in enumerate(zip(nodes, nodes[1:], strict=False)))
+        return sum(gamma**k * costs[a, b] for k, (a, b) in enumerate(pairwise(nodes)))
 
     every = [(0, *inner) for inner in combinations(range(1, 6), jumps - 1)]
     found = least_path(costs, jumps, gamma)

@@ -18,7 +18,7 @@ def test_layers_against_their_definition():
     left, wanted, depth = set(range(30)), {}, 0
     while left:
         now = {i for i in left if not any(dominates(points[j], points[i]) for j in left)}
-        wanted |= {i: depth for i in now}
+        wanted |= dict.fromkeys(now, depth)
         left, depth = left - now, depth + 1
     assert layers(points).tolist() == [wanted[i] for i in range(30)]
 

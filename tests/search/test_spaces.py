@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_timesteps_of_every_vector_fall_strictly(start, steps):
     for vector in (*own.seeds, own.random(rng), tuple(hi for _, hi in own.bounds), tuple(lo for lo, _ in own.bounds)):
         times = own.timesteps(own.canonical(vector))
         assert len(times) == steps
-        assert all(a > b for a, b in zip(times, times[1:], strict=False))
+        assert all(a > b for a, b in pairwise(times))
         assert times[0] <= 999
         assert times[-1] >= 0
         assert start == "free" or times[0] == 999
