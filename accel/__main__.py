@@ -115,7 +115,7 @@ def build_search(cfg: Any, overrides: list[str] | None = None) -> Any:
         search, optimiser = instantiate(composed.search), instantiate(composed.optimiser)
         if search is None:
             raise ConfigError(f"cell {' '.join(own)!r} has search=none among cells that search; leave it out.")
-        others = [(name, recipe_of(compose([*own, *more]))) for name, more in (composed.transfer or {}).items()]
+        others = [recipe_of(compose([*own, *more])) for more in composed.transfer or ()]
         cells.append(Cell(recipe_of(composed), tuple(own), search, optimiser, tuple(others)))
     shown = (plain.name, plain.title, plain.suite, plain.evaluation, plain.results, plain.baseline)
     return SearchStudy(*shown, cells, merge=not cfg.cells)

@@ -20,8 +20,8 @@ HEAD = """# {title}
 {metric} of {n} samples, seed {seed}, which no search has seen; 95 % intervals (20-group delete-group jackknife). Δ is
 the paired difference to the `trailing` (uniform) schedule on the same seeds; a difference whose interval contains 0 is
 a tie. `searched by` says what an optimiser found; its cost is in network evaluations (rows of a batch) and minutes on
-{device}, the finalists' fresh scores included, as if it had been run alone. Rows with another model or guidance in
-their name carry a schedule over that was found there.
+{device}, the finalists' fresh scores included, as if it had been run alone. A row `... of <recipe>`
+carries a schedule over that was found for that recipe.
 
 """
 UNIFORM = "trailing"

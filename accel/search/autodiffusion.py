@@ -134,8 +134,8 @@ class AutoDiffusion(TimestepSearch):
             raise IncompatibleError("search=autodiffusion decides which blocks run; use cache=none and stitch=none.")
         with room.evaluator() as evaluator:
             runner, steps = evaluator.runner, room.base.sampler.steps
-            schedule, limit = schedule_of(runner.pipe), self.budget - room.reserve(evaluator)
             count, later = len(units(getattr(runner.pipe, denoiser_name(runner.pipe)))), self.more_steps(steps)
+            schedule, limit = schedule_of(runner.pipe), self.budget - room.reserve(evaluator, max(later, default=steps))
             space = self.space(room.base, schedule)
             objective, _ = room.minimise(space, evaluator, int(self.first_stage * limit) if later else limit)
             stages, best = [objective], objective.best

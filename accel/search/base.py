@@ -8,11 +8,12 @@ on a third set of seeds, that of every other run.
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +132,12 @@ class Room:
             chosen = self.optimiser.minimise(space, objective, teacher)
         return None if chosen is None else objective.trials.get(space.canonical(chosen))
 
-    def reserve(self, evaluator: Evaluator) -> int:
-        """What scoring the finalists on fresh seeds will take."""
+    def reserve(self, evaluator: Evaluator, steps: int | None = None) -> int:
+        """What scoring the finalists, of at most so many steps, on fresh seeds will take."""
         n = max(self.search.rescore_n, 60)
         fresh = evaluator.on_fresh(FRESH_SEED + self.search.seed, n).exact_nfe(self.base)
-        return self.search.finalists * self.search.rescore_n * rows_per_image(self.base) + fresh
+        largest = replace(self.base, sampler=replace(self.base.sampler, steps=steps)) if steps else self.base
+        return self.search.finalists * self.search.rescore_n * rows_per_image(largest) + fresh
 
     def _pay_converged(self, evaluator: Evaluator) -> None:
         key, nfe, seconds = evaluator.converged(self.base)
@@ -195,6 +197,12 @@ class Room:
 
 def _rows(recipe: Recipe) -> int:
     return math.ceil(rows_per_image(recipe) / max(1, recipe.sampler.evaluations))
+
+
+def command(suite: str, overrides: Iterable[str]) -> str:
+    """The command line that runs `overrides` on a suite; what is switched off is left out."""
+    kept = [f"suite={suite}", *(o for o in overrides if not o.endswith("=none") and not o.startswith("suite="))]
+    return "python -m accel " + " ".join(shlex.quote(o) for o in kept)
 
 
 def schedule_of(pipe: Any) -> Any:

@@ -25,7 +25,7 @@ from accel.recipe import Recipe
 from accel.results.comparison import Study, metric_of
 from accel.results.records import Results, digest
 from accel.runner import Evaluation, Runner
-from accel.search.base import Room, Search
+from accel.search.base import Room, Search, command
 from accel.search.evaluations import Memory
 from accel.search.objective import Objective
 from accel.search.pareto import front
@@ -176,15 +176,15 @@ class RecipeSearch(Search):
 
     def _begin(self, prices: _Prices, plain: Vector, cheapest: Vector) -> tuple[Vector, ...]:
         # The first choices, each choice alone, and the cheapest of all, where they may be run.
-        wanted = [plain, *self._singles(prices, plain), cheapest]
-        return tuple(v for v in dict.fromkeys(wanted) if prices.of(prices.recipe(v)) is not None)
+        first = [plain] if prices.of(prices.recipe(plain)) is not None else []
+        return tuple(dict.fromkeys([*first, *self._singles(prices, plain), cheapest]))
 
     def _singles(self, prices: _Prices, plain: Vector) -> list[Vector]:
         found = []
         for axis, own in enumerate(self.choices):
             for i in range(1, len(own)):
                 vector = (*plain[:axis], i, *plain[axis + 1 :])
-                if prices.allowed(prices.recipe(vector)):
+                if prices.of(prices.recipe(vector)) is not None:
                     found.append(vector)
         return found
 
@@ -264,7 +264,7 @@ def conclude(results: Results, name: str, record: dict[str, Any], evaluation: Ev
         "kind": "recipe_search", "id": name, "title": study.title, "suite": study.suite, "search": record["id"],
         "n": evaluation.n, "seed": evaluation.seed, "baseline": baseline.quality["id"], "front": validated,
         "recommended": chosen["label"], "tie": chosen["tie"],
-        "command": f"python -m accel suite={study.suite} " + " ".join(chosen["overrides"]),
+        "command": command(study.suite, chosen["overrides"]),
     }  # fmt: skip
     results.save(found)
     return found

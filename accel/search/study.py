@@ -23,7 +23,7 @@ from accel.recipe import Recipe
 from accel.results.records import Results, check_writable, describe, digest
 from accel.results.search import write_searches
 from accel.runner import Evaluation, Runner
-from accel.search.base import Room, Search
+from accel.search.base import Room, Search, command
 from accel.search.objective import Objective
 from accel.search.optimisers.base import Optimiser
 from accel.study import Study, seconds_per_row
@@ -41,7 +41,7 @@ class Cell:
     overrides: tuple[str, ...]
     search: Search
     optimiser: Optimiser
-    transfers: tuple[tuple[str, Recipe], ...] = ()
+    transfers: tuple[Recipe, ...] = ()
 
     @property
     def name(self) -> str:
@@ -132,7 +132,7 @@ class SearchStudy:
 
         room.on_trial = on_trial
         record = cell.search.run(room)
-        record["command"] = command(self.suite, cell, record)
+        record["command"] = deployed(self.suite, cell, record)
         self.results.save(record)
         self._forget(room)
         progress.remove_task(bar)
@@ -163,10 +163,10 @@ class SearchStudy:
                 add(cell.recipe, name, recipe, None, "grid")
             found = cell.search.found(cell.recipe, record)
             add(cell.recipe, cell.name, found, record, "search")
-            for name, other in cell.transfers:
+            for other in cell.transfers:
                 for grid, recipe in cell.search.compared(other).items():
                     add(other, grid, recipe, None, "grid")
-                add(other, f"{cell.name}, {name}", cell.search.found(other, record), record, "transfer")
+                add(other, f"{cell.name} of {cell.recipe.label}", cell.search.found(other, record), record, "transfer")
 
     def _kept_rows(self) -> list[dict[str, Any]]:
         before = self.results.load("search_study", self.name) if self.merge else None
@@ -199,16 +199,13 @@ class SearchStudy:
         return Progress(*columns, console=self.console, transient=True)
 
 
-def command(suite: Suite, cell: Cell, record: dict[str, Any]) -> str:
-    """The command line that runs what a search has found."""
-    kept = [o for o in cell.overrides if o.lstrip("+~").partition("=")[0].split(".")[0] not in NOT_OF_A_RECIPE]
-    if not any(o.startswith("suite=") for o in kept):
-        kept.insert(0, f"suite={suite.name}")
+def deployed(suite: Suite, cell: Cell, record: dict[str, Any]) -> str:
+    """The command line that runs what a cell's search has found."""
     found = cell.search.overrides(record)
     replaced = {o.partition("=")[0] for o in found}
-    kept = [o for o in kept if o.partition("=")[0] not in replaced]
-    return "python -m accel " + " ".join(_quoted(o) for o in [*kept, *found])
 
+    def kept(override: str) -> bool:
+        key = override.lstrip("+~").partition("=")[0]
+        return key.split(".")[0] not in NOT_OF_A_RECIPE and key not in replaced
 
-def _quoted(override: str) -> str:
-    return f"'{override}'" if set(override) & set("[]{} ,'\"$") else override
+    return command(suite.name, [*filter(kept, cell.overrides), *found])

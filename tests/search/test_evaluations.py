@@ -12,7 +12,7 @@ from accel.recipe import Recipe
 from accel.runner import Evaluation
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import ExplicitGrid
-from accel.search.base import FRESH_SEED, SEARCH_SEED, Room
+from accel.search.base import FRESH_SEED, SEARCH_SEED
 from accel.search.evaluations import Evaluator, Memory, Scorer, Task
 from accel.search.objective import Halving
 from accel.search.optimisers import CoordinateDescent, DifferentialEvolution, OptunaSearch, RandomSearch
@@ -20,7 +20,7 @@ from accel.search.timesteps import TimestepSearch
 from accel.suites.mixture import MixtureSuite
 
 DDIM = Recipe(DiffusersSampler("DEISScheduler", 3, "ddim_accel", {"variant": "tab", "ab_order": 0}))
-EVALUATION = Evaluation(n=64, seed=SEARCH_SEED, distance_n=64, shard=16, timing=False, device="cpu")
+EVALUATION = Evaluation(n=60, seed=SEARCH_SEED, distance_n=60, shard=8, timing=False, device="cpu")
 SEARCH = TimestepSearch("distance", Halving(8, 1), 1500, 2, 16)
 
 
@@ -47,19 +47,20 @@ def generated(monkeypatch):
     return made
 
 
-def test_more_samples_reuse_the_shards(tmp_path, generated):
-    evaluator = Evaluator(task(tmp_path))
+def test_more_samples_reuse_the_shards(root, generated):
+    folder = root()
+    evaluator = Evaluator(task(folder))
     evaluator([at(999, 500, 100)], 16)
-    evaluator([at(999, 500, 100)], 64)
-    assert [(a, b) for _, _, a, b in generated] == [(0, 16), (16, 32), (32, 48), (48, 64)]
-    again = Evaluator(task(tmp_path))
-    assert again([at(999, 500, 100)], 64) == evaluator([at(999, 500, 100)], 64)
+    evaluator([at(999, 500, 100)], 32)
+    assert [(a, b) for _, _, a, b in generated] == [(0, 8), (8, 16), (16, 24), (24, 32)]
+    again = Evaluator(task(folder))
+    assert again([at(999, 500, 100)], 32) == evaluator([at(999, 500, 100)], 32)
     assert len(generated) == 4
     assert again.computed == 0
 
 
-def test_all_candidates_have_the_same_seeds_and_fresh_ones_others(tmp_path, generated):
-    evaluator = Evaluator(task(tmp_path))
+def test_all_candidates_have_the_same_seeds_and_fresh_ones_others(root, generated):
+    evaluator = Evaluator(task(root()))
     evaluator([at(999, 500, 100), at(900, 400, 50)], 16)
     assert {seed for seed, *_ in generated} == {SEARCH_SEED}
     generated.clear()
@@ -87,13 +88,13 @@ def test_memory_sees_what_others_append(tmp_path):
     assert one.known == {"k": {"value": 1}}
 
 
-def test_workers_change_nothing(tmp_path):
+def test_workers_change_nothing(root):
     """Two processes score what one process does, in the same order."""
-    recipes = [at(999, 500, 100 - i) for i in range(4)]
-    alone = Evaluator(task(tmp_path / "one"))(recipes, 16)
-    with Evaluator(task(tmp_path / "two"), workers=2) as evaluator:
+    recipes = [at(999, 500, 100 - i) for i in range(3)]
+    alone = Evaluator(task(root("one")))(recipes, 16)
+    with Evaluator(task(root("two")), workers=2) as evaluator:
         both = evaluator(recipes, 16)
-        assert evaluator.computed == 4
+        assert evaluator.computed == 3
     assert [s.value for s in both] == pytest.approx([s.value for s in alone], rel=1e-9)
 
 
@@ -109,14 +110,10 @@ def test_fid_is_to_images_that_no_record_is_compared_with(tmp_path, digits):
     assert int(scorer.frechet._metric.real_features_num_samples) == len(digits.held_out()[0])
 
 
-def outcome(room: Room) -> dict:
+def outcome(room) -> dict:
     """A record without the seconds."""
     record = room.search.run(room)
     return record | {"cost": record["cost"]["nfe"]}
-
-
-def room(root: Path, optimiser) -> Room:
-    return Room(SEARCH, optimiser, DDIM, MixtureSuite(), EVALUATION, root)
 
 
 OPTIMISERS = {
@@ -128,10 +125,10 @@ OPTIMISERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_killed_and_resumed_gives_the_same_result(name, tmp_path, monkeypatch):
+def test_killed_and_resumed_gives_the_same_result(name, room, root, monkeypatch):
     if name == "nsga2":
         pytest.importorskip("optuna")
-    whole = outcome(room(tmp_path / "whole", OPTIMISERS[name]))
+    whole, killed = outcome(room(SEARCH, OPTIMISERS[name], DDIM, root("whole"))), root("killed")
     assert len(whole["history"]) > 8
     original, kills = Memory.add, []
 
@@ -146,9 +143,9 @@ def test_killed_and_resumed_gives_the_same_result(name, tmp_path, monkeypatch):
 
         monkeypatch.setattr(Memory, "add", add)
         with pytest.raises(KeyboardInterrupt):
-            outcome(room(tmp_path / "killed", OPTIMISERS[name]))
+            outcome(room(SEARCH, OPTIMISERS[name], DDIM, killed))
         kills.append(added)
     monkeypatch.setattr(Memory, "add", original)
-    assert outcome(room(tmp_path / "killed", OPTIMISERS[name])) == whole
+    assert outcome(room(SEARCH, OPTIMISERS[name], DDIM, killed)) == whole
     done = [key for added in kills for key in added]
     assert len(set(done)) == len(done) == 22, "nothing that was scored is scored again"

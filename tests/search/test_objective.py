@@ -93,8 +93,7 @@ def test_ledger_counts_evaluations_and_seconds_once():
 def test_budget_ends_the_search_and_is_never_exceeded():
     own, _ = objective(budget=100)
     with pytest.raises(BudgetSpent):
-        for x in range(0, 100, 2):
-            own([(x,)])
+        all(own([(x,)]) for x in range(0, 100, 2))
     assert own.ledger.nfe <= 100
     assert own.trials[(0,)].scores, "what could be paid was scored"
 
@@ -102,8 +101,7 @@ def test_budget_ends_the_search_and_is_never_exceeded():
 def test_a_search_that_finds_nothing_new_ends():
     own, _ = objective()
     with pytest.raises(BudgetSpent):
-        for _ in range(STALLED + 1):
-            own([(50,)])
+        all(own([(50,)]) for _ in range(STALLED + 1))
 
 
 def test_budget_below_one_candidate_is_refused():
