@@ -86,6 +86,12 @@ def build_study(cfg: Any, overrides: list[str] | None = None, recipes: bool = Tr
     )
 
 
+def _elsewhere(overrides: list[str], more: Any) -> list[str]:
+    """`overrides` with `more`; settings of an axis that is switched off there go with it."""
+    off = {o.partition("=")[0] for o in more if o.endswith("=none")}
+    return [*(o for o in overrides if o.partition("=")[0].split(".")[0] not in off), *more]
+
+
 def _task(overrides: list[str] | None) -> list[str]:
     """What the command line says of every cell."""
     from hydra.core.hydra_config import HydraConfig
@@ -115,7 +121,7 @@ def build_search(cfg: Any, overrides: list[str] | None = None) -> Any:
         search, optimiser = instantiate(composed.search), instantiate(composed.optimiser)
         if search is None:
             raise ConfigError(f"cell {' '.join(own)!r} has search=none among cells that search; leave it out.")
-        others = [recipe_of(compose([*own, *more])) for more in composed.transfer or ()]
+        others = [recipe_of(compose(_elsewhere(own, more))) for more in composed.transfer or ()]
         cells.append(Cell(recipe_of(composed), tuple(own), search, optimiser, tuple(others)))
     shown = (plain.name, plain.title, plain.suite, plain.evaluation, plain.results, plain.baseline)
     return SearchStudy(*shown, cells, merge=not cfg.cells)

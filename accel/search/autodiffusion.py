@@ -114,6 +114,10 @@ class AutoDiffusion(TimestepSearch):
         if self.mode not in MODES:
             raise unknown("search.mode", str(self.mode), MODES)
 
+    @property
+    def label(self) -> str:
+        return f"autodiffusion {self.mode}"
+
     def more_steps(self, steps: int) -> range:
         """The numbers of steps of the second stage."""
         return range(steps + 1, int(steps / (1 - self.max_skipped) + 1e-9) + 1)

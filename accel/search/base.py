@@ -63,6 +63,11 @@ class Search(ABC):
         check_int("search.seed", self.seed, 0, 10_000)
         check_int("search.workers", self.workers, 1)
 
+    @property
+    def label(self) -> str:
+        """Short, for tables; empty for what is most usual."""
+        return self.name
+
     @abstractmethod
     def run(self, room: Room) -> dict[str, Any]:
         """Search and return what belongs in the record: what was found, and how."""

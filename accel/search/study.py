@@ -47,7 +47,7 @@ class Cell:
     def name(self) -> str:
         """The optimiser, with what is unusual about the search."""
         metric = "" if self.search.metric == "fid" else f" ({self.search.metric})"
-        method = "" if self.search.name == "timesteps" else f"{self.search.name}: "
+        method = f"{self.search.label}: " if self.search.label else ""
         return f"{method}{self.optimiser.label}{metric}"
 
 

@@ -35,6 +35,10 @@ class TimestepSearch(Search):
         object.__setattr__(self, "grids", tuple(self.grids))
         object.__setattr__(self, "compare", tuple(self.compare))
 
+    @property
+    def label(self) -> str:
+        return "" if self.start == "free" else f"start={self.start}"
+
     def space(self, base: Recipe, schedule: Any) -> TimestepSpace:
         """The space of `base`'s timesteps."""
         if base.sampler is None or base.sampler.calibrated:
