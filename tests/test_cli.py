@@ -336,3 +336,14 @@ def test_cells_expand_commas_as_alternatives():
         ["sampler=heun", "sampler.steps=10"],
         ["stitch.fractions=[0.2,0.3]"],
     ]
+
+
+def test_recipes_can_be_spelled_out_without_their_experiment():
+    said = config.spelled_out(["experiment=guidance_shapes", "sampler=deis_tab", "sampler.steps=7", "cache.interval=2",
+                               "cache=deepcache", "suite.converged_steps=9"])  # fmt: skip
+    assert {"suite=shapes", "suite.converged_steps=9", "sampler=deis_tab", "sampler.steps=7", "cache=deepcache"} <= {
+        *said
+    }
+    assert not [o for o in said if o.startswith("experiment")]
+    whole = config.compose(["experiment=guidance_shapes", *said])
+    assert config.recipe_of(config.compose(said)) == config.recipe_of(whole)

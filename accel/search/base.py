@@ -204,10 +204,9 @@ def _rows(recipe: Recipe) -> int:
     return math.ceil(rows_per_image(recipe) / max(1, recipe.sampler.evaluations))
 
 
-def command(suite: str, overrides: Iterable[str]) -> str:
-    """The command line that runs `overrides` on a suite; what is switched off is left out."""
-    kept = [f"suite={suite}", *(o for o in overrides if not o.endswith("=none") and not o.startswith("suite="))]
-    return "python -m accel " + " ".join(shlex.quote(o) for o in kept)
+def command(overrides: Iterable[str]) -> str:
+    """The command line that runs `overrides`; what is switched off is left out."""
+    return "python -m accel " + " ".join(shlex.quote(o) for o in overrides if not o.endswith("=none"))
 
 
 def schedule_of(pipe: Any) -> Any:

@@ -244,8 +244,13 @@ class _Prices:
         return at
 
 
-def conclude(results: Results, name: str, record: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
-    """Save what the validation of a front says: search score beside validated score, and the recommended recipe."""
+def conclude(
+    results: Results, name: str, record: dict[str, Any], evaluation: Evaluation, suite: Sequence[str]
+) -> dict[str, Any]:
+    """Save what the validation of a front says: search score beside validated score, and the recommended recipe.
+
+    `suite`: the overrides that choose it.
+    """
     study = Study.load(results, name)
     rows = {row.label: row for row in study.done if row.role in ("cell", "baseline", "control")}
     baseline, validated = study.baseline, []
@@ -264,7 +269,7 @@ def conclude(results: Results, name: str, record: dict[str, Any], evaluation: Ev
         "kind": "recipe_search", "id": name, "title": study.title, "suite": study.suite, "search": record["id"],
         "n": evaluation.n, "seed": evaluation.seed, "baseline": baseline.quality["id"], "front": validated,
         "recommended": chosen["label"], "tie": chosen["tie"],
-        "command": command(study.suite, chosen["overrides"]),
+        "command": command([*suite, *chosen["overrides"]]),
     }  # fmt: skip
     results.save(found)
     return found

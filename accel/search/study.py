@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from accel.errors import ConfigError
+from accel.config import spelled_out
+from accel.errors import AccelError, ConfigError
 from accel.recipe import Recipe
 from accel.results.records import Results, check_writable, describe, digest
 from accel.results.search import write_searches
@@ -28,9 +29,6 @@ from accel.search.objective import Objective
 from accel.search.optimisers.base import Optimiser
 from accel.study import Study, seconds_per_row
 from accel.suites.base import Suite
-
-NOT_OF_A_RECIPE = ("search", "optimiser", "study", "title", "results", "wandb", "plan", "explain", "threads", "cells",
-                   "transfer", "baseline", "experiment", "evaluation")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,24 +73,25 @@ class SearchStudy:
             )
 
     def run(self) -> int:
-        """Search where that is still to be done, evaluate, and write the tables; the number of failed cells: 0."""
+        """Search where that is still to be done, evaluate, and write the tables; the number of failed cells."""
         started = time.perf_counter()
         check_writable(self.results.root)
         self.suite.reference()
         with self._progress() as progress:
-            records = [self._searched(cell, progress) for cell in self.cells]
+            records = [self._tried(cell, progress) for cell in self.cells]
+        failed = records.count(None)
         if self.cells[0].search.several:
             return self._validated(self.cells[0], records[0])
         self._evaluated(records)
         for path in write_searches(self.results):
             if path.suffix == ".md" and path.stem == self.name:
                 self.console.print(path.read_text(), markup=False, highlight=False, soft_wrap=True)
-        for cell, record in zip(self.cells[:3], records[:3], strict=True):
-            if len(self.cells) <= 3:
+        for cell, record in zip(self.cells, records, strict=True):
+            if len(self.cells) <= 3 and record is not None:
                 text = f"to run what {cell.name} found:\n  {record['command']}"
                 self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         self.console.print(f"{time.perf_counter() - started:.1f} s.")
-        return 0
+        return failed
 
     def plan(self) -> None:
         """Show each search, its budget, whether it is done and how long it may take; run nothing."""
@@ -117,6 +116,16 @@ class SearchStudy:
     def _say(self, message: str) -> None:
         self.console.print(message, markup=False, highlight=False)
 
+    def _tried(self, cell: Cell, progress: Progress) -> dict[str, Any] | None:
+        """`_searched`; where others are to follow, a search that cannot be run is reported and passed over."""
+        try:
+            return self._searched(cell, progress)
+        except AccelError as error:
+            if len(self.cells) == 1:
+                raise
+            self.console.print(f"failed: {cell.recipe.label} {cell.name}: {error}", style="red", markup=False)
+            return None
+
     def _searched(self, cell: Cell, progress: Progress) -> dict[str, Any]:
         """The record of the cell's search, made now if it is not there."""
         room = self._room(cell)
@@ -132,7 +141,7 @@ class SearchStudy:
 
         room.on_trial = on_trial
         record = cell.search.run(room)
-        record["command"] = deployed(self.suite, cell, record)
+        record["command"] = deployed(cell, record)
         self.results.save(record)
         self._forget(room)
         progress.remove_task(bar)
@@ -144,7 +153,7 @@ class SearchStudy:
             if re.fullmatch(r"[0-9a-f]+", key):
                 shutil.rmtree(self.results.root / "shards" / key, ignore_errors=True)
 
-    def _evaluated(self, records: Sequence[dict[str, Any]]) -> None:
+    def _evaluated(self, records: Sequence[dict[str, Any] | None]) -> None:
         runner = Runner(self.suite, self.evaluation, self.results, self._say)
         rows = self._kept_rows()
 
@@ -159,6 +168,8 @@ class SearchStudy:
                 self._save(rows)
 
         for cell, record in zip(self.cells, records, strict=True):
+            if record is None:
+                continue
             for name, recipe in cell.search.compared(cell.recipe).items():
                 add(cell.recipe, name, recipe, None, "grid")
             found = cell.search.found(cell.recipe, record)
@@ -186,7 +197,8 @@ class SearchStudy:
         study = Study(self.name, self.title, self.suite, self.evaluation, self.results, self.baseline, recipes,
                       console=self.console, wandb="disabled")  # fmt: skip
         failed = study.run()
-        conclude(self.results, self.name, record, self.evaluation)
+        suite = [o for o in spelled_out(list(cell.overrides)) if o.lstrip("+").startswith("suite")]
+        conclude(self.results, self.name, record, self.evaluation, suite)
         for path in write_searches(self.results):
             if path.suffix == ".md" and path.stem.startswith(self.name):
                 self.console.print(path.read_text(), markup=False, highlight=False, soft_wrap=True)
@@ -199,13 +211,9 @@ class SearchStudy:
         return Progress(*columns, console=self.console, transient=True)
 
 
-def deployed(suite: Suite, cell: Cell, record: dict[str, Any]) -> str:
+def deployed(cell: Cell, record: dict[str, Any]) -> str:
     """The command line that runs what a cell's search has found."""
     found = cell.search.overrides(record)
     replaced = {o.partition("=")[0] for o in found}
-
-    def kept(override: str) -> bool:
-        key = override.lstrip("+~").partition("=")[0]
-        return key.split(".")[0] not in NOT_OF_A_RECIPE and key not in replaced
-
-    return command(suite.name, [*filter(kept, cell.overrides), *found])
+    kept = [o for o in spelled_out(list(cell.overrides)) if o.partition("=")[0] not in replaced]
+    return command([*kept, *found])
