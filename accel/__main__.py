@@ -7,8 +7,8 @@ import sys
 import warnings
 from typing import Any
 
-from accel.config import CONF, check_choices, compose, expand_cells, instantiate, recipe_of
-from accel.errors import AccelError, check_int, unknown
+from accel.config import CONF, NO_METHOD, check_choices, compose, expand_cells, instantiate, recipe_of
+from accel.errors import AccelError, ConfigError, check_int, unknown
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def run(cfg: Any, overrides: list[str] | None = None) -> int:
     # Known noise of the libraries: none of it is about what the user asked for.
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    study = build_study(cfg, overrides)
+    study = build_search(cfg, overrides) if searches(cfg) else build_study(cfg, overrides)
     if cfg.plan:
         study.plan()
         return 0
@@ -56,13 +56,13 @@ def run(cfg: Any, overrides: list[str] | None = None) -> int:
     return 1 if study.run() else 0
 
 
-def build_study(cfg: Any, overrides: list[str] | None = None) -> Any:
+def build_study(cfg: Any, overrides: list[str] | None = None, recipes: bool = True) -> Any:
     """The study that a composed configuration describes; everything is instantiated, so bad values raise here.
 
     `overrides` are those of the command line (default: Hydra's own record of them); they hold for every cell too.
+    Without `recipes` it has no cells.
     """
     import torch
-    from hydra.core.hydra_config import HydraConfig
 
     from accel.results.records import Results
     from accel.study import Study
@@ -72,10 +72,7 @@ def build_study(cfg: Any, overrides: list[str] | None = None) -> Any:
         torch.set_num_threads(cfg.threads)
     if cfg.wandb not in ("offline", "online", "disabled"):
         raise unknown("wandb mode", str(cfg.wandb), ["offline", "online", "disabled"])
-    if overrides is None:
-        overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    task = [o for o in overrides if o.partition("=")[0].lstrip("+") not in ("cells", "baseline")]
-    cells = [compose([*task, *cell]) for cell in expand_cells(cfg.cells)] if cfg.cells else [cfg]
+    cells = [compose([*_task(overrides), *cell]) for cell in expand_cells(cfg.cells)] if cfg.cells else [cfg]
     return Study(
         name=cfg.study,
         title=cfg.title,
@@ -83,10 +80,51 @@ def build_study(cfg: Any, overrides: list[str] | None = None) -> Any:
         evaluation=instantiate(cfg.evaluation),
         results=Results(cfg.results),
         baseline=recipe_of(compose(list(cfg.baseline))),
-        cells=[recipe_of(cell) for cell in cells],
+        cells=[recipe_of(cell) for cell in cells] if recipes else [],
         merge=not cfg.cells,
         wandb=cfg.wandb,
     )
+
+
+def _elsewhere(overrides: list[str], more: Any) -> list[str]:
+    """`overrides` with `more`; settings of an axis that is switched off there go with it."""
+    off = {o.partition("=")[0] for o in more if o.endswith("=none")}
+    return [*(o for o in overrides if o.partition("=")[0].split(".")[0] not in off), *more]
+
+
+def _task(overrides: list[str] | None) -> list[str]:
+    """What the command line says of every cell."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if overrides is None:
+        overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    return [o for o in overrides if o.partition("=")[0].lstrip("+") not in ("cells", "baseline")]
+
+
+def searches(cfg: Any) -> bool:
+    """Whether a composed configuration asks for a search, in any of its cells."""
+    cells = expand_cells(cfg.cells) if cfg.cells else []
+    chosen = {o.partition("=")[2] for cell in cells for o in cell if o.startswith("search=")}
+    return cfg.search._target_ != NO_METHOD or bool(chosen - {"none"})
+
+
+def build_search(cfg: Any, overrides: list[str] | None = None) -> Any:
+    """The searches that a composed configuration describes; everything is instantiated, so bad values raise here."""
+    from accel.search.study import Cell, SearchStudy
+
+    plain = build_study(cfg, overrides, recipes=False)
+    task = _task(overrides)
+    asked = [[*task, *cell] for cell in expand_cells(cfg.cells)] if cfg.cells else [task]
+    cells = []
+    for own in asked:
+        composed = compose(own) if cfg.cells else cfg
+        search, optimiser = instantiate(composed.search), instantiate(composed.optimiser)
+        if search is None:
+            raise ConfigError(f"cell {' '.join(own)!r} has search=none among cells that search; leave it out.")
+        others = [recipe_of(compose(_elsewhere(own, more))) for more in composed.transfer or ()]
+        cells.append(Cell(recipe_of(composed), tuple(own), search, optimiser, tuple(others)))
+    shown = (plain.name, plain.title, plain.suite, plain.evaluation, plain.results, plain.baseline)
+    return SearchStudy(*shown, cells, merge=not cfg.cells)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from accel.errors import AccelError, ConfigError, unknown
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+NO_METHOD = "accel.recipe.nothing"  # target of every none.yaml
 AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip")
 
 
@@ -57,6 +59,41 @@ def compose(overrides: list[str]) -> Any:
             return hydra_compose("config", overrides)
     except HydraException as error:
         raise _explain(error, overrides) from error
+
+
+def spelled_out(overrides: list[str]) -> list[str]:
+    """Overrides of suite and axes that make the same recipe without any experiment file: each group's choice, and its
+    settings that are not those of the choice's own file."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    if GlobalHydra.instance().is_initialized():
+        cfg = hydra_compose("config", overrides, return_hydra_config=True)
+    else:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra_compose("config", overrides, return_hydra_config=True)
+    chosen, said = cfg.hydra.runtime.choices, []
+    for group in ("suite", *AXES):
+        if chosen[group] == "none":
+            continue
+        own = compose([f"{group}={chosen[group]}"])[group]
+        pairs = (OmegaConf.to_container(node, resolve=True) for node in (cfg[group], own))
+        said += [f"{group}={chosen[group]}", *_differences(group, *pairs)]
+    return said
+
+
+def _differences(path: str, wanted: Any, own: Any) -> list[str]:
+    if not isinstance(wanted, dict) or not isinstance(own, dict):
+        return [] if wanted == own else [f"{path}={wanted if isinstance(wanted, str) else json.dumps(wanted)}"]
+    found = []
+    for key, value in wanted.items():
+        if key in own:
+            found += _differences(f"{path}.{key}", value, own[key])
+        else:
+            found.append(f"+{path}.{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return found
 
 
 def _explain(error: Exception, overrides: list[str]) -> ConfigError:

@@ -14,6 +14,10 @@ class ConfigError(AccelError, ValueError):
     """A value that is out of range, unknown or contradictory."""
 
 
+class DivergedError(ConfigError):
+    """A recipe whose images are not finite."""
+
+
 class IncompatibleError(AccelError):
     """Two methods (or a method and a pipeline) that cannot work together; carries the reason."""
 

@@ -114,6 +114,11 @@ class Predictor:
             self.pipe.scheduler, probe.sample = original, None
         raise RuntimeError(f"{type(self.pipe).__name__} never called scheduler.step().")  # pragma: no cover
 
+    def to_x0(self, output: torch.Tensor, x: torch.Tensor, t: float) -> torch.Tensor:
+        """The prediction of the clean sample of a model output at timestep t."""
+        p, q, _, _ = self._scheduler.conversion(*map(float, self.schedule.alpha_sigma(t)))
+        return p * x + q * output
+
     def to_eps(self, output: torch.Tensor, x: torch.Tensor, t: float) -> torch.Tensor:
         """The noise prediction of a model output at timestep t."""
         _, _, r, s = self._scheduler.conversion(*map(float, self.schedule.alpha_sigma(t)))

@@ -13,6 +13,7 @@ from torch import nn
 
 from accel import pipelines
 from accel.denoiser import LATER, Method, Node, check_compiled, denoiser_name, shadow_forward
+from accel.digests import weights_digest
 from accel.errors import ConfigError, IncompatibleError, unknown
 from accel.guidance.base import CLASSIFIER, Guidance
 from accel.precision.base import Precision
@@ -94,6 +95,8 @@ class Recipe:
         nets = self.nets(pipe, models)
         if self.grid and not self.sampler:
             raise IncompatibleError(f"grid={self.grid.name} needs a sampler to place it; choose one, or grid=none.")
+        if self.grid and self.grid.keyed:
+            self.grid.check({name: bytes(weights_digest(net).tolist()).hex() for name, net in nets.items()})
         scheduler = None
         if self.sampler:
             ready = self.sampler if self.sampler.calibrated else self.sampler.prepared(pipe, self)

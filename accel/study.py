@@ -107,7 +107,7 @@ class Study:
     def plan(self) -> None:
         """Show each cell, what of it is done and how long the rest will take; run nothing."""
         runner = Runner(self.suite, self.evaluation, self.results, self.console.print)
-        refused, rate = self._refusals(runner), _seconds_per_row(runner)
+        refused, rate = self._refusals(runner), seconds_per_row(runner)
         table = Table(title=f"plan of {self.name}: {self.suite.name}, N={self.evaluation.n}, on {runner.device}")
         for column in ("cell", "role", "done", "samples to do", "estimate"):
             table.add_column(column, justify="left" if column in ("cell", "role") else "right")
@@ -272,7 +272,7 @@ def rows_per_image(recipe: Recipe) -> int:
     return recipe.sampler.evaluations * ((2 if recipe.guidance_scale > 1 else 1) + guiding)
 
 
-def _seconds_per_row(runner: Runner) -> float:
+def seconds_per_row(runner: Runner) -> float:
     """Seconds of one denoiser row on this device now, from two short plain trajectories."""
     from accel.evaluation.generate import generate
     from accel.evaluation.timing import stopwatch

@@ -12,8 +12,17 @@ from accel.results.cascade import write_cascade
 from accel.results.convergence import write_convergence
 from accel.results.overhead import write_deepcache, write_overhead, write_schedulers
 from accel.results.records import Results
+from accel.results.search import write_searches
 
-TABLES = (write_overhead, write_schedulers, write_cascade, write_architectures, write_deepcache, write_adherence)
+TABLES = (
+    write_overhead,
+    write_schedulers,
+    write_cascade,
+    write_architectures,
+    write_deepcache,
+    write_adherence,
+    write_searches,
+)
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ QUICK = {
     "deepcache_steps": ["cache.schedule.steps=[0,2]"],
     "encoder_propagation_steps": ["cache.schedule.steps=[0,2]"],
     "deepcache_table": ["cache.table=[0,2,0,1]"],
+    "blocks": ["cache.table=[[],[0,3],[],[1]]"],
     **{name: ["cache.schedule.interval=2"] for name in ("encoder_propagation", "inheritance", "fora", "taylorseer")},
     **{name: ["cache.trajectories=2", "cache.batch=2"] for name in ("harmonica", "l2c")},
     "diffusers_first_block": ["cache.options.threshold=10.0"],

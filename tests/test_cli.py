@@ -301,8 +301,10 @@ def test_every_experiment_and_every_choice_composes(monkeypatch):
     for axis, names in config.groups().items():
         for name in names:
             if axis == "experiment":
-                study = cli.build_study(config.compose([f"experiment={name}"]))
-                assert len(study.cells) >= 5
+                cfg = config.compose([f"experiment={name}"])
+                searches = cli.searches(cfg)
+                study = (cli.build_search if searches else cli.build_study)(cfg, [f"experiment={name}"])
+                assert len(study.cells) >= (1 if searches else 5)
             elif axis in config.AXES:
                 config.recipe_of(config.compose([f"{axis}={name}"]))
             else:
@@ -334,3 +336,14 @@ def test_cells_expand_commas_as_alternatives():
         ["sampler=heun", "sampler.steps=10"],
         ["stitch.fractions=[0.2,0.3]"],
     ]
+
+
+def test_recipes_can_be_spelled_out_without_their_experiment():
+    said = config.spelled_out(["experiment=guidance_shapes", "sampler=deis_tab", "sampler.steps=7", "cache.interval=2",
+                               "cache=deepcache", "suite.converged_steps=9"])  # fmt: skip
+    assert {"suite=shapes", "suite.converged_steps=9", "sampler=deis_tab", "sampler.steps=7", "cache=deepcache"} <= {
+        *said
+    }
+    assert not [o for o in said if o.startswith("experiment")]
+    whole = config.compose(["experiment=guidance_shapes", *said])
+    assert config.recipe_of(config.compose(said)) == config.recipe_of(whole)

@@ -32,6 +32,7 @@ IDENTITY = {
     "CFGPlusPlus": None,  # weight 0 is the unconditional model: tests/guidance/test_cfgpp.py
     "DeepCache": {"interval": 1, "schedule": None},
     "BranchTable": {"table": (0, 0, 0, 0)},
+    "BlockTable": {"table": ((), (), (), ())},
     "EncoderPropagation": {"schedule": Uniform(1)},
     "FeatureInheritance": {"schedule": Uniform(1)},
     "LearnedRouter": {"threshold": 0.0},

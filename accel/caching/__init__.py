@@ -1,9 +1,18 @@
 """Feature caches: which parts of the denoiser are reused from an earlier step."""
 
+from accel.caching.blocks import BlockTable
 from accel.caching.deepcache import BranchTable, DeepCache
 from accel.caching.diffusers_hooks import DiffusersCache
 from accel.caching.encoder_propagation import EncoderPropagation
 from accel.caching.inheritance import FeatureInheritance
 from accel.caching.learned_router import LearnedRouter
 
-__all__ = ["BranchTable", "DeepCache", "DiffusersCache", "EncoderPropagation", "FeatureInheritance", "LearnedRouter"]
+__all__ = [
+    "BlockTable",
+    "BranchTable",
+    "DeepCache",
+    "DiffusersCache",
+    "EncoderPropagation",
+    "FeatureInheritance",
+    "LearnedRouter",
+]

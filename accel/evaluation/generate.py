@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from accel.errors import AccelError, ConfigError
+from accel.errors import AccelError, ConfigError, DivergedError
 from accel.recipe import Recipe, run_pipeline
 from accel.suites.base import Suite
 
@@ -57,7 +57,7 @@ def generate(pipe: Any, suite: Suite, recipe: Recipe, seed: int, start: int, sto
     stacked = torch.cat(images)
     if not torch.isfinite(stacked).all():
         bad = int((~torch.isfinite(stacked)).flatten(1).any(1).sum())
-        raise ConfigError(f"{recipe.label}: {bad} of {len(stacked)} images are not finite; the recipe diverges.")
+        raise DivergedError(f"{recipe.label}: {bad} of {len(stacked)} images are not finite; the recipe diverges.")
     return stacked
 
 

@@ -41,6 +41,7 @@ class Grid:
 
     name: str = "trailing"
     EPOCH = 2
+    keyed = False  # whether it may belong to certain weights, see `check`
 
     def __post_init__(self) -> None:
         if type(self) is Grid and self.name not in _OPTIONS:
@@ -80,6 +81,9 @@ class Grid:
     def explicit(self, scheduler_class: type, schedule: NoiseSchedule, steps: int) -> list[int] | None:
         """Timesteps to hand to the class's `set_timesteps`, or None when its options say it all."""
         return None
+
+    def check(self, weights: Mapping[str, str]) -> None:
+        """Raise ConfigError if it was made for other `weights`: digests of the networks that run, by name."""
 
     def spec(self) -> dict[str, Any]:
         """JSON that `grid_of` turns into this grid again."""
@@ -183,23 +187,28 @@ class TableGrid(_Explicit):
 
 @dataclass(frozen=True)
 class SearchedGrid(_Explicit):
-    """Timesteps found by a search: a JSON file with `timesteps`, and `schedule`, the noise schedule they are for."""
+    """Timesteps found by a search: a JSON file with `timesteps`, and `schedule`, the noise schedule they are for.
+
+    A file that says which `weights` it is for is refused for others, unless `transfer` is set.
+    """
 
     path: str = ""
     name: str = "searched"
+    keyed = True
+    transfer: bool = field(default=False, metadata={"later": True})  # accel.denoiser.LATER
+
+    def check(self, weights: Mapping[str, str]) -> None:
+        made_for = self._content().get("weights")
+        if made_for and not self.transfer and made_for != dict(weights):
+            found, here = (", ".join(f"{k} {v[:12]}" for k, v in w.items()) for w in (made_for, weights))
+            raise ConfigError(
+                f"{self.path} was searched for other weights ({found}; this recipe runs {here}); search again for this "
+                "model, or set grid.transfer=true to try it here all the same."
+            )
 
     def times(self, schedule, steps, to_zero=True, offset=0) -> np.ndarray:
-        if not self.path:
-            raise ConfigError("grid.path is missing; grid=searched needs the JSON file that a search wrote.")
-        try:
-            found = json.loads(Path(self.path).read_text())
-            times, made_for = found["timesteps"], found["schedule"]
-        except OSError as error:
-            raise ConfigError(f"cannot read the searched grid {self.path!r}: {error.strerror}.") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{self.path} is not a searched grid: {error!r}; it needs `timesteps` and `schedule`."
-            ) from error
+        found = self._content()
+        times, made_for = found["timesteps"], found["schedule"]
         if made_for != schedule.identity:
             raise ConfigError(
                 f"{self.path} was searched for another noise schedule ({made_for}, this model has "
@@ -207,6 +216,19 @@ class SearchedGrid(_Explicit):
                 "want."
             )
         return checked(np.array(_numbers("timesteps", times)), schedule, steps, f"grid {self.path!r}")
+
+    def _content(self) -> Mapping[str, Any]:
+        if not self.path:
+            raise ConfigError("grid.path is missing; grid=searched needs the JSON file that a search wrote.")
+        try:
+            found = json.loads(Path(self.path).read_text())
+            return {"timesteps": found["timesteps"], "schedule": found["schedule"], "weights": found.get("weights")}
+        except OSError as error:
+            raise ConfigError(f"cannot read the searched grid {self.path!r}: {error.strerror}.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self.path} is not a searched grid: {error!r}; it needs `timesteps` and `schedule`."
+            ) from error
 
 
 _TYPES = {c.__name__: c for c in (Grid, PowerGrid, ExplicitGrid, TableGrid, SearchedGrid)}

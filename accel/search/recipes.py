@@ -1,0 +1,275 @@
+"""Recipe search: combinations of sampler, steps, grid, guidance, cache, stitch and precision under a budget.
+
+A candidate is one choice for each axis. Two objectives, both better when lower: the search metric of few samples, and a
+cost. Combinations that the methods' own checks refuse, and those that cost more than `limit`, are never run. The
+non-dominated candidates that survived all halvings are the front; they, and every choice alone, are then evaluated and
+timed as a study on other seeds with more samples, where the front's scores are no longer the lowest of many.
+
+The recommended recipe is the cheapest one of the front whose quality ties with the study's baseline (the paired 95 %
+interval of the difference contains 0) or beats it; if none does, the one of the best quality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from accel.config import AXES, choice_of, expand_cells
+from accel.errors import ConfigError, IncompatibleError, unknown
+from accel.evaluation.statistics import paired
+from accel.recipe import Recipe
+from accel.results.comparison import Study, metric_of
+from accel.results.records import Results, digest
+from accel.runner import Evaluation, Runner
+from accel.search.base import Room, Search, command
+from accel.search.evaluations import Memory
+from accel.search.objective import Objective
+from accel.search.pareto import front
+from accel.search.spaces import Space, Vector
+from accel.search.timesteps import finite, history
+
+
+@dataclass(frozen=True)
+class RecipeSpace(Space):
+    """`choices`: for each axis its alternatives, each a list of overrides; `begin`: candidates to begin with."""
+
+    choices: tuple[tuple[tuple[str, ...], ...], ...]
+    begin: tuple[Vector, ...]
+    ordered = False
+
+    @property
+    def bounds(self) -> tuple[tuple[int, int], ...]:
+        return tuple((0, len(own) - 1) for own in self.choices)
+
+    @property
+    def seeds(self) -> tuple[Vector, ...]:
+        return self.begin
+
+    def canonical(self, vector: Sequence[int]) -> Vector:
+        return tuple(int(v) for v in vector)
+
+    def random(self, rng: np.random.Generator) -> Vector:
+        return tuple(int(rng.integers(len(own))) for own in self.choices)
+
+    def overrides(self, vector: Vector) -> list[str]:
+        """The candidate as settings of the command line."""
+        return [o for own, i in zip(self.choices, vector, strict=True) for o in own[i]]
+
+    def recipe(self, vector: Vector) -> Recipe:
+        return recipe_from(tuple(self.overrides(vector)))
+
+
+@lru_cache(maxsize=4096)
+def recipe_from(overrides: tuple[str, ...]) -> Recipe:
+    """The recipe of overrides of the axes, such as `sampler=deis_tab sampler.steps=5 grid=karras`."""
+    made = {}
+    for axis in AXES:
+        own = [o for o in overrides if o.partition("=")[0].split(".")[0] == axis]
+        choice = next((o.partition("=")[2] for o in own if o.partition("=")[0] == axis), "none")
+        if choice != "none":
+            made[axis] = choice_of(axis, choice, *(o for o in own if o.partition("=")[0] != axis))
+    return Recipe(**made)
+
+
+def _counted(key: str) -> Callable[[Runner, Recipe, Recipe], float]:
+    def cost(runner: Runner, recipe: Recipe, baseline: Recipe) -> float:
+        from accel.evaluation.cost import counted_cost
+
+        artefacts = runner.artefacts(recipe)[0]
+        return float(counted_cost(runner.pipe, runner.suite, recipe, runner.models, artefacts)[key])
+
+    return cost
+
+
+def _timed(runner: Runner, recipe: Recipe, baseline: Recipe) -> float:
+    if recipe.simulated:
+        raise IncompatibleError(f"{recipe.label} is simulated, so its time says nothing; use search.cost=macs.")
+    return float(runner.timing(recipe, baseline)["ms_per_image"]["value"])
+
+
+# What a recipe may cost: MACs or evaluations an image, bytes of the weights or of all live tensors, ms an image.
+COSTS: dict[str, Callable[[Runner, Recipe, Recipe], float]] = {
+    **{key: _counted(key) for key in ("macs", "nfe", "model_bytes", "peak_bytes")},
+    "ms": _timed,
+}
+
+
+@dataclass(frozen=True)
+class RecipeSearch(Search):
+    """`axes`: for each axis (or any name) its alternatives as overrides, several in one string separated by spaces.
+
+    `cost`: macs, nfe, model_bytes, peak_bytes or ms, an image each; `limit`: the most that a recipe may cost (None: no
+    limit). `front`: at most so many recipes of the front are validated.
+    """
+
+    axes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    cost: str = "macs"
+    limit: float | None = None
+    front: int = 8
+    name = "recipes"
+    several = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "axes", {k: tuple(v or ()) for k, v in dict(self.axes).items()})
+        if self.cost not in COSTS:
+            raise unknown("search.cost", str(self.cost), COSTS)
+        empty = [name for name, own in self.axes.items() if not own]
+        if empty or not self.axes:
+            what = f"search.axes.{empty[0]} has no alternatives" if empty else "search.axes is empty"
+            raise ConfigError(
+                f"{what}, so there is nothing to search; allowed: for each axis at least one override, such as "
+                """'search.axes.cache=["cache=none","cache=deepcache"]'."""
+            )
+
+    @property
+    def choices(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
+        """For each axis its alternatives; commas within one are alternatives, too."""
+        return tuple(tuple(tuple(o) for text in own for o in expand_cells([text])) for own in self.axes.values())
+
+    def compared(self, base: Recipe) -> dict[str, Recipe]:
+        return {"baseline": base}
+
+    def overrides(self, record: dict[str, Any]) -> list[str]:
+        return record["front"][0]["overrides"]
+
+    def found(self, base: Recipe, record: dict[str, Any]) -> Recipe:
+        return recipe_from(tuple(self.overrides(record)))
+
+    def recipes_of(self, record: dict[str, Any]) -> list[Recipe]:
+        """The front, and every choice alone on the first choices of the other axes."""
+        singles = [recipe_from(tuple(o)) for o in record["singles"]]
+        found = [recipe_from(tuple(entry["overrides"])) for entry in record["front"]]
+        return list({recipe.label: recipe for recipe in [*found, *singles]}.values())
+
+    def run(self, room: Room) -> dict[str, Any]:
+        with room.evaluator() as evaluator:
+            prices = _Prices(self, room, evaluator.runner)
+            plain = (0,) * len(self.choices)
+            cheapest = prices.cheapest(plain)
+            begin = self._begin(prices, plain, cheapest)
+            space = RecipeSpace(self.choices, begin)
+            objective = Objective(
+                space, evaluator, self.halving, self.budget, room.ledger, room.base, prices.of, room.on_trial
+            )
+            room.search_until_spent(space, objective)
+            done = objective.finished()
+            best = [done[i] for i in front([objective.point(t) for t in done])]
+            kept = [best[i] for i in sorted({round(x) for x in np.linspace(0, len(best) - 1, self.front)})]
+            top = self.halving.rungs[-1]
+            return room.record(
+                label=self.name,
+                cost_of=self.cost,
+                limit=self.limit,
+                reference=finite(objective.reference.scores[top]),
+                front=[{"label": t.recipe.label, "overrides": space.overrides(t.vector),
+                        "search": finite(t.scores[top]), "cost": t.costs[0]} for t in kept],
+                singles=[space.overrides(v) for v in self._singles(prices, plain)],
+                refused=sum(t.costs is None for t in objective.trials.values()),
+                tried=sum(t.costs is not None for t in objective.trials.values()),
+                history=history(objective),
+            )  # fmt: skip
+
+    def _begin(self, prices: _Prices, plain: Vector, cheapest: Vector) -> tuple[Vector, ...]:
+        # The first choices, each choice alone, and the cheapest of all, where they may be run.
+        first = [plain] if prices.of(prices.recipe(plain)) is not None else []
+        return tuple(dict.fromkeys([*first, *self._singles(prices, plain), cheapest]))
+
+    def _singles(self, prices: _Prices, plain: Vector) -> list[Vector]:
+        found = []
+        for axis, own in enumerate(self.choices):
+            for i in range(1, len(own)):
+                vector = (*plain[:axis], i, *plain[axis + 1 :])
+                if prices.of(prices.recipe(vector)) is not None:
+                    found.append(vector)
+        return found
+
+
+class _Prices:
+    """What recipes cost, remembered on disk; None for those that are refused or above the limit."""
+
+    def __init__(self, search: RecipeSearch, room: Room, runner: Runner) -> None:
+        self.search, self.room, self.runner = search, room, runner
+        where = {} if search.cost != "ms" else {"timing": runner.timing_id(room.base, room.base)}
+        key = digest({"cost": search.cost, "weights": room.suite.fingerprint()} | where)
+        self.memory = Memory(room.root / "artefacts" / "search" / f"{room.suite.name}-{search.cost}-{key}.jsonl")
+
+    def recipe(self, vector: Vector) -> Recipe:
+        return recipe_from(tuple(o for own, i in zip(self.search.choices, vector, strict=True) for o in own[i]))
+
+    def allowed(self, recipe: Recipe) -> bool:
+        """Whether the methods' own checks accept it."""
+        try:
+            self.runner.check(recipe)
+        except (IncompatibleError, ConfigError):
+            return False
+        return not (self.search.cost == "ms" and recipe.simulated)
+
+    def price(self, recipe: Recipe) -> float:
+        key = self.runner.generation_id(recipe)
+        if key not in self.memory.known:
+            self.memory.add(key, {"cost": COSTS[self.search.cost](self.runner, recipe, self.room.base)})
+        return self.memory.known[key]["cost"]
+
+    def of(self, recipe: Recipe) -> tuple[float, ...] | None:
+        if not self.allowed(recipe):
+            return None
+        cost = self.price(recipe)
+        return (cost,) if self.search.limit is None or cost <= self.search.limit else None
+
+    def cheapest(self, start: Vector) -> Vector:
+        """The cheapest candidate, one axis at a time; ConfigError that names it if it is above the limit."""
+        best, at = None, start
+        for _ in range(2):  # what one axis allows may depend on another
+            for axis, own in enumerate(self.search.choices):
+                tried = [(*at[:axis], i, *at[axis + 1 :]) for i in range(len(own))]
+                priced = [(self.price(r), v) for v in tried if self.allowed(r := self.recipe(v))]
+                if priced and (best is None or min(priced)[0] < best):
+                    best, at = min(priced)
+        if best is None:
+            raise ConfigError(
+                "no combination of the first choices of search.axes can run on this suite; put one first that can, "
+                "such as a sampler with grid=none and cache=none."
+            )
+        if self.search.limit is not None and best > self.search.limit:
+            raise ConfigError(
+                f"no recipe meets search.limit={self.search.limit:g} ({self.search.cost} an image); the nearest is "
+                f"{self.recipe(at).label} with {best:g}. Raise search.limit to at least that, or offer cheaper choices "
+                "in search.axes."
+            )
+        return at
+
+
+def conclude(
+    results: Results, name: str, record: dict[str, Any], evaluation: Evaluation, suite: Sequence[str]
+) -> dict[str, Any]:
+    """Save what the validation of a front says: search score beside validated score, and the recommended recipe.
+
+    `suite`: the overrides that choose it.
+    """
+    study = Study.load(results, name)
+    rows = {row.label: row for row in study.done if row.role in ("cell", "baseline", "control")}
+    baseline, validated = study.baseline, []
+    metric = metric_of(baseline.quality)
+    for entry in record["front"]:
+        row = rows.get(entry["label"])
+        if row is None:
+            continue
+        difference = paired(row.value(metric), baseline.value(metric))
+        validated.append(entry | {"quality": row.quality["id"], "timing": row.timing["id"] if row.timing else None,
+                                  "tie": difference.tie or difference.value < 0})  # fmt: skip
+    ties = [v for v in validated if v["tie"]]
+    values = {v["label"]: rows[v["label"]].value(metric).value for v in validated}
+    chosen = min(ties, key=lambda v: v["cost"]) if ties else min(validated, key=lambda v: values[v["label"]])
+    found = {
+        "kind": "recipe_search", "id": name, "title": study.title, "suite": study.suite, "search": record["id"],
+        "n": evaluation.n, "seed": evaluation.seed, "baseline": baseline.quality["id"], "front": validated,
+        "recommended": chosen["label"], "tie": chosen["tie"],
+        "command": command([*suite, *chosen["overrides"]]),
+    }  # fmt: skip
+    results.save(found)
+    return found

@@ -1,0 +1,219 @@
+"""What `python -m accel search=...` does: search in every cell, evaluate what was found on other seeds, make the table.
+
+What a cell's search has found is a record of kind `search`; a search whose record is there is not run again. Rows that
+share sampler, steps, guidance and model (a *group*) are compared with each other and with hand-made schedules: all are
+evaluated as any recipe is, on the seed of `evaluation`, which no search has.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from accel.config import spelled_out
+from accel.errors import AccelError, ConfigError
+from accel.recipe import Recipe
+from accel.results.records import Results, check_writable, describe, digest
+from accel.results.search import write_searches
+from accel.runner import Evaluation, Runner
+from accel.search.base import Room, Search, command
+from accel.search.objective import Objective
+from accel.search.optimisers.base import Optimiser
+from accel.study import Study, seconds_per_row
+from accel.suites.base import Suite
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One search: of what, how, and where else to evaluate what it finds (`transfers`)."""
+
+    recipe: Recipe
+    overrides: tuple[str, ...]
+    search: Search
+    optimiser: Optimiser
+    transfers: tuple[Recipe, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The optimiser, with what is unusual about the search."""
+        metric = "" if self.search.metric == "fid" else f" ({self.search.metric})"
+        method = f"{self.search.label}: " if self.search.label else ""
+        return f"{method}{self.optimiser.label}{metric}"
+
+
+@dataclass
+class SearchStudy:
+    """The searches of a command."""
+
+    name: str
+    title: str
+    suite: Suite
+    evaluation: Evaluation
+    results: Results
+    baseline: Recipe
+    cells: Sequence[Cell]
+    merge: bool = False  # keep the rows that an earlier command put into the same study
+    console: Console = field(default_factory=Console)
+
+    def __post_init__(self) -> None:
+        for cell in self.cells:
+            cell.search.check_seed(self.evaluation)
+        if len(self.cells) > 1 and any(cell.search.several for cell in self.cells):
+            raise ConfigError(
+                f"study {self.name!r} has {len(self.cells)} cells, one of them a search of whole recipes; allowed: "
+                "that search alone, for its front is a study of its own."
+            )
+
+    def run(self) -> int:
+        """Search where that is still to be done, evaluate, and write the tables; the number of failed cells."""
+        started = time.perf_counter()
+        check_writable(self.results.root)
+        self.suite.reference()
+        with self._progress() as progress:
+            records = [self._tried(cell, progress) for cell in self.cells]
+        failed = records.count(None)
+        if self.cells[0].search.several:
+            return self._validated(self.cells[0], records[0])
+        self._evaluated(records)
+        for path in write_searches(self.results):
+            if path.suffix == ".md" and path.stem == self.name:
+                self.console.print(path.read_text(), markup=False, highlight=False, soft_wrap=True)
+        for cell, record in zip(self.cells, records, strict=True):
+            if len(self.cells) <= 3 and record is not None:
+                text = f"to run what {cell.name} found:\n  {record['command']}"
+                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(f"{time.perf_counter() - started:.1f} s.")
+        return failed
+
+    def plan(self) -> None:
+        """Show each search, its budget, whether it is done and how long it may take; run nothing."""
+        runner = Runner(self.suite, self.evaluation, self.results, self.console.print)
+        rate, table, total = seconds_per_row(runner), Table(title=f"plan of {self.name}: {self.suite.name}"), 0.0
+        for column in ("cell", "search", "budget (NFE)", "estimate"):
+            table.add_column(column)
+        for cell in self.cells:
+            done = self.results.load("search", self._room(cell).key) is not None
+            seconds = 0.0 if done else cell.search.budget * rate
+            total += seconds
+            shown = "done" if done else f"{seconds:.0f} s"
+            table.add_row(cell.recipe.label, cell.name, f"{cell.search.budget:,}", shown)
+        self.console.print(table)
+        self.console.print(f"At most about {total:.0f} s of searching, then the evaluation of what is found.")
+
+    explain = plan
+
+    def _room(self, cell: Cell) -> Room:
+        return Room(cell.search, cell.optimiser, cell.recipe, self.suite, self.evaluation, self.results.root, self._say)
+
+    def _say(self, message: str) -> None:
+        self.console.print(message, markup=False, highlight=False)
+
+    def _tried(self, cell: Cell, progress: Progress) -> dict[str, Any] | None:
+        """`_searched`; where others are to follow, a search that cannot be run is reported and passed over."""
+        try:
+            return self._searched(cell, progress)
+        except AccelError as error:
+            if len(self.cells) == 1:
+                raise
+            self.console.print(f"failed: {cell.recipe.label} {cell.name}: {error}", style="red", markup=False)
+            return None
+
+    def _searched(self, cell: Cell, progress: Progress) -> dict[str, Any]:
+        """The record of the cell's search, made now if it is not there."""
+        room = self._room(cell)
+        if record := self.results.load("search", room.key):
+            return record
+        bar = progress.add_task(f"{cell.recipe.label} {cell.name}"[:44], total=cell.search.budget, best="")
+
+        def on_trial(objective: Objective) -> None:
+            best = objective.best
+            name = objective.space.label(best.vector) if best.vector else best.recipe.label
+            shown = f"best {objective.relative(best, best.n):+.4g}: {name}"
+            progress.update(bar, completed=room.ledger.nfe, best=shown)
+
+        room.on_trial = on_trial
+        record = cell.search.run(room)
+        record["command"] = deployed(cell, record)
+        self.results.save(record)
+        self._forget(room)
+        progress.remove_task(bar)
+        return record
+
+    def _forget(self, room: Room) -> None:
+        # Scores are kept; of a finished search nobody needs the candidates' samples.
+        for key in {what[0] for what in room.ledger.paid}:
+            if re.fullmatch(r"[0-9a-f]+", key):
+                shutil.rmtree(self.results.root / "shards" / key, ignore_errors=True)
+
+    def _evaluated(self, records: Sequence[dict[str, Any] | None]) -> None:
+        runner = Runner(self.suite, self.evaluation, self.results, self._say)
+        rows = self._kept_rows()
+
+        def add(group: Recipe, name: str, recipe: Recipe, record: dict[str, Any] | None, kind: str) -> None:
+            row = {"group": digest(describe(replace(group, grid=None))), "of": replace(group, grid=None).label,
+                   "name": name, "kind": kind, "quality": runner.quality_id(recipe),
+                   "search": record["id"] if record else None}  # fmt: skip
+            if row not in rows:
+                self._say(f"evaluating {recipe.label}") if runner.find("quality", row["quality"]) is None else None
+                runner.quality(recipe)
+                rows.append(row)
+                self._save(rows)
+
+        for cell, record in zip(self.cells, records, strict=True):
+            if record is None:
+                continue
+            for name, recipe in cell.search.compared(cell.recipe).items():
+                add(cell.recipe, name, recipe, None, "grid")
+            found = cell.search.found(cell.recipe, record)
+            add(cell.recipe, cell.name, found, record, "search")
+            for other in cell.transfers:
+                for grid, recipe in cell.search.compared(other).items():
+                    add(other, grid, recipe, None, "grid")
+                add(other, f"{cell.name} of {cell.recipe.label}", cell.search.found(other, record), record, "transfer")
+
+    def _kept_rows(self) -> list[dict[str, Any]]:
+        before = self.results.load("search_study", self.name) if self.merge else None
+        same = before and (before["suite"], before["n"], before["seed"]) == (
+            self.suite.name, self.evaluation.n, self.evaluation.seed)  # fmt: skip
+        return list(before["rows"]) if same else []
+
+    def _save(self, rows: list[dict[str, Any]]) -> None:
+        self.results.save({"kind": "search_study", "id": self.name, "title": self.title, "suite": self.suite.name,
+                           "n": self.evaluation.n, "seed": self.evaluation.seed, "rows": rows})  # fmt: skip
+
+    def _validated(self, cell: Cell, record: dict[str, Any]) -> int:
+        """The front of a recipe search as a study of its own, on fresh seeds, beside every single method."""
+        from accel.search.recipes import conclude
+
+        recipes = cell.search.recipes_of(record)
+        study = Study(self.name, self.title, self.suite, self.evaluation, self.results, self.baseline, recipes,
+                      console=self.console, wandb="disabled")  # fmt: skip
+        failed = study.run()
+        suite = [o for o in spelled_out(list(cell.overrides)) if o.lstrip("+").startswith("suite")]
+        conclude(self.results, self.name, record, self.evaluation, suite)
+        for path in write_searches(self.results):
+            if path.suffix == ".md" and path.stem.startswith(self.name):
+                self.console.print(path.read_text(), markup=False, highlight=False, soft_wrap=True)
+        return failed
+
+    def _progress(self) -> Progress:
+        spent = TextColumn("{task.completed:,}/{task.total:,} NFE")
+        columns = (TextColumn("{task.description:<44}"), BarColumn(16), spent, TimeElapsedColumn(),
+                   TimeRemainingColumn(), TextColumn("{task.fields[best]}"))  # fmt: skip
+        return Progress(*columns, console=self.console, transient=True)
+
+
+def deployed(cell: Cell, record: dict[str, Any]) -> str:
+    """The command line that runs what a cell's search has found."""
+    found = cell.search.overrides(record)
+    replaced = {o.partition("=")[0] for o in found}
+    kept = [o for o in spelled_out(list(cell.overrides)) if o.partition("=")[0] not in replaced]
+    return command([*kept, *found])
