@@ -66,6 +66,15 @@ def test_tables_are_those_of_the_tracked_studies(heading, study):
         assert row == {column: tracked[row["recipe"]][column] for column in row}
 
 
+def test_search_table_is_the_tracked_one():
+    text = (ROOT / "results/tables/step_search_digits.md").read_text()
+    tracked = {row["schedule"]: row for row in rows(text, "## Side by side")}
+    shown = rows(README, "## Search")
+    assert len(shown) >= 8
+    for row in shown:
+        assert row == {column: tracked[row["schedule"]][column] for column in row}
+
+
 def test_overhead_table_is_the_tracked_one():
     tracked = rows((ROOT / "results/tables/overhead.md").read_text(), "# Overhead")
     assert rows(README, "## Overhead") == tracked
@@ -83,6 +92,7 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
     from accel.results.overhead import write_deepcache, write_overhead, write_schedulers
     from accel.results.precision import write_precision
     from accel.results.records import Results
+    from accel.results.search import write_searches
     from accel.results.tables import write_tables
 
     for part in ("records", "studies"):
@@ -95,7 +105,7 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
     others = (write_overhead, write_schedulers, write_deepcache, write_architectures, write_cascade, write_convergence)
     for path in write_precision(results):  # of the devices that it was measured on, if any
         assert path.read_bytes() == (ROOT / "results/tables" / path.name).read_bytes(), path.name
-    for write in (*others, write_adherence):
+    for write in (*others, write_adherence, write_searches):
         written = [path for path in write(results) if path.suffix != ".png"]
         assert written, write.__name__
         for path in written:

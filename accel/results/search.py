@@ -14,7 +14,7 @@ from accel.evaluation.statistics import Estimate, paired
 from accel.files import write_atomic
 from accel.results.comparison import metric_of, verdict
 from accel.results.records import Results
-from accel.results.text import device_text, interval, metric_name
+from accel.results.text import device_text, interval, metric_name, point
 
 HEAD = """# {title}
 
@@ -75,7 +75,7 @@ def _write(results: Results, study: dict[str, Any]) -> list[Path]:
         title=study["title"], metric=metric_name(metric_of(lines[0].quality)), n=study["n"], seed=study["seed"],
         device=device_text((where["device_name"], where["threads"], where["batch"])),
     )  # fmt: skip
-    text += _verdicts([groups[key] for key in order]) + "\n"
+    text += _verdicts([groups[key] for key in order]) + "\n" + _overview([groups[key] for key in order]) + "\n"
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["recipe", "schedule", "kind", "value", "lo", "hi", "delta", "delta_lo", "delta_hi", "nfe", "macs",
@@ -87,6 +87,23 @@ def _write(results: Results, study: dict[str, Any]) -> list[Path]:
     for path, content in zip(paths, made.values(), strict=True):
         write_atomic(path, content.encode())
     return paths
+
+
+def _overview(groups: Sequence[Sequence[Line]]) -> str:
+    """All values side by side."""
+    names = list(dict.fromkeys(x.name for kind in ("grid", "search", "transfer") for g in groups for x in g
+                               if x.kind == kind))  # fmt: skip
+    text = "## Side by side\n\nBold: not told apart from the best of its column.\n\n| schedule | "
+    text += " | ".join(lines[0].of for lines in groups) + " |\n|:---|" + "---:|" * len(groups) + "\n"
+    best = [min((x.value for x in lines), key=lambda value: value.value) for lines in groups]
+    for name in names:
+        cells = []
+        for lines, least in zip(groups, best, strict=True):
+            own = next((x.value for x in lines if x.name == name), None)
+            bold = "**" * (own is not None and (own == least or paired(own, least).tie))
+            cells.append("" if own is None else f"{bold}{point(own)}{bold}")
+        text += f"| {name} | " + " | ".join(cells) + " |\n"
+    return text
 
 
 def _section(lines: Sequence[Line], writer: Any) -> str:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -73,6 +73,7 @@ class Scorer:
     def __init__(self, task: Task, say: Callable[[str], None] = lambda message: None) -> None:
         self.task = task
         self.runner = Runner(task.suite, task.evaluation, Results(task.root), say)
+        self._exact: dict[str, torch.Tensor] = {}
 
     def __call__(self, recipe: Recipe, n: int) -> Score:
         """The score of `recipe` on its first n samples; shards that are there are not generated again."""
@@ -93,6 +94,13 @@ class Scorer:
         with torch.inference_mode():
             return FrechetDistance(suite.features(held_out[0]).double())
 
+    def exact(self, recipe: Recipe) -> torch.Tensor:
+        """The converged images under the recipe's guidance, kept: every candidate is held against them."""
+        key = self.runner.generation_id(self.task.suite.converged(recipe.exact_guidance))
+        if key not in self._exact:
+            self._exact[key] = self.runner.converged_images(recipe)
+        return self._exact[key]
+
     def shards(self, recipe: Recipe, n: int) -> dict[str, torch.Tensor]:
         return self.runner.shards(recipe, n, self.runner.artefacts(recipe)[0])
 
@@ -102,7 +110,7 @@ def _fid(scorer: Scorer, recipe: Recipe, n: int) -> float:
 
 
 def _distance(scorer: Scorer, recipe: Recipe, n: int) -> float:
-    exact = scorer.runner.converged_images(recipe)[:n]
+    exact = scorer.exact(recipe)[:n]
     return float(distances(scorer.shards(recipe, n)["images"][:n], exact).mean())
 
 
@@ -220,16 +228,16 @@ class Evaluator(AbstractContextManager):
             return 0
         return rows_per_image(suite.converged(guidance)) * self.runner.evaluation.compared
 
-    def _scores(self, recipes: list[Recipe], n: int):
+    def _scores(self, recipes: list[Recipe], n: int) -> Iterator[Score]:
         if self.workers == 1 or len(recipes) < 2:
-            return (self.scorer(recipe, n) for recipe in recipes)
+            yield from (self.scorer(recipe, n) for recipe in recipes)
+            return
         if self._pool is None:
-            for recipe in recipes[:1]:  # what all workers need is made once: converged images, artefacts
-                self.scorer(recipe, n)
-            threads = max(1, torch.get_num_threads() // self.workers)
-            context = get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, context, _begin, (self.task, threads))
-        return self._pool.map(_score, recipes, [n] * len(recipes))
+            # What all workers need, such as the converged images, is made once, with the first candidate.
+            yield self.scorer(recipes[0], n)
+            recipes, threads = recipes[1:], max(1, torch.get_num_threads() // self.workers)
+            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _begin, (self.task, threads))
+        yield from self._pool.map(_score, recipes, [n] * len(recipes))
 
     def __exit__(self, *error: Any) -> None:
         if self._pool is not None:

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from accel.recipe import Recipe
-from accel.runner import Evaluation
+from accel.results.records import Results
+from accel.runner import Evaluation, Runner
 from accel.samplers import DiffusersSampler
 from accel.search.base import FRESH_SEED, SEARCH_SEED, Room
-from accel.search.evaluations import Evaluator, Task
 from accel.suites.mixture import MixtureSuite
 
-EVALUATION = Evaluation(n=64, seed=0, distance_n=64, shard=16, timing=False, device="cpu")
+EVALUATION = Evaluation(n=60, seed=0, distance_n=60, shard=64, timing=False, device="cpu")
 
 
 @pytest.fixture(scope="session")
 def solved(tmp_path_factory) -> Path:
-    """A results folder with the exact solutions of 60 samples of both seeds, in shards of 8."""
+    """A results folder with the exact solutions of 60 samples: of the searches' seeds in shards of 8, of seed 0 in one.
+
+    Each seed is solved at once: that takes no longer than one shard does.
+    """
     root = tmp_path_factory.mktemp("solved")
     recipe = Recipe(DiffusersSampler("DEISScheduler", 3, "ddim_accel"))
-    evaluation = Evaluation(60, SEARCH_SEED, 60, 64, 8, False, False, device="cpu")
-    evaluator = Evaluator(Task(MixtureSuite(), evaluation, root, "distance"))
-    evaluator.runner.converged_images(recipe)
-    evaluator.on_fresh(FRESH_SEED, 60).runner.converged_images(recipe)
+    suite, whole = MixtureSuite(), MixtureSuite.solve
+    with pytest.MonkeyPatch.context() as patch:
+        for seed, shard in ((SEARCH_SEED, 8), (FRESH_SEED, 8), (0, 64)):
+            runner = Runner(suite, replace(EVALUATION, seed=seed, shard=shard), Results(root))
+            images = whole(suite, runner.pipe, suite.converged(None), seed, 0, 60)
+            patch.setattr(MixtureSuite, "solve", lambda self, pipe, r, seed, a, b, images=images: images[a:b])
+            runner.converged_images(recipe)
     return root
 
 

@@ -27,9 +27,9 @@ def room(search, root, digits, base=BASE) -> Room:
 
 @pytest.mark.parametrize("mode", ["remove", "reuse"])
 def test_two_stages_at_equal_cost(mode, tmp_path, digits, pipe):
-    search = AutoDiffusion("fid", Halving(4, 1), 500, 2, 8, first_stage=0.4, max_skipped=0.4, mode=mode)
+    search = AutoDiffusion("fid", Halving(4, 1), 340, 2, 4, first_stage=0.4, max_skipped=0.4, mode=mode)
     record = search.run(room(search, tmp_path, digits))
-    assert record["cost"]["nfe"] <= 500
+    assert record["cost"]["nfe"] <= 340
     assert record["method"] == "autodiffusion"
     count = len(units(pipe.unet))
     first = [h for h in record["history"] if "without" not in h["candidate"]]

@@ -23,7 +23,7 @@ AXES = {
     "steps": ["sampler.steps=4,8,2"],
     "grid": ["grid=none", "grid=karras", "grid=t_quadratic"],
 }
-SEARCH = RecipeSearch("distance", Halving(8, 1), 3000, 1, 8, axes=AXES, cost="nfe", front=3)
+SEARCH = RecipeSearch("distance", Halving(8, 1), 2000, 1, 8, axes=AXES, cost="nfe", front=3)
 BASE = recipe_from(("sampler=ddim_accel", "sampler.steps=10"))
 
 
