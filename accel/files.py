@@ -6,14 +6,16 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from accel.errors import ConfigError
 
-Tensors = dict[str, torch.Tensor]
+if TYPE_CHECKING:  # tables are written without torch
+    import torch
+
+Tensors = dict[str, "torch.Tensor"]
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -37,6 +39,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def save_tensors(path: Path, tensors: Tensors) -> None:
     """Write tensors with their sha256, whole or not at all."""
+    from safetensors.torch import save
+
     tensors = {k: v.contiguous() for k, v in tensors.items()}
     write_atomic(path, save(tensors, {"sha256": _digest(tensors)}))
 
@@ -53,6 +57,8 @@ def load_tensors(path: Path) -> Tensors | None:
 
 
 def _digest(tensors: Tensors) -> str:
+    import torch
+
     total = hashlib.sha256()
     for name in sorted(tensors):
         t = tensors[name].contiguous()
