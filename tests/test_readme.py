@@ -56,6 +56,7 @@ def test_sampler_table_is_that_of_the_tracked_studies():
         ("## Caching", "caching_digits"),
         ("On `digits_dit`, a transformer:", "caching_dit"),
         ("## Stitching", "stitching_dit"),
+        ("## Precision", "precision_digits"),
     ],
 )
 def test_tables_are_those_of_the_tracked_studies(heading, study):
