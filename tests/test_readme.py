@@ -1,4 +1,4 @@
-"""The README tells the truth: its table is that of the tracked records, its code runs, its links exist."""
+"""README and findings tell the truth: their tables are those of the tracked records, code runs, links exist."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from accel.config import compose, expand_cells
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+FINDINGS = (ROOT / "docs/findings.md").read_text()
+DOCUMENTS = ["README.md", "docs/findings.md", "docs/design.md", "docs/hub.md"]
 
 
 def rows(text: str, heading: str) -> list[dict[str, str]]:
@@ -40,7 +42,7 @@ def test_sampler_table_is_that_of_the_tracked_studies():
     for study in ("samplers_digits", "samplers_digits_cfg2", "samplers_digits_cfg4"):
         for row in rows((ROOT / f"results/tables/{study}.md").read_text(), "# Samplers"):
             tracked[row["recipe"].replace("*", "").removesuffix(" (baseline)")] = row["distance to converged"]
-    shown = rows(README, "## Samplers")
+    shown = rows(FINDINGS, "## Samplers")
     assert len(shown) >= 8
     for row in shown:
         name, _, guidance = row.pop("distance to converged").partition(" + ")
@@ -61,7 +63,7 @@ def test_sampler_table_is_that_of_the_tracked_studies():
 )
 def test_tables_are_those_of_the_tracked_studies(heading, study):
     tracked = {row["recipe"]: row for row in rows((ROOT / f"results/tables/{study}.md").read_text(), "# ")}
-    shown = rows(README, heading)
+    shown = rows(FINDINGS, heading)
     assert len(shown) >= 8
     for row in shown:
         assert row == {column: tracked[row["recipe"]][column] for column in row}
@@ -70,7 +72,7 @@ def test_tables_are_those_of_the_tracked_studies(heading, study):
 def test_search_table_is_the_tracked_one():
     text = (ROOT / "results/tables/step_search_digits.md").read_text()
     tracked = {row["schedule"]: row for row in rows(text, "## Side by side")}
-    shown = rows(README, "## Search")
+    shown = rows(FINDINGS, "## Search")
     assert len(shown) >= 8
     for row in shown:
         assert row == {column: tracked[row["schedule"]][column] for column in row}
@@ -78,7 +80,7 @@ def test_search_table_is_the_tracked_one():
 
 def test_overhead_table_is_the_tracked_one():
     tracked = rows((ROOT / "results/tables/overhead.md").read_text(), "# Overhead")
-    assert rows(README, "## Overhead") == tracked
+    assert rows(FINDINGS, "## Overhead") == tracked
     assert all(float(row["ratio"].split()[0]) <= 1.02 for row in tracked if row["suite"] == "digits")
 
 
@@ -130,12 +132,15 @@ def test_commands_compose():
             compose(cell)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/design.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_exist(document):
     text = (ROOT / document).read_text()
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
+    for target, section in re.findall(r"\]\(([^)#]+)#?([^)]*)\)", text):
         if not target.startswith("http"):
-            assert ((ROOT / document).parent / target).exists(), target
+            path = (ROOT / document).parent / target
+            assert path.exists(), target
+            if section:
+                assert f"## {section}\n" in path.read_text().lower(), (target, section)
 
 
 def test_make_targets_of_the_readme_exist():
