@@ -63,7 +63,7 @@ class Calibration:
 
     def _artefact(self, recipe: Recipe, make: Callable[[Job], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         path = self.folder / f"{self.artefact_id(recipe)}.safetensors"
-        flat = load_tensors(path) if path.exists() else None
+        flat = load_tensors(path)
         if flat is None:
             if path.exists():
                 self.say(f"artefact {path} is damaged (its hash does not match); calibrating anew.")

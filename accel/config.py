@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,36 +45,32 @@ def instantiate(node: Any) -> Any:
 
 def compose(overrides: list[str]) -> Any:
     """The configuration with `overrides`; a name that does not exist is answered with the near matches."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("basename", lambda path: Path(path).name, replace=True)
     check_choices(overrides)
     try:
-        if GlobalHydra.instance().is_initialized():
-            return hydra_compose("config", overrides)
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return hydra_compose("config", overrides)
+        return _composed(overrides)
     except HydraException as error:
         raise _explain(error, overrides) from error
+
+
+def _composed(overrides: list[str], **options: Any) -> Any:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    initialised = GlobalHydra.instance().is_initialized()
+    with nullcontext() if initialised else initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides, **options)
 
 
 def spelled_out(overrides: list[str]) -> list[str]:
     """Overrides of suite and axes that make the same recipe without any experiment file: each group's choice, and its
     settings that are not those of the choice's own file."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    if GlobalHydra.instance().is_initialized():
-        cfg = hydra_compose("config", overrides, return_hydra_config=True)
-    else:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra_compose("config", overrides, return_hydra_config=True)
+    cfg = _composed(overrides, return_hydra_config=True)
     chosen, said = cfg.hydra.runtime.choices, []
     for group in ("suite", *AXES):
         if chosen[group] == "none":

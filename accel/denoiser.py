@@ -152,10 +152,9 @@ class Node:
 
     `dtype` is what floating-point inputs (not the timestep) are cast to for the network; predictions are cast back.
     `evaluating` tells whether the network runs now, `within()` is entered for as long, `mode` is what the trace calls
-    an evaluation of it. For the guidance,
-    which sits on the pipeline's own network: `guides` are the denoisers of the further networks that it names,
-    `classifier` gives logits of a clean image, and what it remembers while sampling is in `memory`, emptied with every
-    trajectory.
+    an evaluation of it. For the guidance, which sits on the pipeline's own network: `guides` are the denoisers of the
+    further networks that it names, `classifier` gives logits of a clean image, and what it remembers while sampling is
+    in `memory`, emptied with every trajectory.
     """
 
     name: str
@@ -194,7 +193,7 @@ class Node:
                 output = forward(**kwargs)
         finally:
             self.evaluating = False
-        prediction = output[0] if isinstance(output, tuple) else output
+        prediction = first_output(output)
         return prediction if self.dtype is None else prediction.to(inputs.sample.dtype)
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
@@ -267,7 +266,6 @@ def shadow_forward(net: nn.Module, denoise: Denoise, clock: Trajectory) -> Itera
     signature, return_dict = signature_of(net), _takes_return_dict(net)
     names = [p.name for p in list(signature.parameters.values())[1:] if p.kind is p.POSITIONAL_OR_KEYWORD]
     sample_name = names[0]
-    had, before = "forward" in net.__dict__, net.__dict__.get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if len(args) > len(names) or not kwargs.keys().isdisjoint(names[: len(args)]):
@@ -283,14 +281,8 @@ def shadow_forward(net: nn.Module, denoise: Denoise, clock: Trajectory) -> Itera
             return Transformer2DModelOutput(sample=prediction)
         return (prediction,) if return_dict else prediction
 
-    net.forward = forward
-    try:
+    with replaced_forward(net, forward):
         yield
-    finally:
-        if had:
-            net.forward = before
-        else:
-            del net.forward
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def save_tensors(path: Path, tensors: Tensors) -> None:
 
 
 def load_tensors(path: Path) -> Tensors | None:
-    """What `save_tensors` wrote, or None if the file is damaged."""
+    """What `save_tensors` wrote, or None if the file is damaged or not there."""
     try:
         with safe_open(path, "pt") as file:
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)

@@ -33,7 +33,7 @@ class Job:
     def load(self, name: str) -> Tensors | None:
         """What was saved under `name`; None if nothing was, or if its file is damaged."""
         path = self._path(name)
-        return load_tensors(path) if path is not None and path.exists() else None
+        return None if path is None else load_tensors(path)
 
     def save(self, name: str, tensors: Tensors) -> None:
         """Keep `tensors` under `name` in place of what was there."""

@@ -121,9 +121,10 @@ class Study:
         for recipe, reason in refused:
             table.add_row(recipe.label, "refused", "", "", reason)
         self.console.print(table)
+        controls = ", plus one equal-cost control for each accelerated cell" if self.evaluation.controls else ""
         self.console.print(
             f"At most about {total:.0f} s of sampling and timing (caching, stitching and interval guidance not "
-            "deducted), plus one equal-cost control for each accelerated cell. Nothing was run or written."
+            f"deducted){controls}. Nothing was run or written."
         )
 
     def explain(self) -> None:

@@ -11,6 +11,7 @@ from accel.results.architectures import write_architectures
 from accel.results.cascade import write_cascade
 from accel.results.convergence import write_convergence
 from accel.results.overhead import write_deepcache, write_overhead, write_schedulers
+from accel.results.precision import write_precision
 from accel.results.records import Results
 from accel.results.search import write_searches
 
@@ -22,6 +23,7 @@ TABLES = (
     write_deepcache,
     write_adherence,
     write_searches,
+    write_precision,
 )
 
 

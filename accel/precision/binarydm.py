@@ -81,7 +81,7 @@ class BinaryDM(FakeQuant):
         """Train: weights (`|weight`), biases (`|bias`) and activation limits."""
         trained = Training("trained", self.iterations, self.batch, self.seed).run(
             name, net, calls, self.prepare, artefact, layers=quantisable(net, self.keep), job=job,
-            stand_ins=lambda own: {k: Binary(m) for k, m in own.items()},
+            stand_in=lambda k, layer: Binary(layer),
             rates=lambda own: [{"params": [p for m in own.values() for p in m.parameters()], "lr": self.lr}],
             objective=_Mimicking(self, net),
         )  # fmt: skip

@@ -11,10 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from accel.precision.attention import QuantisedProducts, products_of
 from accel.precision.quantised import FLOAT_BITS, QuantisedLayer
+
+
+def _macs(layer: nn.Module, output: torch.Tensor) -> int:
+    return output.numel() * layer.weight[0].numel()
 
 
 @contextmanager
@@ -25,7 +30,7 @@ def layer_macs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, int]]:
         for name, layer in layers.items():
 
             def note(module, args, output, name=name):
-                macs[name] += output.numel() * module.weight[0].numel()
+                macs[name] += _macs(module, output)
 
             hooks.callback(layer.register_forward_hook(note).remove)
         yield macs
@@ -49,7 +54,7 @@ def bit_operations(nets: Iterable[nn.Module]) -> Iterator[Counted]:
     counted = Counted()
 
     def note(layer: QuantisedLayer, args, output) -> None:
-        macs = output.numel() * layer.weight[0].numel()
+        macs = _macs(layer, output)
         exempt = macs * layer.exempt_tokens // args[0].shape[1] if layer.exempt_tokens else 0
         counted.macs += macs
         counted.operations += (macs - exempt) * layer.weight_bits * layer.activation_bits + exempt * FLOAT_BITS**2

@@ -29,13 +29,14 @@ VALUES = 4096  # values of a layer's input that are kept of each evaluation, for
 
 @dataclass
 class Observer:
-    """What one layer's input was: the mean of each channel, its ends and, with `keep`, a sample of its values; the
-    latter two for each of `groups` of steps and each slice of `channels` along `dim` (none: a single slice)."""
+    """What one layer's input was: its ends and, with `keep`, a sample of its values, for each of `groups` of steps and
+    each slice of `channels` along `dim` (none: a single slice); with `means`, the mean of each channel over all."""
 
     groups: int = 1
     channels: Sequence[int] = ()
     dim: int = 1
     keep: bool = False
+    means: bool = False
     ends: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     values: dict[tuple[int, int], list[torch.Tensor]] = field(default_factory=dict)
     total: torch.Tensor | float = 0.0
@@ -48,8 +49,9 @@ class Observer:
 
     def note(self, x: torch.Tensor, group: int, generator: torch.Generator) -> None:
         """Look at an input in a step of `group`."""
-        flat = x.movedim(self.dim, -1).flatten(0, -2)
-        self.total, self.places = self.total + flat.double().sum(0).cpu(), self.places + len(flat)
+        if self.means:
+            flat = x.movedim(self.dim, -1).flatten(0, -2)
+            self.total, self.places = self.total + flat.double().sum(0).cpu(), self.places + len(flat)
         for i, part in enumerate(x.split(tuple(self.channels), self.dim) if self.channels else (x,)):
             key, seen = (group, i), torch.stack(torch.aminmax(part)).float().cpu()
             if key in self.ends:

@@ -69,7 +69,7 @@ class StridedSteps:
 
     samples: int = 32
     stride: int = 2
-    replayed = True
+    cached = replayed = True
 
     def __post_init__(self) -> None:
         check_int("calibration.samples", self.samples, 1)
@@ -99,7 +99,7 @@ class DrawnTimesteps:
     deviation: float = 0.4
     source: str = "trajectory"
     released: bool = False
-    replayed = True
+    cached = replayed = True
 
     def __post_init__(self) -> None:
         check_int("calibration.samples", self.samples, 1)

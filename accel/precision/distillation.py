@@ -61,20 +61,20 @@ class Training:
         calls: Sequence[Call],
         prepare: Callable[[Node], None],
         artefact: Mapping[str, torch.Tensor],
-        stand_ins: Callable[[Mapping[str, QuantisedLayer]], Mapping[str, nn.Module]],
+        stand_in: Callable[[str, QuantisedLayer], nn.Module],
         layers: Iterable[str],
         rates: Callable[[Mapping[str, nn.Module]], list[dict[str, Any]]],
         objective: Objective,
         job: Job,
     ) -> Mapping[str, nn.Module]:
-        """The trained stand-ins of `layers`, made of the layers that `prepare` put into `net`; `rates`: Adam's groups.
+        """The trained stand-ins of `layers`, by name; `rates(stand-ins)`: Adam's groups.
 
-        `net` is left as it was.
+        `stand_in(name, layer)` makes each of the layer that `prepare` put into `net`; `net` is left as it was.
         """
         full, clock = copy.deepcopy(net), Trajectory()
         with ExitStack() as undo:
             prepare(Node(network, net, clock, undo, artefact=artefact))
-            trained = stand_ins({k: net.get_submodule(k) for k in layers})
+            trained = {k: stand_in(k, net.get_submodule(k)) for k in layers}
             for k, module in trained.items():
                 swap(net, k, module, undo)
             wanted, found = (undo.enter_context(outputs(n, objective.watched)) for n in (full, net))

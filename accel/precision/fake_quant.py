@@ -162,7 +162,7 @@ class FakeQuant(Precision):
         looks = {name: self._look(net) for name, net in recipe.nets(pipe, models).items()}
         beside = {name: self._look(net) for name, net in self._encoders(pipe).items()}
         looks |= beside
-        seen = recipe if getattr(chosen, "cached", True) else replace(recipe, cache=None)
+        seen = recipe if chosen.cached else replace(recipe, cache=None)
 
         def run() -> None:
             with ExitStack() as hooks:
@@ -191,7 +191,10 @@ class FakeQuant(Precision):
     def _look(self, net: nn.Module) -> _Look:
         layers, slices, products = quantisable(net, self.keep), self._slices(net), self._attentions(net)
         values = self.activation_range.kind != "minmax"
-        observers = {k: Observer(self.groups, slices.get(k, ()), channel_dim(m), values) for k, m in layers.items()}
+        observers = {
+            k: Observer(self.groups, slices.get(k, ()), channel_dim(m), values, self.bias_correction)
+            for k, m in layers.items()
+        }
         factors = [name + factor for name in products for factor in FACTORS]
         observers |= {k: Observer(self.groups, (), -1, values) for k in factors}
         units = units_of(net, layers, self.rounding.unit) if self.rounding else {}

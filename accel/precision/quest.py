@@ -107,7 +107,7 @@ class QuEST(FakeQuant):
 
         tuned = Training(stage, self.iterations, self.batch).run(
             name, net, calls, self.prepare, artefact, layers=layers, rates=rates, objective=_Layers(layers), job=job,
-            stand_ins=lambda own: {k: Tuned(m, [part.scale for part in split[k]]) for k, m in own.items()},
+            stand_in=lambda k, layer: Tuned(layer, [part.scale for part in split[k]]),
         )  # fmt: skip
         for k, module in tuned.items():
             artefact[k + WEIGHT] = module.weight().detach().clone()

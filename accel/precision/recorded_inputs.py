@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.denoiser import Node, Sample, mapped
+from accel.denoiser import Node, Sample, first_output, mapped
 from accel.errors import ConfigError
 from accel.precision.calibration import record, train_steps
 from accel.precision.calibration_sets import StridedSteps
@@ -110,5 +110,4 @@ class Positional(nn.Module):
         self.template = mapped(kwargs, lambda tensor: torch.empty(0))
 
     def forward(self, *values: torch.Tensor) -> torch.Tensor:
-        output = self.net(**_filled(self.template, values))
-        return output[0] if isinstance(output, tuple) else output
+        return first_output(self.net(**_filled(self.template, values)))

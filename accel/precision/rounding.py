@@ -16,7 +16,7 @@ and lambda than the authors (1e-3 and 0.01 in 10,000 iterations), which bring it
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,7 +34,7 @@ BETA = (20.0, 2.0)
 
 
 @dataclass(frozen=True)
-class Rounding:
+class Rounding(ABC):
     """Base: `iterations` of Adam on batches of `batch` rows for each `unit`, a layer or a block."""
 
     iterations: int = 500
@@ -60,7 +60,7 @@ class Rounding:
         """The trainable weight that begins at nearest rounding (or as near to it as the scheme allows)."""
 
 
-class RoundedWeight(nn.Module):
+class RoundedWeight(nn.Module, ABC):
     """A weight (G, n) on levels, differentiable in its parameters. `soft()` while training, `hard()` at the end."""
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor, levels: Levels) -> None:
@@ -69,8 +69,9 @@ class RoundedWeight(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("zero", torch.zeros_like(scale))
 
+    @abstractmethod
     def soft(self) -> torch.Tensor:
-        raise NotImplementedError
+        """The weight with gradients."""
 
     def hard(self) -> torch.Tensor:
         return self.soft().detach()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,7 +31,7 @@ KEEP = ("time_embedding.*", "class_embedding*", "*time_emb_proj")  # layers that
 _KEPT: WeakKeyDictionary[nn.Module, tuple[bytes, dict[str, Forward]]] = WeakKeyDictionary()
 
 
-class Whole(Precision):
+class Whole(Precision, ABC):
     """The network runs as one piece that nothing can look into: caches, skip tuning and hooks are refused.
 
     `calibration`: which evaluations of the network's own trajectories the conversion sees, if it needs any.
@@ -44,12 +45,12 @@ class Whole(Precision):
         """What the floating-point inputs are cast to; never the timestep."""
         return torch.float32
 
+    @abstractmethod
     def convert(self, net: nn.Module, kwargs: dict[str, Any], calls: Sequence[dict[str, Any]]) -> Forward:
         """What takes the keyword arguments of the forward of `net`, a copy in `compute` that is the method's own.
 
         `kwargs`: a call of the shapes that it is for. `calls`: calibration inputs of the same shapes.
         """
-        raise NotImplementedError
 
     @property
     def calibrated(self) -> bool:

@@ -190,7 +190,7 @@ class Room:
         key = digest({"suite": self.suite.name, "weights": self.suite.fingerprint(), "recipe": alone, "metric": metric,
                       "times": times.tolist(), "samples": samples, "seed": runner.evaluation.seed})  # fmt: skip
         path = self.root / "artefacts" / "search" / f"jumps-{key}.safetensors"
-        kept = load_tensors(path) if path.exists() else None
+        kept = load_tensors(path)
         if kept is None:
             started = time.perf_counter()
             costs = torch.from_numpy(jump_costs(runner, self.base, times, samples, metric))

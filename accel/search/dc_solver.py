@@ -126,7 +126,7 @@ class DCSolver(Sampler):
         if self.ratios.endswith(".safetensors"):
             from accel.files import load_tensors
 
-            artefact = load_tensors(Path(self.ratios)) if Path(self.ratios).exists() else None
+            artefact = load_tensors(Path(self.ratios))
             if artefact is None or "ratios" not in artefact:
                 raise ConfigError(f"{self.ratios} does not exist, is damaged, or holds no ratios; use ratios=search.")
         elif artefact is None:

@@ -456,7 +456,7 @@ def test_a_corrected_bias_gives_the_plain_mean(layer):
     shape = (5, 7, 6) if isinstance(layer, nn.Linear) else (5, 6, 3, 3)
     x = normal(*shape) + torch.linspace(-3, 3, 6).reshape(-1, *[1] * (0 if isinstance(layer, nn.Linear) else 2))
     x = x if isinstance(layer, nn.Linear) else x.mean((2, 3), keepdim=True).expand(shape)
-    observer = Observer(dim=channel_dim(layer))
+    observer = Observer(dim=channel_dim(layer), means=True)
     for part in x.split(2):
         observer.note(part, 0, torch.Generator())
     weight = quantise(layer.weight, 2)
