@@ -111,10 +111,12 @@ class Room:
     ledger: Ledger = field(default_factory=Ledger)
 
     def evaluator(self) -> Evaluator:
-        """Scores on the search's seeds."""
-        s, e = self.search, self.evaluation
+        """Scores on the search's seeds; what is asked to be timed (search.cost=ms) is timed as results are."""
+        s = self.search
         top = max(s.halving.rungs[-1], 60)
-        own = Evaluation(top, SEARCH_SEED + s.seed, top, e.batch, s.halving.first, False, False, device=e.device)
+        own = replace(
+            self.evaluation, n=top, seed=SEARCH_SEED + s.seed, distance_n=top, shard=s.halving.first, timing=True
+        )
         return Evaluator(Task(self.suite, own, self.root, s.metric), s.workers, self.say)
 
     def minimise(

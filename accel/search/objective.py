@@ -25,7 +25,8 @@ from accel.search.pareto import order
 from accel.search.spaces import Space, Vector
 from accel.study import rows_per_image
 
-STALLED = 100  # batches without a new candidate after which a search counts as exhausted
+STALLED = 100  # batches without a new candidate that may be run, after which a search counts as exhausted
+OVER = 1e9  # above any score: of candidates over the limit
 
 
 class BudgetSpent(Exception):
@@ -68,11 +69,13 @@ class Ledger:
 
 @dataclass
 class Trial:
-    """A candidate: its scores by number of samples, and its further `costs` (None: refused, never scored)."""
+    """A candidate: its scores by number of samples, and its further `costs` (None: refused). Only what is `allowed`,
+    neither refused nor over the limit, is scored."""
 
     vector: Vector
     recipe: Recipe
     costs: tuple[float, ...] | None = ()
+    allowed: bool = True
     scores: dict[int, float] = field(default_factory=dict)
 
     @property
@@ -86,8 +89,8 @@ class Objective:
 
     `budget`: what `ledger` may reach; then, or when the space holds nothing new, BudgetSpent is raised. `reference`:
     the recipe that scores are relative to (None: the space's first seed). `costs(recipe)`: further objectives, known
-    without sampling, or None for a recipe that must not be run. ConfigError if the budget does not even reach for the
-    reference.
+    without sampling, or None for a recipe that must not be run; `limit`: the most that each of them may be. ConfigError
+    if the budget does not even reach for the reference.
     """
 
     def __init__(
@@ -100,9 +103,11 @@ class Objective:
         reference: Recipe | None = None,
         costs: Callable[[Recipe], tuple[float, ...] | None] = lambda recipe: (),
         on_trial: Callable[[Objective], None] = lambda objective: None,
+        limit: float | None = None,
     ) -> None:
         self.space, self.evaluator, self.halving, self.budget = space, evaluator, halving, budget
         self.ledger, self.costs, self.on_trial = ledger or Ledger(), costs, on_trial
+        self.limit = math.inf if limit is None else limit
         self.trials: dict[Vector, Trial] = {}
         self._stalled = 0
         first = space.canonical(space.seeds[0])
@@ -121,22 +126,26 @@ class Objective:
     def __call__(self, vectors: Sequence[Vector]) -> list[tuple[float, ...]]:
         vectors = [self.space.canonical(v) for v in vectors]
         new = [self._trial(v) for v in dict.fromkeys(vectors) if v not in self.trials]
-        self._stalled = 0 if new else self._stalled + 1
-        wanted = [trial for trial in new if trial.costs is not None]
+        wanted = [trial for trial in new if trial.allowed]
+        self._stalled = 0 if wanted else self._stalled + 1
         batch, rungs = self._affordable(wanted, self.halving.first), self.halving.rungs
         spent = len(batch) < len(wanted)
         for n, more in zip(rungs, (*rungs[1:], None), strict=True):
             self._score(batch, n)
             if more is not None:
                 batch = self._affordable(self._best(batch, n), more - n)
+        self.on_trial(self)
         if spent or self._stalled > STALLED:
             raise BudgetSpent
         return [self.point(self.trials[v]) for v in vectors]
 
     def point(self, trial: Trial) -> tuple[float, ...]:
-        """What an optimiser is told of a trial; infinite for one that was refused."""
+        """What an optimiser is told of a trial; infinite for one that was refused. One over the limit is worse than
+        all that are not, and the better the nearer it comes to the limit (Deb et al. 2002, constrained domination)."""
         if trial.costs is None:
             return (math.inf,) * self._objectives
+        if not trial.allowed:
+            return OVER + max(trial.costs), *trial.costs
         return self.relative(trial, trial.n), *trial.costs
 
     def relative(self, trial: Trial, n: int) -> float:
@@ -163,7 +172,9 @@ class Objective:
     def _trial(self, vector: Vector) -> Trial:
         if vector not in self.trials:
             recipe = self.space.recipe(vector)
-            self.trials[vector] = Trial(vector, recipe, self.costs(recipe))
+            costs = self.costs(recipe)
+            allowed = costs is not None and all(cost <= self.limit for cost in costs)
+            self.trials[vector] = Trial(vector, recipe, costs, allowed)
         return self.trials[vector]
 
     def _affordable(self, trials: list[Trial], samples: int) -> list[Trial]:
@@ -178,4 +189,3 @@ class Objective:
             nfe = rows_per_image(trial.recipe) * (n - trial.n)
             self.ledger.charge((self.evaluator.key(trial.recipe), n), nfe, score.seconds)
             trial.scores[n] = score.value
-        self.on_trial(self)

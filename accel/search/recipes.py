@@ -12,7 +12,7 @@ interval of the difference contains 0) or beats it; if none does, the one of the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -31,6 +31,8 @@ from accel.search.objective import Objective
 from accel.search.pareto import front
 from accel.search.spaces import Space, Vector
 from accel.search.timesteps import finite, history
+
+FEW = 4  # steps
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,14 @@ def _counted(key: str) -> Callable[[Runner, Recipe, Recipe], float]:
 
 
 def _timed(runner: Runner, recipe: Recipe, baseline: Recipe) -> float:
+    # A few steps of the baseline, timed once, over the recipe's interleaved speed-up against them: a drift of the
+    # machine's speed must not tell candidates apart.
     if recipe.simulated:
         raise IncompatibleError(f"{recipe.label} is simulated, so its time says nothing; use search.cost=macs.")
-    return float(runner.timing(recipe, baseline)["ms_per_image"]["value"])
+    plain = baseline.unaccelerated
+    few = replace(plain, sampler=replace(plain.sampler, steps=min(FEW, plain.sampler.steps)))
+    once, measured = runner.timing(few, few), runner.timing(recipe, few)
+    return once["ms_per_image"]["value"] / measured["speedup"]["value"]
 
 
 # What a recipe may cost: MACs or evaluations an image, bytes of the weights or of all live tensors, ms an image.
@@ -154,7 +161,15 @@ class RecipeSearch(Search):
             begin = self._begin(prices, plain, cheapest)
             space = RecipeSpace(self.choices, begin)
             objective = Objective(
-                space, evaluator, self.halving, self.budget, room.ledger, room.base, prices.of, room.on_trial
+                space,
+                evaluator,
+                self.halving,
+                self.budget,
+                room.ledger,
+                room.base,
+                prices.of,
+                room.on_trial,
+                self.limit,
             )
             room.search_until_spent(space, objective)
             done = objective.finished()
@@ -169,14 +184,14 @@ class RecipeSearch(Search):
                 front=[{"label": t.recipe.label, "overrides": space.overrides(t.vector),
                         "search": finite(t.scores[top]), "cost": t.costs[0]} for t in kept],
                 singles=[space.overrides(v) for v in self._singles(prices, plain)],
-                refused=sum(t.costs is None for t in objective.trials.values()),
-                tried=sum(t.costs is not None for t in objective.trials.values()),
+                refused=sum(not t.allowed for t in objective.trials.values()),
+                tried=sum(t.allowed for t in objective.trials.values()),
                 history=history(objective),
             )  # fmt: skip
 
     def _begin(self, prices: _Prices, plain: Vector, cheapest: Vector) -> tuple[Vector, ...]:
         # The first choices, each choice alone, and the cheapest of all, where they may be run.
-        first = [plain] if prices.of(prices.recipe(plain)) is not None else []
+        first = [plain] if prices.affords(prices.recipe(plain)) else []
         return tuple(dict.fromkeys([*first, *self._singles(prices, plain), cheapest]))
 
     def _singles(self, prices: _Prices, plain: Vector) -> list[Vector]:
@@ -184,13 +199,13 @@ class RecipeSearch(Search):
         for axis, own in enumerate(self.choices):
             for i in range(1, len(own)):
                 vector = (*plain[:axis], i, *plain[axis + 1 :])
-                if prices.of(prices.recipe(vector)) is not None:
+                if prices.affords(prices.recipe(vector)):
                     found.append(vector)
         return found
 
 
 class _Prices:
-    """What recipes cost, remembered on disk; None for those that are refused or above the limit."""
+    """What recipes cost, remembered on disk."""
 
     def __init__(self, search: RecipeSearch, room: Room, runner: Runner) -> None:
         self.search, self.room, self.runner = search, room, runner
@@ -216,10 +231,12 @@ class _Prices:
         return self.memory.known[key]["cost"]
 
     def of(self, recipe: Recipe) -> tuple[float, ...] | None:
-        if not self.allowed(recipe):
-            return None
-        cost = self.price(recipe)
-        return (cost,) if self.search.limit is None or cost <= self.search.limit else None
+        """Its cost; None for one that is refused."""
+        return (self.price(recipe),) if self.allowed(recipe) else None
+
+    def affords(self, recipe: Recipe) -> bool:
+        """Whether it may be run, within the limit too."""
+        return self.allowed(recipe) and (self.search.limit is None or self.price(recipe) <= self.search.limit)
 
     def cheapest(self, start: Vector) -> Vector:
         """The cheapest candidate, one axis at a time; ConfigError that names it if it is above the limit."""

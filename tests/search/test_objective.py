@@ -11,6 +11,7 @@ from accel.recipe import Recipe
 from accel.samplers import DiffusersSampler
 from accel.search.evaluations import Score
 from accel.search.objective import STALLED, BudgetSpent, Halving, Objective
+from accel.search.pareto import order
 from accel.search.spaces import Space
 
 HALVING = Halving(first=8, doublings=2, keep=0.5)  # 8, 16, 32 samples
@@ -109,6 +110,16 @@ def test_budget_below_one_candidate_is_refused():
         objective(budget=31)
     with pytest.raises(ConfigError, match=r"search\.halving\.first is 1"):
         Halving(first=1)
+
+
+def test_what_is_over_the_limit_is_worse_than_any_score_and_ranked_by_its_excess():
+    own, scores = objective(costs=lambda r: (float(r.sampler.name[1:]),), limit=60.0)
+    points = own([(99,), (60,), (70,)])
+    assert points[1] == (10.0, 60.0)
+    assert {x for x, _ in scores.asked} == {50, 60}
+    assert order(points) == [1, 2, 0]
+    with pytest.raises(BudgetSpent):
+        all(own([(61 + i % 39,)]) for i in range(STALLED + 1))
 
 
 def test_what_diverges_or_is_refused_is_worst():

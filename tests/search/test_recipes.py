@@ -95,6 +95,20 @@ def test_simulated_precision_is_never_timed(room):
         COSTS["ms"](prices.runner, simulated, BASE)
 
 
+def test_search_by_time(room):
+    """Milliseconds on this machine as the cost, with a limit that only few steps meet."""
+    axes = AXES | {"sampler": ["sampler=ddim_accel"], "steps": ["sampler.steps=2,200"]}
+    search = replace(SEARCH, axes=axes, cost="ms")
+    own = room(search, RandomSearch(), BASE)
+    prices = _Prices(search, own, own.evaluator().runner)
+    two, many = (prices.price(recipe_from(("sampler=ddim_accel", f"sampler.steps={n}"))) for n in (2, 200))
+    assert 0 < two < many, "the latter takes a hundred times as many steps"
+    limited = replace(search, limit=(two * many) ** 0.5)
+    record = limited.run(room(limited, RandomSearch(), BASE, own.root))
+    assert {h["candidate"].split("@")[0] for h in record["history"]} == {"ddim_accel-2"}
+    assert record["front"][0]["cost"] < limited.limit
+
+
 def test_conclusion_on_fresh_seeds(root):
     """The front is validated as a study; the recommended recipe is its cheapest tie with the baseline."""
     pytest.importorskip("optuna")
