@@ -129,13 +129,22 @@ def _pareto(study: Study) -> Figure | None:
 
 
 def _cost_panel(study: Study, rows: Sequence[Row]) -> tuple[str, list[Point]]:
-    """Quality vs MACs, or vs network evaluations where MACs mean nothing (an analytic model)."""
-    scale, unit = macs_unit(study)
-    key, name = ("macs", f"{unit}MACs / image") if any(row.cost("macs") for row in rows) else ("nfe", "NFE")
-    scale = scale if key == "macs" else 1
-    metric = study.groups[0][3]
+    """Quality vs MACs; vs network evaluations where MACs mean nothing (an analytic model), or vs the size of the
+    weights where MACs tell nothing, because most rows differ in precision only."""
+    key, (scale, unit), metric = "macs", macs_unit(study), study.groups[0][3]
+    name = f"{unit}MACs / image"
+    if not any(row.cost("macs") for row in rows):
+        key, name, scale = "nfe", "NFE", 1
+    elif _differ_in_size(rows):
+        key, name, scale = "model_bytes", "weights MB", 1e6
     costs = [(row, row.cost(key) / scale) for row in rows if row.cost(key)]
     return name, [Point(row, (cost, cost, cost), parts(row.value(metric))) for row, cost in costs]
+
+
+def _differ_in_size(rows: Sequence[Row]) -> bool:
+    macs = [row.cost("macs") for row in rows]
+    alike = [row for row in rows if row.cost("macs") == max(macs, key=macs.count)]
+    return 2 * len(alike) > len(rows) and len({row.cost("model_bytes") for row in alike}) > 2
 
 
 def _time_panels(study: Study, rows: Sequence[Row]) -> list[tuple[str, list[Point]]]:
@@ -259,7 +268,8 @@ def _label(axes: Axes, study: Study, points: Sequence[Point], bands: Sequence[An
         style |= {"xytext": (0, 0), "textcoords": "offset points", "path_effects": [halo]}
         text = axes.annotate(point.row.label + " (baseline)" * baseline, xy, **style)
         extent, chosen, least = text.get_window_extent(renderer), None, math.inf
-        for spot in _spots(anchors[id(point)], extent.width, extent.height, pixel):
+        rings = (*RINGS, *FAR) if id(point) in position else RINGS
+        for spot in _spots(anchors[id(point)], extent.width, extent.height, pixel, rings):
             if spot.reach >= least:  # the candidates only get farther away
                 break
             anchor = anchors[id(point)]
@@ -283,6 +293,9 @@ def _label(axes: Axes, study: Study, points: Sequence[Point], bands: Sequence[An
             axes.annotate("", xy, xytext=chosen.offset, textcoords="offset points", arrowprops=arrow, zorder=2.5)
 
 
+RINGS, FAR = (7, 12, 19, 28, 40), (55, 75)  # points; the latter for the front only
+
+
 class Spot(NamedTuple):
     """Where a label could stand: distance and offset from its point (in points), alignment, box and end in pixels."""
 
@@ -294,9 +307,11 @@ class Spot(NamedTuple):
     end: tuple[float, float]
 
 
-def _spots(anchor: tuple[float, float], width: float, height: float, pixel: float) -> Iterator[Spot]:
+def _spots(
+    anchor: tuple[float, float], width: float, height: float, pixel: float, rings: Sequence[float]
+) -> Iterator[Spot]:
     """Candidates on rings about a point, for a label of `width` x `height` pixels; upper right first."""
-    for reach in (7, 12, 19, 28, 40):
+    for reach in rings:
         for step in range(16):
             angle = math.pi * (1 / 8 + (step + 1) // 2 * (-1) ** step / 8)
             dx, dy = round(reach * math.cos(angle), 3), round(reach * math.sin(angle), 3)
@@ -343,7 +358,8 @@ def _legend(figure: Figure, rows: Sequence[Row]) -> None:
         handles.append(handle("o", KINDS["plain sampler"][0], "white", "equal-cost control"))
     if any(row.simulated for row in rows):
         handles.append(handle("D", GREY, "white", "hollow: simulated, not timed"))
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=9, labelcolor=INK)
+    columns = min(len(handles), int(figure.get_figwidth() / 1.7))
+    figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
 
 
 # --- sample grid ------------------------------------------------------------------------------------------------------
