@@ -50,15 +50,17 @@ figures: $(READY) ## rebuild the figures of every study from its records
 STUDIES := demo axes judge judge_cfg samplers_digits samplers_digits_cfg2 samplers_digits_cfg4 flow_digits reference_digits dmcmc guidance_digits \
   caching_digits stitching_digits caching_dit stitching_dit \
   samplers_shapes guidance_shapes caching_shapes stitching_shapes overview_shapes \
-  step_search_digits autodiffusion_digits recipe_search_digits precision_digits precision_shapes
+  step_search_digits step_search_shapes autodiffusion_digits recipe_search_digits recipe_search_shapes \
+  precision_digits precision_shapes executed_digits
 
-results: $(READY) ## compute the tracked tables in results/ (all studies; about six hours)
+results: $(READY) ## compute the tracked tables in results/ (all studies; about eight hours)
 	for study in $(STUDIES); do $(PY) -m accel experiment=$$study results=results $(ARGS) || exit 1; done
 	$(PY) scripts/compatibility.py --results results
 	$(PY) scripts/convergence.py --results results
 	$(PY) scripts/cascade.py --results results
 	$(PY) scripts/bench.py --results results
 	$(PY) scripts/bench.py --results results --only precision --sizes tiny --repetitions 20
+	$(PY) scripts/bench.py --results results --only precision --sizes "mid-size,Stable Diffusion 1.5" --repetitions 16
 	$(PY) scripts/macs.py --results results
 	$(PY) scripts/adherence.py --results results
 

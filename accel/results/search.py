@@ -12,20 +12,21 @@ from typing import Any
 
 from accel.evaluation.statistics import Estimate, paired
 from accel.files import write_atomic
-from accel.results.comparison import metric_of, verdict
+from accel.results.comparison import HIGHER, metric_of, verdict
 from accel.results.records import Results
-from accel.results.text import device_text, interval, metric_name, point
+from accel.results.text import device_text, interval, metric_name, plus_minus, rounding
 
 HEAD = """# {title}
 
 {metric} of {n} samples, seed {seed}, which no search has seen; 95 % intervals (20-group delete-group jackknife). Δ is
 the paired difference to the `trailing` (uniform) schedule on the same seeds; a difference whose interval contains 0 is
-a tie. `searched by` says what an optimiser found; its cost is in network evaluations (rows of a batch) and minutes on
-{device}, the finalists' fresh scores included, as if it had been run alone. A row `... of <recipe>`
-carries a schedule over that was found for that recipe.
+a tie. `searched by` says what an optimiser found, by the score named there and nothing else; its cost is in network
+evaluations (rows of a batch) and minutes on {device}, the finalists' fresh scores included, as if it
+had been run alone. A row `... of <recipe>` carries a schedule over that was found for that recipe.
 
 """
 UNIFORM = "trailing"
+BESIDE = {"adherence": ("adherence %", 100), "distance": ("distance to converged", 1)}  # heading, scale
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,11 @@ class Line:
 
     @property
     def value(self) -> Estimate:
-        return Estimate.from_dict(self.quality["values"][metric_of(self.quality)])
+        return self.values[metric_of(self.quality)]
+
+    @property
+    def values(self) -> dict[str, Estimate]:
+        return {key: Estimate.from_dict(value) for key, value in self.quality["values"].items()}
 
     @property
     def times(self) -> str:
@@ -75,13 +80,19 @@ def _write(results: Results, study: dict[str, Any]) -> list[Path]:
         title=study["title"], metric=metric_name(metric_of(lines[0].quality)), n=study["n"], seed=study["seed"],
         device=device_text((where["device_name"], where["threads"], where["batch"])),
     )  # fmt: skip
-    text += _verdicts([groups[key] for key in order]) + "\n" + _overview([groups[key] for key in order]) + "\n"
+    metric, ordered = metric_of(lines[0].quality), [groups[key] for key in order]
+    beside = [key for key in BESIDE if key != metric and all(key in line.values for line in lines)]
+    text += _verdicts(ordered, metric) + "\n## Side by side\n\nBold: not told apart from the best of its column.\n\n"
+    text += _overview(ordered, metric, 1) + "\n"
+    for key in beside:
+        name, scale = BESIDE[key]
+        text += f"## Side by side: {name}\n\n{_verdicts(ordered, key)}\n{_overview(ordered, key, scale)}\n"
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["recipe", "schedule", "kind", "value", "lo", "hi", "delta", "delta_lo", "delta_hi", "nfe", "macs",
                      "search_nfe", "search_seconds", "search_score", "timesteps"])  # fmt: skip
     for key in order:
-        text += _section(groups[key], writer)
+        text += _section(groups[key], beside, writer)
     made = {"md": text.rstrip() + "\n", "csv": buffer.getvalue()}
     paths = [results.root / "tables" / f"{study['id']}.{suffix}" for suffix in made]
     for path, content in zip(paths, made.values(), strict=True):
@@ -89,30 +100,29 @@ def _write(results: Results, study: dict[str, Any]) -> list[Path]:
     return paths
 
 
-def _overview(groups: Sequence[Sequence[Line]]) -> str:
-    """All values side by side."""
+def _overview(groups: Sequence[Sequence[Line]], key: str, scale: float) -> str:
+    """All values of `key` side by side."""
     names = list(dict.fromkeys(x.name for kind in ("grid", "search", "transfer") for g in groups for x in g
                                if x.kind == kind))  # fmt: skip
-    text = "## Side by side\n\nBold: not told apart from the best of its column.\n\n| schedule | "
-    text += " | ".join(lines[0].of for lines in groups) + " |\n|:---|" + "---:|" * len(groups) + "\n"
-    best = [min((x.value for x in lines), key=lambda value: value.value) for lines in groups]
+    text = "| schedule | " + " | ".join(lines[0].of for lines in groups) + " |\n|:---|" + "---:|" * len(groups) + "\n"
+    first = max if key in HIGHER else min
+    best = [first((x.values[key] for x in lines), key=lambda value: value.value) for lines in groups]
     for name in names:
         cells = []
         for lines, least in zip(groups, best, strict=True):
-            own = next((x.value for x in lines if x.name == name), None)
+            own = next((x.values[key] for x in lines if x.name == name), None)
             bold = "**" * (own is not None and (own == least or paired(own, least).tie))
-            cells.append("" if own is None else f"{bold}{point(own)}{bold}")
+            cells.append("" if own is None else f"{bold}{rounding(own, scale=scale)(own.value * scale)}{bold}")
         text += f"| {name} | " + " | ".join(cells) + " |\n"
     return text
 
 
-def _section(lines: Sequence[Line], writer: Any) -> str:
+def _section(lines: Sequence[Line], beside: Sequence[str], writer: Any) -> str:
     uniform = next((x for x in lines if x.name == UNIFORM), None)
-    text = (
-        f"## {lines[0].of}\n\n| schedule | {metric_name(metric_of(lines[0].quality))} | Δ to uniform | NFE | MACs ÷ |"
-    )
-    text += " searched by: NFE | minutes | score then → on fresh seeds | timesteps |\n"
-    text += "|:---|---:|---:|---:|---:|---:|---:|---:|:---|\n"
+    head = ["schedule", metric_name(metric_of(lines[0].quality)), "Δ to uniform", *(BESIDE[key][0] for key in beside)]
+    head += ["NFE", "MACs ÷", "searched by: NFE", "minutes", "score then → on fresh seeds"]
+    text = f"## {lines[0].of}\n\n| " + " | ".join([*head, "timesteps"]) + " |\n"
+    text += "|:---|" + "---:|" * (len(head) - 1) + ":---|\n"
     for line in sorted(lines, key=lambda x: (x.value.value, x.name)):
         delta = paired(line.value, uniform.value) if uniform and line is not uniform else None
         shown = "" if delta is None else "tie" if delta.tie else interval(delta, sign=True)
@@ -126,8 +136,9 @@ def _section(lines: Sequence[Line], writer: Any) -> str:
                 "–" if own["scores"][k] is None else f"{own['scores'][k]:.3g}" for k in ("search", "fresh")
             )
         name = f"*{line.name}*" if line.kind == "grid" else line.name
-        cells = [name, interval(line.value), shown, f"{cost['nfe']:g}", "" if macs is None else f"{macs:.2f}",
-                 spent, minutes, scores, line.times]  # fmt: skip
+        further = [plus_minus(line.values[key], BESIDE[key][1]) for key in beside]
+        cells = [name, interval(line.value), shown, *further, f"{cost['nfe']:g}",
+                 "" if macs is None else f"{macs:.2f}", spent, minutes, scores, line.times]  # fmt: skip
         text += "| " + " | ".join(cells) + " |\n"
         parts = [line.value.value, line.value.lo, line.value.hi]
         parts += [delta.value, delta.lo, delta.hi] if delta else ["", "", ""]
@@ -137,11 +148,13 @@ def _section(lines: Sequence[Line], writer: Any) -> str:
     return text + "\n"
 
 
-def _verdicts(groups: Sequence[Sequence[Line]]) -> str:
-    """How often each optimiser beat, tied with or lost to the uniform schedule, the best hand-made one and random."""
+def _verdicts(groups: Sequence[Sequence[Line]], key: str) -> str:
+    """How often each optimiser beat, tied with or lost to the uniform schedule, the best hand-made one and random, in
+    the value `key`."""
 
     def best_grid(lines: Sequence[Line]) -> Line | None:
-        return min((x for x in lines if x.kind == "grid"), key=lambda x: x.value.value, default=None)
+        first = max if key in HIGHER else min
+        return first((x for x in lines if x.kind == "grid"), key=lambda x: x.values[key].value, default=None)
 
     def named(name: str) -> Callable[[Sequence[Line]], Line | None]:
         return lambda lines: next((x for x in lines if x.name == name), None)
@@ -158,7 +171,7 @@ def _verdicts(groups: Sequence[Sequence[Line]]) -> str:
             for lines in groups:
                 own, other = named(name)(lines), find(lines)
                 if own and other and own is not other:
-                    counts[verdict(paired(own.value, other.value))] += 1
+                    counts[verdict(paired(own.values[key], other.values[key]), key)] += 1
             cells.append(" / ".join(map(str, counts.values())) if any(counts.values()) else "")
         text += f"| {name} | " + " | ".join(cells) + " |\n"
     return text
