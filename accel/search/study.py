@@ -145,6 +145,8 @@ class SearchStudy:
         self.results.save(record)
         self._forget(room)
         progress.remove_task(bar)
+        cost = record["cost"]
+        self._say(f"searched {cell.recipe.label} by {cell.name}: {cost['nfe']:,} NFE, {cost['seconds']:.0f} s")
         return record
 
     def _forget(self, room: Room) -> None:
