@@ -21,6 +21,8 @@ from accel.results.records import Results
 
 ACCELERATING = ("cache", "stitch", "precision", "skip")  # axes beside sampler and guidance
 COMPETES = ("baseline", "cell", "control")
+# How well prompts are followed, the more telling value first: heading, scale.
+PROMPTED = {"adherence": ("adherence %", 100), "clip_score": ("CLIP score", 1)}
 HIGHER = ("accuracy", "adherence", "exact", "clip_score", "inception_score", "precision", "recall")
 UNKNOWN = "not comparable"
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accel.evaluation.statistics import Estimate, paired
 from accel.files import write_atomic
-from accel.results.comparison import metric_of, speed_tie
+from accel.results.comparison import HIGHER, PROMPTED, metric_of, speed_tie
 from accel.results.records import Results
-from accel.results.text import interval, metric_name, significant
+from accel.results.text import interval, metric_name, plus_minus, significant
 
 HEAD = """# {title}: the front
 
 Found by {optimiser} in {tried} recipes ({refused} combinations more were refused by the methods' checks or the limit),
-{nfe} network evaluations and {minutes:.1f} minutes. `search`: {what} to held-out images on the search's own seeds, the
-lowest of many; `validated`: {metric} of {n} samples of seed {seed}, which the search has not seen, with 95 % intervals.
-The two have different N and references: compare their order, and each with the baseline's in its own column. Δ: paired
-difference to the baseline {baseline}.
+{nfe} network evaluations and {minutes:.1f} minutes. `search`: {what} on the search's own seeds, the best of many.
+What follows is of {n} samples of seed {seed}, which the search has not seen, with 95 % intervals: compare orders, and
+each value with the baseline's in its own column. Δ: paired difference to the baseline {baseline}.
 
-| recipe | {cost} / image | search | validated | Δ to baseline | speed-up [95 %] |
-|:---|---:|---:|---:|---:|---:|
+| recipe | {cost} / image | search | {columns} | speed-up [95 %] |
+|:---|---:|---:|{rule}---:|
 """
 
 
@@ -28,29 +28,34 @@ def write_front(results: Results, found: dict[str, Any]) -> list[Path]:
     """Write tables/<study>_front.md."""
     search = results.load("search", found["search"])
     baseline = results.load("quality", found["baseline"])
-    metric, kind = metric_of(baseline), search["cost_of"]
+    judged, kind = found.get("judged") or [metric_of(baseline)], search["cost_of"]
+    names = [_heading(key) for key in judged]
+    sign = -1 if search["settings"]["metric"] in HIGHER else 1
     text = HEAD.format(
         title=found["title"], optimiser=search["optimiser"]["label"], tried=search["tried"], refused=search["refused"],
         nfe=f"{search['cost']['nfe']:,}", minutes=search["cost"]["seconds"] / 60, n=found["n"], seed=found["seed"],
-        what=_what(search), metric=metric_name(metric), baseline=baseline["label"], cost=UNITS[kind][1],
+        what=_what(search), baseline=baseline["label"], cost=UNITS[kind][1], rule="---:|---:|" * len(names),
+        columns=" | Δ | ".join(names) + " | Δ",
     )  # fmt: skip
-    own = Estimate.from_dict(baseline["values"][metric])
     price = _priced(baseline["cost"][kind], kind) if kind in baseline["cost"] else ""
-    lines = [f"| **{baseline['label']}** (baseline) | {price} | "
-             f"{significant(search['reference'])} | {interval(own)} | | 1 |"]  # fmt: skip
-    for entry in found["front"]:
+    own = [cell for key in judged for cell in _shown(baseline, baseline, key)]
+    cells = [f"**{baseline['label']}** (baseline)", price, significant(sign * search["reference"]), *own, "1"]
+    lines = ["| " + " | ".join(cells) + " |"]
+    alone = [entry for entry in found.get("alone", ()) if entry["label"] == found["recommended"]]
+    for entry in [*found["front"], *alone]:
         quality = results.load("quality", entry["quality"])
-        value = Estimate.from_dict(quality["values"][metric])
-        delta, timing = paired(value, own), results.load("timing", entry["timing"]) if entry["timing"] else None
+        timing = results.load("timing", entry["timing"]) if entry["timing"] else None
         speed = "" if timing is None else interval(timing["speedup"], unit="×") + " tie" * speed_tie(timing)
         name = f"**{entry['label']}** (recommended)" if entry["label"] == found["recommended"] else entry["label"]
-        shown = "tie" if delta.tie else interval(delta, sign=True)
-        cells = [name, _priced(entry["cost"], kind), significant(entry["search"]), interval(value), shown, speed]
+        shown = [cell for key in judged for cell in _shown(quality, baseline, key)]
+        score = significant(sign * entry["search"]) if entry.get("search") is not None else "a choice alone"
+        cells = [name, _priced(entry["cost"], kind), score, *shown, speed]
         lines.append("| " + " | ".join(cells) + " |")
     rule = (
-        "the cheapest of the front whose quality ties with or beats the baseline's"
+        f"the cheapest of all that was validated, the choices alone too, that is not worse than the baseline in "
+        f"{' or '.join(name.removesuffix(' %') for name in names)}"
         if found["tie"]
-        else "the best of the front, as none ties with the baseline"
+        else f"the best of the front in {names[0]}, as nothing ties with the baseline"
     )
     text += "\n".join(lines) + f"\n\nRecommended: {found['recommended']}, {rule}.\n\n    {found['command']}\n"
     path = results.root / "tables" / f"{found['id']}_front.md"
@@ -61,7 +66,23 @@ def write_front(results: Results, found: dict[str, Any]) -> list[Path]:
 def _what(search: dict[str, Any]) -> str:
     settings = search["settings"]
     n = settings["halving"]["first"] * 2 ** settings["halving"]["doublings"]
-    return f"{settings['metric']} of {n} samples"
+    to = " to held-out images" if settings["metric"] == "fid" else ""
+    return f"{settings['metric'].replace('_', ' ')} of {n} samples{to}"
+
+
+def _heading(key: str) -> str:
+    return PROMPTED[key][0] if key in PROMPTED else metric_name(key)
+
+
+def _shown(quality: Mapping[str, Any], baseline: Mapping[str, Any], key: str) -> list[str]:
+    """A value and its difference to the baseline's, as text."""
+    value, own = (Estimate.from_dict(record["values"][key]) for record in (quality, baseline))
+    delta, scale = paired(value, own), PROMPTED[key][1] if key in PROMPTED else None
+    shown = interval(value) if scale is None else plus_minus(value, scale)
+    if quality["id"] == baseline["id"]:
+        return [shown, ""]
+    apart = interval(delta, sign=True) if scale is None else plus_minus(delta, scale, sign=True)
+    return [shown, "tie" if delta.tie else apart]
 
 
 # Cost: what it is divided by, and the unit then.

@@ -12,7 +12,7 @@ from typing import Any
 
 from accel.evaluation.statistics import Estimate, paired
 from accel.files import write_atomic
-from accel.results.comparison import HIGHER, metric_of, verdict
+from accel.results.comparison import HIGHER, PROMPTED, metric_of, verdict
 from accel.results.records import Results
 from accel.results.text import device_text, interval, metric_name, plus_minus, rounding
 
@@ -26,7 +26,7 @@ had been run alone. A row `... of <recipe>` carries a schedule over that was fou
 
 """
 UNIFORM = "trailing"
-BESIDE = {"adherence": ("adherence %", 100), "distance": ("distance to converged", 1)}  # heading, scale
+BESIDE = {"adherence": PROMPTED["adherence"], "distance": ("distance to converged", 1)}  # heading, scale
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from accel.files import write_atomic
-from accel.results.comparison import COMPETES, UNKNOWN, Row, Study, device_of, metric_of, speed_tie, verdict
+from accel.results.comparison import COMPETES, PROMPTED, UNKNOWN, Row, Study, device_of, metric_of, speed_tie, verdict
 from accel.results.records import Results
 from accel.results.text import (
     Interval,
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 AXES = ("sampler", "steps", "grid", "guidance", "cache", "stitch", "precision", "skip")
 ABSENT = "–"
-PROMPTED = {"adherence": ("adherence %", 100), "clip_score": ("CLIP score", 1)}  # of each prompt: heading, scale
 HASH_DIGITS = 12
 NARROW = 96  # columns of a terminal below which the table leaves out what the others imply
 

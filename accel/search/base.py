@@ -41,8 +41,9 @@ Progress = Callable[[Objective], None]
 class Search(ABC):
     """Settings of a search. `budget`: network evaluations in all, those of the finalists included.
 
-    `metric` is what candidates are scored by on the search's own seeds, `rescore_n` how many samples of fresh seeds
-    each of the `finalists` gets. `workers` processes share the scoring; that changes no result but its rounding.
+    `metric` (accel.search.evaluations.METRICS) is what candidates are scored by on the search's own seeds, `rescore_n`
+    how many samples of fresh seeds each of the `finalists` gets. `workers` processes share the scoring; that changes no
+    result but its rounding.
     """
 
     metric: str = "fid"

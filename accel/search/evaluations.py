@@ -50,7 +50,8 @@ class Task:
     """What a process needs to know to score recipes: pickled once for each worker.
 
     `metric`: `fid`, in the suite's feature space, to real images that no record's reference holds (the held-out ones,
-    if the suite has any), or `distance`, the mean RMS difference to the converged trajectories of the same seeds.
+    if the suite has any); `distance`, the mean RMS difference to the converged trajectories of the same seeds; or a
+    score of single samples that the suite has (PER_SAMPLE), the mean of which is to become large: its negative is used.
     """
 
     suite: Suite
@@ -114,7 +115,26 @@ def _distance(scorer: Scorer, recipe: Recipe, n: int) -> float:
     return float(distances(scorer.shards(recipe, n)["images"][:n], exact).mean())
 
 
-METRICS: dict[str, Callable[[Scorer, Recipe, int], float]] = {"fid": _fid, "distance": _distance}
+def _mean(name: str) -> Callable[[Scorer, Recipe, int], float]:
+    def metric(scorer: Scorer, recipe: Recipe, n: int) -> float:
+        shards = scorer.shards(recipe, n)
+        if f"score.{name}" not in shards:
+            allowed = ["fid", "distance", *(other for other in PER_SAMPLE if f"score.{other}" in shards)]
+            raise ConfigError(
+                f"suite {scorer.task.suite.name!r} has no {name} to search by; allowed for search.metric: "
+                f"{', '.join(allowed)}."
+            )
+        return -float(shards[f"score.{name}"].double().mean())
+
+    return metric
+
+
+PER_SAMPLE = ("adherence", "exact", "clip_score", "accuracy")
+METRICS: dict[str, Callable[[Scorer, Recipe, int], float]] = {
+    "fid": _fid,
+    "distance": _distance,
+    **{name: _mean(name) for name in PER_SAMPLE},
+}
 
 
 class Memory:
@@ -181,6 +201,8 @@ class Evaluator(AbstractContextManager):
     def _compared(self) -> dict[str, Any]:
         if self.task.metric == "fid":
             return {"reference": self.task.suite.reference_identity(), "scoring": self.task.suite.scoring()}
+        if self.task.metric in PER_SAMPLE:
+            return {"scoring": self.task.suite.scoring()}
         return {"compared": self.runner.generation_id(self.task.suite.converged(None))}
 
     @property

@@ -5,13 +5,14 @@ cost. Combinations that the methods' own checks refuse, and those that cost more
 non-dominated candidates that survived all halvings are the front; they, and every choice alone, are then evaluated and
 timed as a study on other seeds with more samples, where the front's scores are no longer the lowest of many.
 
-The recommended recipe is the cheapest one of the front whose quality ties with the study's baseline (the paired 95 %
-interval of the difference contains 0) or beats it; if none does, the one of the best quality.
+The recommended recipe is the cheapest one validated, of the front or a choice alone, whose quality ties with the
+study's baseline (the paired 95 % interval of the difference contains 0) or beats it; where there are prompts, they must
+be followed as well, too, which a better FID does not imply. If none does, it is the best one of the front.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -22,7 +23,7 @@ from accel.config import AXES, choice_of, expand_cells
 from accel.errors import ConfigError, IncompatibleError, unknown
 from accel.evaluation.statistics import paired
 from accel.recipe import Recipe
-from accel.results.comparison import Study, metric_of
+from accel.results.comparison import PROMPTED, Row, Study, metric_of, verdict
 from accel.results.records import Results, digest
 from accel.runner import Evaluation, Runner
 from accel.search.base import Room, Search, command
@@ -270,23 +271,31 @@ def conclude(
     """
     study = Study.load(results, name)
     rows = {row.label: row for row in study.done if row.role in ("cell", "baseline", "control")}
-    baseline, validated = study.baseline, []
-    metric = metric_of(baseline.quality)
-    for entry in record["front"]:
-        row = rows.get(entry["label"])
-        if row is None:
-            continue
-        difference = paired(row.value(metric), baseline.value(metric))
-        validated.append(entry | {"quality": row.quality["id"], "timing": row.timing["id"] if row.timing else None,
-                                  "tie": difference.tie or difference.value < 0})  # fmt: skip
-    ties = [v for v in validated if v["tie"]]
-    values = {v["label"]: rows[v["label"]].value(metric).value for v in validated}
-    chosen = min(ties, key=lambda v: v["cost"]) if ties else min(validated, key=lambda v: values[v["label"]])
+    baseline = study.baseline
+    judged = [metric_of(baseline.quality), *[key for key in PROMPTED if key in baseline.quality["values"]][:1]]
+
+    def validated(label: str, entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if (row := rows.get(label)) is not None:
+            verdicts = [verdict(paired(row.value(key), baseline.value(key)), key) for key in judged]
+            found = {"label": label, "quality": row.quality["id"], "timing": row.timing["id"] if row.timing else None}
+            yield {"cost": _spent(row, record["cost_of"])} | entry | found | {"tie": "worse" not in verdicts}
+
+    front = [v for entry in record["front"] for v in validated(entry["label"], entry)]
+    alone = [v for o in record["singles"] for v in validated(recipe_from(tuple(o)).label, {"overrides": o})]
+    ties = [v for v in [*front, *alone] if v["tie"] and v["cost"] is not None]
+    values = {v["label"]: rows[v["label"]].value(judged[0]).value for v in front}
+    chosen = min(ties, key=lambda v: v["cost"]) if ties else min(front, key=lambda v: values[v["label"]])
     found = {
         "kind": "recipe_search", "id": name, "title": study.title, "suite": study.suite, "search": record["id"],
-        "n": evaluation.n, "seed": evaluation.seed, "baseline": baseline.quality["id"], "front": validated,
-        "recommended": chosen["label"], "tie": chosen["tie"],
+        "n": evaluation.n, "seed": evaluation.seed, "baseline": baseline.quality["id"], "judged": judged,
+        "front": front, "alone": alone, "recommended": chosen["label"], "tie": chosen["tie"],
         "command": command([*suite, *chosen["overrides"]]),
     }  # fmt: skip
     results.save(found)
     return found
+
+
+def _spent(row: Row, kind: str) -> float | None:
+    if kind == "ms":
+        return row.timing["ms_per_image"]["value"] if row.timing else None
+    return row.cost(kind)

@@ -47,6 +47,18 @@ def generated(monkeypatch):
     return made
 
 
+def test_scores_of_single_samples(tmp_path):
+    """The mean of what the suite says of each sample, negative because less is better here."""
+    from accel.suites.digits import DigitsSuite
+
+    scorer = Scorer(Task(DigitsSuite(), EVALUATION, tmp_path, "accuracy"))
+    recipe = Recipe(DiffusersSampler("DDIMScheduler", 2))
+    right = scorer.shards(recipe, 8)["score.accuracy"]
+    assert scorer(recipe, 8).value == -float(right.mean())
+    with pytest.raises(ConfigError, match=r"suite 'digits' has no adherence .* fid, distance, accuracy\."):
+        Scorer(Task(DigitsSuite(), EVALUATION, tmp_path, "adherence"))(recipe, 8)
+
+
 def test_more_samples_reuse_the_shards(root, generated):
     folder = root()
     evaluator = Evaluator(task(folder))
