@@ -78,6 +78,20 @@ def test_search_table_is_the_tracked_one():
         assert row == {column: tracked[row["schedule"]][column] for column in row}
 
 
+def test_table_of_executed_precision_is_the_tracked_one():
+    text = (ROOT / "results/tables/precision_executed_amd_epyc_avx512.md").read_text()
+    tracked = {}
+    for section in text.split("\n## ")[1:]:
+        size = section.partition(",")[0]
+        tracked[size] = {row["precision"]: row for row in rows(section, "\n")}
+    shown = rows(FINDINGS, "*What runs faster on this machine?*")
+    assert len(shown) >= 8
+    for row in shown:
+        name, largest = row.pop("precision"), tracked["Stable Diffusion 1.5"]
+        assert row.pop("SQNR dB") == largest[name]["SQNR dB"]
+        assert row == {size: tracked[size].get(name, {}).get("speed", "") for size in row}, name
+
+
 def test_overhead_table_is_the_tracked_one():
     tracked = rows((ROOT / "results/tables/overhead.md").read_text(), "# Overhead")
     assert rows(FINDINGS, "## Overhead") == tracked
