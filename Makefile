@@ -53,7 +53,7 @@ STUDIES := demo axes judge judge_cfg samplers_digits samplers_digits_cfg2 sample
   step_search_digits step_search_shapes autodiffusion_digits recipe_search_digits recipe_search_shapes recipe_search_shapes_adherence \
   precision_digits precision_shapes executed_digits
 
-results: $(READY) ## compute the tracked tables in results/ (all studies; about eight hours)
+results: $(READY) ## compute the tracked tables in results/ (all studies, extras search, torchao, openvino; about eight hours)
 	for study in $(STUDIES); do $(PY) -m accel experiment=$$study results=results $(ARGS) || exit 1; done
 	$(PY) scripts/compatibility.py --results results
 	$(PY) scripts/convergence.py --results results

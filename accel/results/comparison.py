@@ -93,6 +93,11 @@ def verdict(delta: Estimate | None, key: str | None = None) -> str:
     return "tie" if delta.tie else "better" if (delta.value > 0) == (key in HIGHER) else "worse"
 
 
+def searched(search: Mapping[str, Any], score: float) -> float:
+    """A score of a search as its metric has it: searches minimise, so what is better when higher was negated."""
+    return -score if search["settings"]["metric"] in HIGHER else score
+
+
 def speed_tie(timing: Mapping[str, Any]) -> bool:
     """Whether a speed-up cannot be told from 1, or from what the baseline shows against itself (the A/A floor)."""
     speedup, floor = timing["speedup"], timing.get("aa") or {"lo": 1, "hi": 1}

@@ -143,7 +143,8 @@ def _cost_panel(study: Study, rows: Sequence[Row]) -> tuple[str, list[Point]]:
 
 def _differ_in_size(rows: Sequence[Row]) -> bool:
     macs = [row.cost("macs") for row in rows]
-    alike = [row for row in rows if row.cost("macs") == max(macs, key=macs.count)]
+    commonest = max(macs, key=macs.count)
+    alike = [row for row in rows if row.cost("macs") == commonest]
     return 2 * len(alike) > len(rows) and len({row.cost("model_bytes") for row in alike}) > 2
 
 

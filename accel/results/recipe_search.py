@@ -8,7 +8,7 @@ from typing import Any
 
 from accel.evaluation.statistics import Estimate, paired
 from accel.files import write_atomic
-from accel.results.comparison import HIGHER, PROMPTED, metric_of, speed_tie
+from accel.results.comparison import PROMPTED, searched, speed_tie
 from accel.results.records import Results
 from accel.results.text import interval, metric_name, plus_minus, significant
 
@@ -28,9 +28,8 @@ def write_front(results: Results, found: dict[str, Any]) -> list[Path]:
     """Write tables/<study>_front.md."""
     search = results.load("search", found["search"])
     baseline = results.load("quality", found["baseline"])
-    judged, kind = found.get("judged") or [metric_of(baseline)], search["cost_of"]
+    judged, kind = found["judged"], search["cost_of"]
     names = [_heading(key) for key in judged]
-    sign = -1 if search["settings"]["metric"] in HIGHER else 1
     text = HEAD.format(
         title=found["title"], optimiser=search["optimiser"]["label"], tried=search["tried"], refused=search["refused"],
         nfe=f"{search['cost']['nfe']:,}", minutes=search["cost"]["seconds"] / 60, n=found["n"], seed=found["seed"],
@@ -39,16 +38,22 @@ def write_front(results: Results, found: dict[str, Any]) -> list[Path]:
     )  # fmt: skip
     price = _priced(baseline["cost"][kind], kind) if kind in baseline["cost"] else ""
     own = [cell for key in judged for cell in _shown(baseline, baseline, key)]
-    cells = [f"**{baseline['label']}** (baseline)", price, significant(sign * search["reference"]), *own, "1"]
+    cells = [
+        f"**{baseline['label']}** (baseline)",
+        price,
+        significant(searched(search, search["reference"])),
+        *own,
+        "1",
+    ]
     lines = ["| " + " | ".join(cells) + " |"]
-    alone = [entry for entry in found.get("alone", ()) if entry["label"] == found["recommended"]]
+    alone = [entry for entry in found["alone"] if entry["label"] == found["recommended"]]
     for entry in [*found["front"], *alone]:
         quality = results.load("quality", entry["quality"])
         timing = results.load("timing", entry["timing"]) if entry["timing"] else None
         speed = "" if timing is None else interval(timing["speedup"], unit="×") + " tie" * speed_tie(timing)
         name = f"**{entry['label']}** (recommended)" if entry["label"] == found["recommended"] else entry["label"]
         shown = [cell for key in judged for cell in _shown(quality, baseline, key)]
-        score = significant(sign * entry["search"]) if entry.get("search") is not None else "a choice alone"
+        score = significant(searched(search, entry["search"])) if "search" in entry else "a choice alone"
         cells = [name, _priced(entry["cost"], kind), score, *shown, speed]
         lines.append("| " + " | ".join(cells) + " |")
     rule = (

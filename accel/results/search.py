@@ -6,15 +6,16 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from accel.evaluation.statistics import Estimate, paired
 from accel.files import write_atomic
-from accel.results.comparison import HIGHER, PROMPTED, metric_of, verdict
+from accel.results.comparison import HIGHER, PROMPTED, metric_of, searched, verdict
 from accel.results.records import Results
-from accel.results.text import device_text, interval, metric_name, plus_minus, rounding
+from accel.results.text import device_text, interval, metric_name, plus_minus, point
 
 HEAD = """# {title}
 
@@ -44,7 +45,7 @@ class Line:
     def value(self) -> Estimate:
         return self.values[metric_of(self.quality)]
 
-    @property
+    @cached_property
     def values(self) -> dict[str, Estimate]:
         return {key: Estimate.from_dict(value) for key, value in self.quality["values"].items()}
 
@@ -112,7 +113,7 @@ def _overview(groups: Sequence[Sequence[Line]], key: str, scale: float) -> str:
         for lines, least in zip(groups, best, strict=True):
             own = next((x.values[key] for x in lines if x.name == name), None)
             bold = "**" * (own is not None and (own == least or paired(own, least).tie))
-            cells.append("" if own is None else f"{bold}{rounding(own, scale=scale)(own.value * scale)}{bold}")
+            cells.append("" if own is None else f"{bold}{point(own, scale=scale)}{bold}")
         text += f"| {name} | " + " | ".join(cells) + " |\n"
     return text
 
@@ -133,7 +134,8 @@ def _section(lines: Sequence[Line], beside: Sequence[str], writer: Any) -> str:
         if own and line.kind == "search":
             spent, minutes = f"{own['cost']['nfe']:,}", f"{own['cost']['seconds'] / 60:.1f}"
             scores = " → ".join(
-                "–" if own["scores"][k] is None else f"{own['scores'][k]:.3g}" for k in ("search", "fresh")
+                "–" if own["scores"][k] is None else f"{searched(own, own['scores'][k]):.3g}"
+                for k in ("search", "fresh")
             )
         name = f"*{line.name}*" if line.kind == "grid" else line.name
         further = [plus_minus(line.values[key], BESIDE[key][1]) for key in beside]

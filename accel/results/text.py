@@ -59,9 +59,9 @@ def plus_minus(x: Interval, scale: float = 1, sign: bool = False) -> str:
     return f"{middle} ± {rounding(x, scale=scale)((hi - lo) / 2 * scale)}" if hi > lo else middle
 
 
-def point(x: Interval, sign: bool = False, unit: str = "") -> str:
+def point(x: Interval, sign: bool = False, unit: str = "", scale: float = 1) -> str:
     """The value alone, rounded by its interval."""
-    return rounding(x, sign)(parts(x)[0]) + unit
+    return rounding(x, sign, scale)(parts(x)[0] * scale) + unit
 
 
 def parts(x: Interval) -> tuple[float, float, float]:
