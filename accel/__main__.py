@@ -64,8 +64,8 @@ def build_study(cfg: Any, overrides: list[str] | None = None, recipes: bool = Tr
     """
     import torch
 
-    from accel.results.records import Results
-    from accel.study import Study
+    from accel.records import Results
+    from accel.studies.study import Study
 
     if cfg.threads is not None:
         check_int("threads", cfg.threads, 1)

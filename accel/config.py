@@ -12,13 +12,13 @@ from typing import Any
 from accel.errors import AccelError, ConfigError, unknown
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-NO_METHOD = "accel.recipe.nothing"  # target of every none.yaml
+NO_METHOD = "accel.core.recipe.nothing"  # target of every none.yaml
 AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip")
 
 
 def recipe_of(cfg: Any) -> Any:
     """The Recipe of a composed configuration."""
-    from accel.recipe import Recipe
+    from accel.core.recipe import Recipe
 
     return Recipe(**{axis: instantiate(cfg[axis]) for axis in AXES})
 

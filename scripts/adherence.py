@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import time
 
-from accel.evaluation.adherence import adherence
-from accel.evaluation.environment import environment
+from accel.benches.adherence import adherence
+from accel.benches.adherence_table import write_adherence
+from accel.core.environment import environment
 from accel.guidance.cfg import CFG
-from accel.results.adherence import write_adherence
-from accel.results.records import Results, digest
-from accel.runner import Evaluation, Runner
-from accel.suites.shapes import ShapesSuite, detector
-from accel.suites.shapes_adherence import detect
-from accel.suites.shapes_captions import wanted
+from accel.records import Results, digest
+from accel.studies.runner import Evaluation, Runner
+from accel.suites.shapes import ShapesSuite
+from accel.suites.shapes.adherence import detect
+from accel.suites.shapes.captions import wanted
+from accel.suites.shapes.suite import detector
 
 
 def main() -> None:

@@ -10,13 +10,13 @@ import argparse
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from accel.benches.deepcache_speed import NETS, measure_deepcache
+from accel.benches.overhead import measure_overhead, measure_schedulers
+from accel.benches.overhead_table import write_deepcache, write_overhead, write_schedulers
+from accel.benches.precision_speed import SIZES, measure_apart, pending
+from accel.benches.precision_table import write_precision
 from accel.errors import unknown
-from accel.evaluation.deepcache_speed import NETS, measure_deepcache
-from accel.evaluation.overhead import measure_overhead, measure_schedulers
-from accel.evaluation.precision_speed import SIZES, measure_apart, pending
-from accel.results.overhead import write_deepcache, write_overhead, write_schedulers
-from accel.results.precision import write_precision
-from accel.results.records import Results, digest
+from accel.records import Results, digest
 from accel.suites.digits import DigitsSuite
 from accel.suites.mixture import MixtureSuite
 

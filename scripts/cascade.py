@@ -11,14 +11,14 @@ import sys
 
 from rich.progress import Progress
 
+from accel.benches.cascade import leave_one_out, searched_ratios
+from accel.benches.cascade_table import write_cascade
 from accel.config import compose, instantiate
+from accel.core.environment import environment
 from accel.errors import AccelError
-from accel.evaluation.environment import environment
-from accel.results.cascade import write_cascade
-from accel.results.records import Results, describe, digest
-from accel.runner import Evaluation, Runner
+from accel.records import Results, describe, digest
 from accel.search.cascade import Cascade
-from accel.search.leave_one_out import leave_one_out, searched_ratios
+from accel.studies.runner import Evaluation, Runner
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 
-from accel.compatibility import table
+from accel.benches.compatibility import table
 from accel.files import write_atomic
-from accel.results.records import Results
+from accel.records import Results
 from accel.suites.digits import DigitsSuite
 from accel.suites.mixture import MixtureSuite
 

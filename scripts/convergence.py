@@ -7,9 +7,9 @@ import argparse
 import torch
 from rich.progress import track
 
-from accel.evaluation.convergence import EPOCH, SAMPLES, STEPS, jobs, measure
-from accel.results.convergence import write_convergence
-from accel.results.records import Results, digest
+from accel.benches.convergence import EPOCH, SAMPLES, STEPS, jobs, measure
+from accel.benches.convergence_table import write_convergence
+from accel.records import Results, digest
 
 
 def main() -> None:

@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 from rich.progress import track
 
-from accel.evaluation.architectures import ARCHITECTURES, cached_costs
-from accel.results.architectures import write_architectures
-from accel.results.records import Results, digest
+from accel.benches.architectures import ARCHITECTURES, cached_costs
+from accel.benches.architectures_table import write_architectures
+from accel.records import Results, digest
 
 
 def main() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
+from accel.benches.adherence_table import write_adherence
+from accel.benches.architectures_table import write_architectures
+from accel.benches.cascade_table import write_cascade
+from accel.benches.convergence_table import write_convergence
+from accel.benches.overhead_table import write_deepcache, write_overhead, write_schedulers
+from accel.benches.precision_table import write_precision
 from accel.errors import AccelError
-from accel.results.adherence import write_adherence
-from accel.results.architectures import write_architectures
-from accel.results.cascade import write_cascade
-from accel.results.convergence import write_convergence
-from accel.results.overhead import write_deepcache, write_overhead, write_schedulers
-from accel.results.precision import write_precision
-from accel.results.records import Results
+from accel.records import Results
 from accel.results.search import write_searches
 
 TABLES = (

@@ -32,7 +32,7 @@ def main() -> None:
 
 def write(folder: str, name: str, weights: str | None, size: int, n: int | None, out: Path) -> None:
     from accel.metrics import feature_network
-    from accel.suites import image_folder, real_images
+    from accel.suites.hub import image_folder, real_images
 
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out is {out}; allowed: a .safetensors file.")

@@ -40,8 +40,12 @@ def train(args: argparse.Namespace) -> None:
         TimeRemainingColumn,
     )
 
-    from accel.suites import digits_dit_train, digits_flow_train, digits_levels_train, digits_train, shapes_train
     from accel.suites.base import ASSETS
+    from accel.suites.digits import dit_train as digits_dit_train
+    from accel.suites.digits import flow_train as digits_flow_train
+    from accel.suites.digits import levels_train as digits_levels_train
+    from accel.suites.digits import train as digits_train
+    from accel.suites.shapes import train as shapes_train
 
     trainers = {
         "digits": digits_train,

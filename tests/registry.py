@@ -7,11 +7,11 @@ import tempfile
 from pathlib import Path
 
 from accel import samplers
-from accel.compatibility import methods
+from accel.benches.compatibility import methods
 from accel.config import choice_of
+from accel.core.recipe import Recipe
 from accel.precision import FakeQuant
-from accel.precision.whole import Whole
-from accel.recipe import Recipe
+from accel.precision.executed.whole import Whole
 from accel.samplers.noise import STOCHASTIC
 from accel.samplers.noise_schedule import noise_schedule
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from accel.denoiser import denoiser_name
+from accel.core.denoiser import denoiser_name
 
 
 def snapshot(pipe, models=()) -> dict:

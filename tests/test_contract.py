@@ -13,10 +13,11 @@ from snapshots import assert_same, snapshot
 from tiny import dit_pipeline
 
 from accel.caching.schedules import Uniform
+from accel.core.recipe import Recipe, accelerate
+from accel.core.seeds import generators
 from accel.errors import AccelError, ConfigError, IncompatibleError
-from accel.evaluation.generate import generate, generators
-from accel.recipe import Recipe, accelerate
-from accel.results.records import canonical, describe
+from accel.evaluation.generate import generate
+from accel.records import canonical, describe
 from accel.samplers.ode import initial_latents
 
 # The setting at which a method must change nothing, bit for bit, by class; None: it has no such setting.
@@ -239,7 +240,7 @@ def test_incompatible_pair_is_refused_with_what_would_work(pipe, models):
 
 def test_compatibility_table_agrees_with_what_happens(digits, pipe, models):
     """Both ways: every `no` of the generated table raises, every `yes` passes; one reason a number."""
-    from accel.compatibility import NEEDS_FILE, refusal, table
+    from accel.benches.compatibility import NEEDS_FILE, refusal, table
 
     known = [m for m in METHODS if m not in NEEDS_FILE]
     partners = [m for m in known if m[0] != "sampler"]

@@ -20,7 +20,7 @@ from torch import nn
 
 from accel.caching.inheritance import LEVELS
 from accel.caching.module_cache import ModuleCache, replaced_forward
-from accel.denoiser import Denoise, Inputs, Node
+from accel.core.denoiser import Denoise, Inputs, Node
 from accel.errors import ConfigError, IncompatibleError, check_int, unknown
 
 MODES = ("remove", "reuse")

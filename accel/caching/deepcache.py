@@ -22,7 +22,8 @@ import torch
 from accel.caching.rows import Kept, rows_of
 from accel.caching.schedules import Schedule, Uniform
 from accel.caching.unet_view import ShallowView, capture, skip_count
-from accel.denoiser import LATER, Denoise, Inputs, Method, Node
+from accel.core.denoiser import Denoise, Inputs, Node
+from accel.core.method import LATER, Method
 from accel.errors import ConfigError, check_int, unknown
 
 # What has to be added to a branch number to give live skip connections: Table 12 of the paper, the `cache_branch_id` of

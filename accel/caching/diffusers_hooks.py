@@ -28,7 +28,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.denoiser import Denoise, Inputs, Method, Node, Sample
+from accel.core.denoiser import Denoise, Inputs, Node, Sample
+from accel.core.method import Method
+from accel.core.recipe import accelerate
 from accel.errors import ConfigError, IncompatibleError, unknown
 
 HOOKS = {  # name: config class and function of diffusers.hooks, and whether it needs a transformer
@@ -107,8 +109,6 @@ class DiffusersCache(Method):
 
         `sample(recipe, start, stop)` generates those samples of `pipe`, which runs that recipe meanwhile.
         """
-        from accel.recipe import accelerate
-
         measured = _Ratios()
         with accelerate(pipe, replace(recipe, cache=measured)):
             sample(recipe, 0, SAMPLES)

@@ -24,7 +24,8 @@ from accel.caching.decoder_view import DecoderView
 from accel.caching.rows import Kept, rows_of
 from accel.caching.schedules import Schedule, Uniform
 from accel.caching.unet_view import skip_count
-from accel.denoiser import Denoise, Inputs, Method, Node
+from accel.core.denoiser import Denoise, Inputs, Node
+from accel.core.method import Method
 from accel.errors import IncompatibleError, check_float, check_int
 from accel.samplers.noise import adds_noise
 

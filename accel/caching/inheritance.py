@@ -28,8 +28,8 @@ from torch import nn
 
 from accel.caching.module_cache import ModuleCache
 from accel.caching.schedules import Schedule, Uniform
+from accel.core.window import Window
 from accel.errors import ConfigError, IncompatibleError, check_int, unknown
-from accel.window import Window
 
 _BLOCK = re.compile(r"(down_blocks|up_blocks|transformer_blocks|single_transformer_blocks)\.\d+|mid_block")
 _LAYER = re.compile(r"((down_blocks|up_blocks)\.\d+|mid_block)\.(resnets|attentions)\.\d+")

@@ -36,10 +36,12 @@ from torch import nn
 
 from accel.caching.inheritance import FeatureInheritance
 from accel.caching.module_cache import ModuleCache, Shape
-from accel.denoiser import Denoise, Inputs, Method, Node, Sample, denoiser_name, replaced_forward
+from accel.core.denoiser import Denoise, Inputs, Node, Sample, denoiser_name, replaced_forward
+from accel.core.guidance import halves
+from accel.core.method import Method
+from accel.core.recipe import accelerate
 from accel.digests import settings_digest, weights_digest
 from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
-from accel.guidance.base import halves
 
 OBJECTIVES = ("harmonica", "l2c")
 CERTAIN = 5.0  # the logit of a step that always runs; logits stay within +-CERTAIN
@@ -137,8 +139,6 @@ class LearnedRouter(ModuleCache):
 
         `sample(recipe, start, stop)` generates those samples of `pipe`, which runs that recipe meanwhile.
         """
-        from accel.recipe import accelerate
-
         torch.manual_seed(0)
         training = _Training(self, recipe.guidance_scale)
         with accelerate(pipe, replace(recipe, cache=training)):

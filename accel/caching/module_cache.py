@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from accel.caching.rows import Kept, rows_of
-from accel.denoiser import Denoise, Inputs, Method, Node, replaced_forward
+from accel.core.denoiser import Denoise, Inputs, Node, replaced_forward
+from accel.core.method import Method
 
 Key = tuple[int, int, str]  # stage within the step, call within the stage, part of the batch
 

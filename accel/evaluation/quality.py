@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from accel.errors import ConfigError, check_int
-from accel.evaluation.statistics import Estimate, groups, jackknife
+from accel.metrics.statistics import Estimate, groups, jackknife
 
 NEIGHBOURS = 3
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0

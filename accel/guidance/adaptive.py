@@ -24,8 +24,8 @@ from typing import ClassVar
 
 import torch
 
+from accel.core.guidance import Guidance, Scaled, halves, joined
 from accel.errors import check_float, check_int, unknown
-from accel.guidance.base import Guidance, Scaled, halves, joined
 from accel.guidance.cfg import CFG
 from accel.guidance.spaces import SPACES, exactly, level, own
 

@@ -23,8 +23,8 @@ from typing import ClassVar
 
 import torch
 
+from accel.core.guidance import Scaled, halves, joined
 from accel.errors import ConfigError, check_float
-from accel.guidance.base import Scaled, halves, joined
 from accel.guidance.spaces import exactly, level, own, shifted
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from accel.core.guidance import Guidance
+from accel.core.networks import check_shared
 from accel.errors import IncompatibleError, check_float
-from accel.guidance.base import Guidance
-from accel.stitching import check_shared
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from accel.core.guidance import Scaled
 from accel.errors import ConfigError, check_float
-from accel.guidance.base import Scaled
 
 
 @dataclass(frozen=True)

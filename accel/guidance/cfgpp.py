@@ -32,8 +32,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from accel.core.guidance import Guidance, halves, joined
 from accel.errors import IncompatibleError, check_float
-from accel.guidance.base import Guidance, halves, joined
 from accel.guidance.spaces import level, own, shifted
 
 DOUBLED = 2.0  # any scale above 1: the pipeline doubles the batch, and both halves hold the same prediction

@@ -30,9 +30,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from accel.denoiser import Inputs, Node, signature_of
+from accel.core.denoiser import Inputs, Node, signature_of
+from accel.core.guidance import Scaled, halves
 from accel.errors import ConfigError, IncompatibleError, check_float, unknown
-from accel.guidance.base import Scaled, halves
 from accel.guidance.spaces import level, own, shifted
 from accel.samplers.noise_schedule import is_flow
 

@@ -23,8 +23,8 @@ from typing import ClassVar
 
 import torch
 
+from accel.core.guidance import halves
 from accel.errors import IncompatibleError, check_float
-from accel.guidance.base import halves
 from accel.guidance.classifier import ByClassifier, conditional, logits_of
 from accel.guidance.spaces import level, own, shifted
 

@@ -28,10 +28,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from accel.denoiser import denoiser_name
+from accel.core.denoiser import denoiser_name
+from accel.core.guidance import Guidance, Scaled, halves, joined
+from accel.core.recipe import accelerate
 from accel.digests import settings_digest, weights_digest
 from accel.errors import AccelError, ConfigError, check_float, check_int, unknown
-from accel.guidance.base import Guidance, Scaled, halves, joined
 from accel.guidance.cfg import CFG
 from accel.guidance.spaces import SPACES, level, own, replaced
 
@@ -126,8 +127,6 @@ class LinearAG(Scaled):
         relative, root mean square, for each estimating evaluation: `fit` and `held_out` against u, `missed` against
         u - c on held-out samples, where 1 is as far off as no guidance.
         """
-        from accel.recipe import accelerate
-
         recorder = _Recorder(self.scale, self.space)
         plain = replace(recipe, guidance=recorder)
         systems: dict[int, LeastSquares] = defaultdict(LeastSquares)

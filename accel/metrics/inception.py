@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from accel.errors import ConfigError
-from accel.evaluation.statistics import Estimate, groups
+from accel.files import file_hash
 from accel.metrics.base import BATCH, FeatureNetwork, frozen
+from accel.metrics.statistics import Estimate, groups
 from accel.metrics.weights import require
-from accel.suites.base import file_hash
 
 FEATURES = 2048
 

@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from accel.core.sampler import Sampler
 from accel.errors import ConfigError, IncompatibleError, check_int, unknown
-from accel.samplers.base import Sampler
 from accel.samplers.grids import Grid
 from accel.samplers.noise_schedule import NoiseSchedule, is_flow, noise_schedule
 from accel.samplers.scheduler import BaseScheduler

@@ -44,14 +44,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from accel.denoiser import denoiser_name
+from accel.core.denoiser import denoiser_name
+from accel.core.sampler import Sampler
+from accel.core.trajectory import Trajectory
 from accel.errors import ConfigError, IncompatibleError, check_float, check_int
 from accel.guidance.cfg import CFG
-from accel.samplers.base import Sampler
 from accel.samplers.grids import ExplicitGrid, Grid
 from accel.samplers.noise_schedule import NoiseSchedule, noise_schedule
 from accel.samplers.scheduler import BaseScheduler, convert
-from accel.trajectory import Trajectory
 
 # Arguments of a pipeline call that say how to sample, not what.
 NOT_CONDITIONS = ("generator", "latents", "output_type", "return_dict", "num_inference_steps", "timesteps", "sigmas")
@@ -129,7 +129,7 @@ class DenoisingLangevinGibbs(Sampler):
         """What tells noise levels; IntegrityError if its weights are missing or damaged."""
         if isinstance(self.classifier, LevelEstimator):
             return self.classifier
-        from accel.suites.digits_levels import level_classifier
+        from accel.suites.digits.levels import level_classifier
 
         return level_classifier(self.classifier)
 
@@ -255,7 +255,7 @@ class _Chains:
 
     def _only(self, count: int) -> None:
         # Go on with the first `count` chains.
-        from accel.predictor import Predictor  # it needs accel.samplers
+        from accel.samplers.predictor import Predictor  # it needs accel.samplers
 
         heads = [c[0] for c in self.chains[:count]]
         conditions = {

@@ -21,12 +21,14 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from scipy.integrate import solve_ivp
 
+from accel.core.denoiser import denoiser_name
+from accel.core.sampler import Sampler
+from accel.core.trajectory import Trajectory
 from accel.errors import AccelError, IncompatibleError, check_float, check_int, unknown
-from accel.samplers.base import Sampler
 from accel.samplers.deis import DEISScheduler
 from accel.samplers.grids import ExplicitGrid, Grid
 from accel.samplers.noise_schedule import noise_schedule
-from accel.trajectory import Trajectory
+from accel.samplers.predictor import Predictor
 
 METHODS = ("RK45", "DOP853", "RK23")
 
@@ -76,8 +78,6 @@ class AdaptiveODE(Sampler):
     @torch.no_grad()
     def run(self, pipe: Any, clock: Trajectory, call: dict[str, Any]) -> Any:
         """The pipeline's result for the arguments `call`, which may hold `latents` (B, ...) of unit variance."""
-        from accel.predictor import Predictor
-
         call = dict(call)
         x = call.pop("latents", None)
         x = initial_latents(pipe, call) if x is None else x
@@ -122,15 +122,11 @@ class AdaptiveODE(Sampler):
 
 def initial_latents(pipe: Any, call: dict[str, Any]) -> torch.Tensor:
     """The unit-variance noise that the pipeline would draw for `call`, from its generators, one sample each."""
-    from accel.denoiser import denoiser_name
-
     net = getattr(pipe, denoiser_name(pipe))
     generators = call.get("generator")
     if not isinstance(generators, list):
         raise AccelError("the sampler needs `generator` as a list with one generator for each sample, or `latents`.")
     if "prompt" in call or type(net).__name__ == "DiTTransformer2DModel":
-        from accel.predictor import Predictor
-
         return Predictor(pipe, **call).initial_noise()  # its size is the pipeline's business
     size = net.config.sample_size
     shape = (len(generators), net.config.in_channels, *([size, size] if isinstance(size, int) else size))

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from accel.errors import ConfigError
-from accel.results.records import read_json, write_json
+from accel.records import read_json, write_json
 
 DEGREES = (3, 2, 2)  # of s, g, n
 STEPS_UNIT, SCALE_UNIT = 50.0, 12.0

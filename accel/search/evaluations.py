@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 
+from accel.core.recipe import Recipe
 from accel.errors import ConfigError, DivergedError, check_int, unknown
 from accel.evaluation.quality import FrechetDistance
 from accel.evaluation.score import distances
 from accel.evaluation.shards import locked
-from accel.recipe import Recipe
-from accel.results.records import Results, canonical, digest
-from accel.runner import Evaluation, Runner
-from accel.study import rows_per_image
+from accel.records import Results, canonical, digest
+from accel.studies.runner import Evaluation, Runner
+from accel.studies.study import rows_per_image
 from accel.suites.base import Suite
 
 EPOCH = 1  # raise when a change alters the scores of the same samples

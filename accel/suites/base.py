@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from accel.core.guidance import CLASSIFIER, Guidance
+from accel.core.recipe import Recipe
 from accel.errors import ConfigError, IntegrityError
-from accel.evaluation.statistics import Estimate
-from accel.guidance.base import CLASSIFIER, Guidance
-from accel.recipe import Recipe
+from accel.files import file_hash
+from accel.metrics.statistics import Estimate
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -141,21 +140,6 @@ class Suite(ABC):
     def stored(self, images: torch.Tensor) -> torch.Tensor:
         """What shards keep of pipeline output, and distances are taken of: -1..1 as it is, or uint8 to save space."""
         return images
-
-
-@lru_cache(maxsize=64)
-def _file_hash(path: Path, size: int, modified: int) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as file:  # weights may be larger than memory
-        while block := file.read(2**22):
-            total.update(block)
-    return total.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, remembered while its size and time stay the same."""
-    stat = path.stat()
-    return _file_hash(path, stat.st_size, stat.st_mtime_ns)
 
 
 def write_manifest(folder: Path, extra: Mapping[str, str] | None = None) -> None:

@@ -7,9 +7,9 @@ import torch
 from diffusers import DDIMScheduler
 from tiny import Proportional, pixels, run_pixels
 
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError
 from accel.guidance import APG, CFG
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 
 DDIM = DiffusersSampler("DDIMScheduler", 5, "ddim", {"set_alpha_to_one": True, "clip_sample": False})

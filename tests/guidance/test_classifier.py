@@ -11,12 +11,12 @@ from tiny import Proportional, dit_pipeline, pixels, run_dit, run_pixels, stable
 from torch import nn
 
 from accel.caching import DeepCache
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
 from accel.guidance import CFG, ClassifierGuidance, GradientFreeClassifierGuidance
 from accel.guidance.classifier import smoothed
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
-from accel.suites.digits_flow import DigitsFlowSuite
+from accel.suites.digits.flow import DigitsFlowSuite
 from accel.suites.mixture import MixtureSuite
 
 DDIM = DiffusersSampler("DDIMScheduler", 4, "ddim", {"set_alpha_to_one": True, "clip_sample": False})

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from accel.errors import ConfigError
-from accel.evaluation.statistics import groups
 from accel.metrics import feature_network
 from accel.metrics.inception import inception_score
+from accel.metrics.statistics import groups
 
 INSTALLED = importlib.util.find_spec("torch_fidelity") is not None
 

@@ -16,18 +16,19 @@ from diffusers.configuration_utils import register_to_config
 from tiny import dit_pipeline, gaussian_flow
 
 from accel.config import choice_of
+from accel.core.recipe import Recipe, accelerate
+from accel.core.seeds import generators
 from accel.errors import ConfigError, IncompatibleError, IntegrityError
-from accel.evaluation.generate import generate, generators
+from accel.evaluation.generate import generate
 from accel.guidance import CFG, IntervalCFG
-from accel.predictor import Predictor
-from accel.recipe import Recipe, accelerate
-from accel.results.records import canonical, describe
+from accel.records import canonical, describe
 from accel.samplers import DenoisingLangevinGibbs, DiffusersSampler
 from accel.samplers.grids import ExplicitGrid, Grid, PowerGrid, TableGrid
 from accel.samplers.langevin_gibbs import LevelEstimator, _Chains, _chains, _conditions
 from accel.samplers.noise_schedule import noise_schedule
+from accel.samplers.predictor import Predictor
 from accel.suites.base import ASSETS
-from accel.suites.digits_flow import DigitsFlowSuite
+from accel.suites.digits.flow import DigitsFlowSuite
 from accel.suites.mixture import MixtureSuite
 from accel.suites.pipeline import PixelPipeline
 
