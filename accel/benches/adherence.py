@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
+from accel.benches.adherence_table import write_adherence
+from accel.benches.options import parser
+from accel.core.environment import environment
+from accel.guidance import CFG
 from accel.metrics.statistics import Estimate, jackknife
-from accel.suites.shapes.adherence import judged
-from accel.suites.shapes.captions import Order
+from accel.records import Results, digest
+from accel.studies.runner import Evaluation, Runner
+from accel.suites.shapes import ShapesSuite
+from accel.suites.shapes.adherence import detect, judged
+from accel.suites.shapes.captions import Order, wanted
 from accel.suites.shapes.scene import HELD_OUT, Seen
+from accel.suites.shapes.suite import detector
 
 LEAST = 40  # prompts of a row
 
@@ -52,3 +61,40 @@ def _share(pairs: Sequence[tuple[int, int]]) -> Estimate | None:
     if len(good) < LEAST:
         return None
     return jackknife(lambda kept: good[kept].sum() / wanted[kept].sum(), len(good))
+
+
+def main(words: Sequence[str]) -> None:
+    """`accel bench adherence`: the converged sampler's; a record and tables/adherence_shapes.md."""
+    options = parser(__doc__, "bench adherence")
+    options.add_argument("--weights", default=None, help="a folder of weights (default: those that ship)")
+    options.add_argument("--n", type=int, default=512)
+    options.add_argument("--scale", type=float, default=3.0, help="guidance scale")
+    args = options.parse_args(words)
+    suite = ShapesSuite(weights=args.weights) if args.weights else ShapesSuite()
+    runner = Runner(suite, Evaluation(n=args.n, distance_n=args.n), Results(args.results), print)
+    recipe = suite.converged(CFG(args.scale))
+    judge = detector(suite.weights)
+
+    def seen(images, conditions):
+        found = [seen for x in images.split(64) for seen in detect(judge, suite.to_uint8(x))]
+        return adherence([wanted(text) for text in conditions["prompt"]], found)
+
+    generated = seen(runner.shards(recipe, args.n)["images"], suite.conditions(0, args.n))
+    real, captions = suite.held_out()
+    identity = {"samples": runner.generation_id(recipe), "n": args.n, "reference": suite.reference_identity()}
+    record = {
+        "kind": "adherence",
+        "id": digest(identity),
+        "made": time.time(),
+        "label": recipe.label,
+        "n": args.n,
+        "seed": runner.evaluation.seed,
+        "real_n": len(real),
+        "rows": list(generated),  # in order
+        "generated": {name: e.to_dict() for name, e in generated.items()},
+        "real": {name: e.to_dict() for name, e in seen(real, captions).items()},
+        "environment": environment(runner.device),
+    }
+    runner.results.save(record)
+    for path in write_adherence(runner.results):
+        print(path.read_text())

@@ -7,17 +7,21 @@ values, as the counters of the papers do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from rich.progress import track
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from accel.benches.architectures_table import write_architectures
+from accel.benches.options import parser
 from accel.caching.decoder_view import DecoderView
 from accel.caching.inheritance import FeatureInheritance
 from accel.caching.unet_view import ShallowView, skip_count
+from accel.records import Results, digest
 
 ATTENTION = ("scaled_dot_product", "bmm")  # operators between activations
 
@@ -226,3 +230,17 @@ def _without(net: nn.Module, names: list[str], inputs: dict[str, Any]) -> Macs:
     for name in names:
         del net.get_submodule(name).forward
     return found["Global"]
+
+
+def main(words: Sequence[str]) -> None:
+    """`accel bench architectures`: records and tables/macs_architectures.md."""
+    args = parser(__doc__, "bench architectures").parse_args(words)
+    results, place = Results(args.results), 0
+    for architecture in track(ARCHITECTURES.values(), "architectures"):
+        for row in cached_costs(architecture):
+            costs = {key: asdict(row[key]) for key in ("full", "measured", "parts")}
+            found = {"network": architecture.name, "method": row["method"], "live": row["live"], **costs}
+            results.save({"kind": "macs", "id": digest(found), "place": place, **found})
+            place += 1
+    for path in write_architectures(results):
+        print(path.read_text())

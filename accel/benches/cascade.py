@@ -1,23 +1,35 @@
-"""How well a cascade regression predicts ratios that it was not fitted on: every (steps, scale) pair left out once."""
+"""DC-Solver's ratios for a grid of (steps, scale) pairs, and the cascade regression over them.
+
+How well it predicts ratios that it was not fitted on: every pair is left out once. Writes a record,
+artefacts/cascade_<suite>.json (for `sampler.ratios=...`) and tables/dc_ratios.{md,csv}. Searches that were done before
+are reused; an interrupted run resumes.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from rich.progress import Progress
 
+from accel.benches.cascade_table import write_cascade
+from accel.benches.options import parser
+from accel.config import compose, instantiate
+from accel.core.environment import environment
 from accel.core.recipe import Recipe, accelerate
 from accel.core.seeds import generators
 from accel.guidance import CFG
 from accel.metrics.statistics import mean_estimate
+from accel.records import Results, describe, digest
 from accel.samplers.ode import initial_latents
 from accel.samplers.predictor import Predictor
 from accel.search.cascade import Cascade
 from accel.search.dc_solver import DCSolver
 from accel.search.trajectories import converged_states
-from accel.studies.runner import Runner
+from accel.studies.runner import Evaluation, Runner
 
 Searched = dict[tuple[int, float], list[float]]
 
@@ -56,8 +68,6 @@ def leave_one_out(
 
 
 def _recipe(sampler: DCSolver, steps: int, scale: float) -> Recipe:
-    from dataclasses import replace
-
     return Recipe(replace(sampler, steps=steps), guidance=CFG(scale) if scale > 1 else None)
 
 
@@ -84,3 +94,36 @@ def _distances(runner: Runner, recipe: Recipe, choices: Sequence[list[float] | N
             distance = (x - exact).double().flatten(1).square().mean(1).sqrt()
             found.append(mean_estimate(distance.cpu().numpy()).to_dict())
     return found
+
+
+def main(words: Sequence[str]) -> None:
+    """`accel bench cascade`: search, fit, leave out, table."""
+    options = parser(__doc__, "bench cascade")
+    options.add_argument("--suite", default="digits")
+    options.add_argument("--steps", type=int, nargs="+", default=[5, 6, 8, 10])
+    options.add_argument("--scales", type=float, nargs="+", default=[1, 2, 3, 4])
+    options.add_argument("--samples", type=int, default=40)
+    args = options.parse_args(words)
+    results = Results(args.results)
+    suite = instantiate(compose([f"suite={args.suite}"])["suite"])
+    sampler = instantiate(compose(["sampler=dc_solver"])["sampler"])
+    pairs = len(args.steps) * len(args.scales)
+    with Progress() as progress:
+        bar, inner = progress.add_task("searches", total=None), progress.add_task("steps of one search", total=None)
+
+        def on_search(done: int, total: int) -> None:
+            progress.update(inner, completed=done, total=total)
+
+        runner = Runner(suite, Evaluation(), results, progress.console.print, on_search=on_search)
+        searched = searched_ratios(runner, sampler, args.steps, args.scales)
+        progress.update(bar, description="pairs left out", total=pairs)
+        Cascade.fit(searched, sampler.dc_order).save(results.root / "artefacts" / f"cascade_{suite.name}.json")
+        asked = {"suite": suite.name, "weights": suite.fingerprint(), "sampler": describe(sampler),
+                 "pairs": sorted(searched), "samples": args.samples}  # fmt: skip
+        key = digest(asked)
+        if not results.path("cascade", key).exists():
+            rows = leave_one_out(runner, sampler, searched, args.samples, lambda: progress.advance(bar))
+            results.save({"kind": "cascade", "id": key, "suite": suite.name, "samples": args.samples, "rows": rows,
+                          "dc_order": sampler.dc_order, "environment": environment(runner.device)})  # fmt: skip
+    for path in write_cascade(results):
+        print(path)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from torch import nn
 
+from accel.benches.options import parser
 from accel.config import AXES, choice_of, groups
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, IncompatibleError
+from accel.files import write_atomic
+from accel.records import Results
 from accel.suites.base import Suite
+from accel.suites.digits import DigitsSuite
+from accel.suites.mixture import MixtureSuite
 
 Method = tuple[str, str]  # axis, choice
 NEEDS_FILE = (("grid", "searched"),)  # nothing to try before a search has run
@@ -75,3 +81,22 @@ def table(suite: Suite) -> str:
         lines.append(f"| **{one[1]}** | " + " | ".join(cells) + " |")
     notes = [f"{i + 1}. {reason}" for i, reason in enumerate(reasons)]
     return "\n".join([*lines, "", *notes]) + "\n"
+
+
+HEAD = """# What composes with what
+
+Generated from the methods' own checks at their default settings, and tested: every accepted pair runs on `digits`,
+every refused one raises before anything runs (tests/test_contract.py). A sampler does not meet another one, so that
+samplers are rows only. Which optional packages or devices a method needs is not asked here.
+
+"""
+
+
+def main(words: Sequence[str]) -> None:
+    """`accel bench compatibility`: tables/compatibility.md."""
+    args = parser(__doc__, "bench compatibility").parse_args(words)
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    text = HEAD + "\n".join(table(suite) for suite in (DigitsSuite(), MixtureSuite()))
+    path = Results(args.results).root / "tables" / "compatibility.md"
+    write_atomic(path, text.encode())
+    print(path)

@@ -7,17 +7,21 @@ Order: minus the slope of log(error) over log(steps), fitted over the `TAIL` lar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from rich.progress import track
 
+from accel.benches.convergence_table import write_convergence
+from accel.benches.options import parser
 from accel.core.recipe import Recipe, accelerate
 from accel.core.seeds import generators
 from accel.errors import AccelError, ConfigError
+from accel.records import Results, digest
 from accel.samplers import DiffusersSampler, Sampler
 from accel.samplers.grids import Grid, PowerGrid
 from accel.suites.mixture import MixtureSuite
@@ -153,3 +157,21 @@ def _problem(samples: int):
         "zero": exact_solution(net, noise, labels, start, 0.0),
     }
     return pipe, noise, labels, exact
+
+
+def main(words: Sequence[str]) -> None:
+    """`accel bench convergence`: records, tables/convergence.* and figures/convergence.png."""
+    options = parser(__doc__, "bench convergence")
+    options.add_argument("--samples", type=int, default=SAMPLES)
+    args = options.parse_args(words)
+    torch.set_num_threads(1)  # eight dimensions: threads only cost
+    results = Results(args.results)
+    for place, (contestant, grid) in enumerate(track(list(jobs()), "convergence")):
+        asked = {"sampler": contestant.name, "scheduler": contestant.scheduler, "options": dict(contestant.options),
+                 "grid": grid, "steps": list(STEPS), "samples": args.samples, "epoch": EPOCH}  # fmt: skip
+        key = digest(asked)
+        if not results.path("convergence", key).exists():
+            measured = measure(contestant, grid, samples=args.samples)
+            results.save({"kind": "convergence", "id": key, "place": place, **measured})
+    for path in write_convergence(results):
+        print(path)

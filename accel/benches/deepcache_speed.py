@@ -7,7 +7,7 @@ the MACs promise is realised: (plain time / cached time) / (plain MACs / cached 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -15,11 +15,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from accel.benches.options import parser
+from accel.benches.overhead_table import write_deepcache
 from accel.caching import DeepCache
 from accel.core.environment import environment, instruction_set
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError
 from accel.evaluation.timing import median_interval
+from accel.records import Results, digest
 from accel.suites.pipeline import PixelPipeline
 
 STEPS = 20
@@ -127,3 +130,18 @@ def measure_deepcache(name: str, interval: int, branch: int, repetitions: int) -
         "isa": instruction_set("cpu"),
         "environment": environment("cpu"),
     }
+
+
+def main(words: Sequence[str]) -> None:
+    """`accel bench deepcache`: records and tables/deepcache_speed.md."""
+    options = parser(__doc__, "bench deepcache")
+    options.add_argument("--repetitions", type=int, default=40)
+    args = options.parse_args(words)
+    results = Results(args.results)
+    settings = [(net, interval, branch) for net in NETS for interval in (2, 4) for branch in (1, 2, 4)]
+    for place, (net, interval, branch) in enumerate(settings):
+        measured = measure_deepcache(net, interval, branch, args.repetitions)
+        key = digest({k: measured[k] for k in ("net", "interval", "branch", "environment")})
+        results.save({"kind": "deepcache", "id": key, "place": place, **measured})
+    for path in write_deepcache(results):
+        print(path.read_text())

@@ -98,7 +98,7 @@ class Cascade:
     def load(cls, path: Path) -> Cascade:
         """Read what `save` wrote; ConfigError if there is no such file, IntegrityError if it is damaged."""
         if not path.exists():
-            raise ConfigError(f"there is no cascade regression at {path}; make one with scripts/cascade.py.")
+            raise ConfigError(f"there is no cascade regression at {path}; make one with accel bench cascade.")
         c = read_json(path)
         try:
             ranges = (tuple(c[k]) for k in ("steps", "scales", "ratios"))

@@ -84,7 +84,7 @@ def check(folder: Path, variant: str | None) -> None:
         if pickles:
             raise ConfigError(
                 f"{place} has only pickled weights ({', '.join(pickles)}), which can run code when loaded; needed: "
-                f"safetensors. Convert them once: python scripts/convert_pickles.py {folder}"
+                f"safetensors. Convert them once: accel convert {folder}"
             )
         which = f"{variant} or plain " if variant else ""
         other = sorted({v for f in files if (v := _variant(f))})

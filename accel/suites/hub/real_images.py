@@ -1,6 +1,6 @@
 """The reference of FID and its kin for pipelines from the hub: a folder of images, or a file of what is known of one.
 
-A file is `.safetensors` (written by scripts/reference.py) or `.npz`. It holds `features` (N, D), or the moments `mu`
+A file is `.safetensors` (written by `accel reference`) or `.npz`. It holds `features` (N, D), or the moments `mu`
 (D,) and `sigma` (D, D), of which FID is possible but not KID, precision and recall; the number of images `n`, and the
 identity of the feature network, which must be that of the network in use.
 """
@@ -73,7 +73,7 @@ class RealImages:
         found = f"{path} is no .safetensors or .npz file" if path.is_file() else f"there is no {path}"
         raise ConfigError(
             f"suite.reference.path: {found}; allowed: a folder of images, a .safetensors file that "
-            "scripts/reference.py made of one, or an .npz file of features or of mu and sigma."
+            "`accel reference` made of one, or an .npz file of features or of mu and sigma."
         )
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
@@ -120,7 +120,7 @@ def _check_network(path: Path, stated: str | None, network: Any, unchecked: bool
         raise ConfigError(
             f"{path} does not say which feature network it is of. If you know that it is {network.name} with the very "
             "weights and preprocessing in use, say so: suite.reference.unchecked=true. Otherwise make a file with "
-            "scripts/reference.py."
+            "`accel reference`."
         )
     if stated is not None and stated != (own := canonical(network.identity())):
         raise ConfigError(

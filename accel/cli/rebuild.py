@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from accel.benches.adherence_table import write_adherence
 from accel.benches.architectures_table import write_architectures
 from accel.benches.cascade_table import write_cascade
 from accel.benches.convergence_table import write_convergence
+from accel.benches.options import parser
 from accel.benches.overhead_table import write_deepcache, write_overhead, write_schedulers
 from accel.benches.precision_table import write_precision
-from accel.errors import AccelError
+from accel.errors import ConfigError
 from accel.records import Results
 from accel.results.search import write_searches
 
@@ -27,28 +28,26 @@ TABLES = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["tables", "figures"])
-    parser.add_argument("--results", default="outputs")
-    args = parser.parse_args()
+def main(words: Sequence[str]) -> int:
+    """`accel rebuild tables` or `figures`."""
+    options = parser(__doc__, "rebuild")
+    options.add_argument("what", choices=["tables", "figures"])
+    args = options.parse_args(words)
     results = Results(args.results)
     if not results.studies():
-        sys.exit(f"error: no study in {args.results}/studies; run one first, e.g. `make demo`.")
-    try:
-        for study in results.studies():
-            for path in writer(args.what)(results, study):
-                print(path)
-        for write in TABLES if args.what == "tables" else ():
-            for path in write(results):
-                print(path)
-        for path in write_convergence(results):  # a table and a figure
+        raise ConfigError(f"no study in {args.results}/studies; run one first, e.g. accel experiment=demo.")
+    for study in results.studies():
+        for path in _writer(args.what)(results, study):
             print(path)
-    except AccelError as error:
-        sys.exit(f"error: {error}")
+    for write in TABLES if args.what == "tables" else ():
+        for path in write(results):
+            print(path)
+    for path in write_convergence(results):  # a table and a figure
+        print(path)
+    return 0
 
 
-def writer(what: str):
+def _writer(what: str) -> Callable[[Results, str], list[Path]]:
     if what == "tables":
         from accel.results.tables import write_tables
 
@@ -56,7 +55,3 @@ def writer(what: str):
     from accel.results.figures import write_figures
 
     return write_figures
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Convert the pickled weights of a pipeline folder to safetensors: python scripts/convert_pickles.py <folder>
+"""Convert the pickled weights of a pipeline folder to safetensors: accel convert <folder>
 
 torch.load(weights_only=True) reads tensors and refuses everything else, so no code of the file runs. The pickles stay
 where they are; only files without a safetensors twin are converted.
@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import argparse
 import pickle
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from accel.errors import AccelError, ConfigError
+from accel.errors import ConfigError
 
 TWINS = {"pytorch_model": "model", "diffusion_pytorch_model": "diffusion_pytorch_model"}  # of the safetensors
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    args = parser.parse_args()
-    try:
-        for path in convert(args.folder):
-            print(path)
-    except AccelError as error:
-        sys.exit(f"error: {error}")
+def main(words: Sequence[str]) -> int:
+    """`accel convert <folder>`; prints the files written."""
+    options = argparse.ArgumentParser(prog="accel convert", description=__doc__)
+    options.add_argument("folder", type=Path)
+    for path in convert(options.parse_args(words).folder):
+        print(path)
+    return 0
 
 
 def convert(folder: Path) -> list[Path]:
@@ -49,7 +47,3 @@ def _convert(path: Path) -> Path | None:
         raise ConfigError(f"{path} cannot be read, or holds more than tensors: {str(error).splitlines()[0]}") from error
     save_file({k: v.clone().contiguous() for k, v in state.items()}, target, {"format": "pt"})
     return target
-
-
-if __name__ == "__main__":
-    main()
