@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,22 @@ from accel.core.method import Method
 from accel.errors import IncompatibleError
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """The arguments of `Precision.calibrate`, and what every calibration asks of them."""
+
+    pipe: Any
+    recipe: Any
+    sample: Sample
+    models: Mapping[str, nn.Module] | None
+    artefacts: Mapping[str, Any] | None
+    job: Job
+
+    def nets(self) -> dict[str, nn.Module]:
+        """The denoisers of the recipe by name."""
+        return self.recipe.nets(self.pipe, self.models)
 
 
 class Precision(Method):
@@ -48,6 +65,10 @@ class Precision(Method):
         `sample(recipe, start, stop)` generates those samples by `pipe`, which runs that recipe meanwhile. `artefacts`:
         what the recipe's other methods need. `job` is told the progress and keeps what is finished of long work.
         """
+        return self.learned(Calibrating(pipe, recipe, sample, models, artefacts, job or Job()))
+
+    def learned(self, given: Calibrating) -> dict[str, dict[str, torch.Tensor]]:
+        """What `calibrate` returns, of its arguments; the place where a method says what it learns."""
         return {}
 
     def model_bytes(self, net: nn.Module, artefact: Mapping[str, torch.Tensor] | None = None) -> int:

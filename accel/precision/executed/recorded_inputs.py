@@ -9,26 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.core.denoiser import Node, Sample, first_output, mapped
+from accel.core.denoiser import Node, first_output, mapped
+from accel.core.precision import Calibrating
 from accel.core.trajectory import Trajectory
 from accel.errors import ConfigError
 from accel.precision.simulated.calibration import record, train_steps
 from accel.precision.simulated.calibration_sets import StridedSteps
 
 
-def record_inputs(
-    calibration: StridedSteps,
-    pipe: Any,
-    recipe: Any,
-    sample: Sample,
-    models: Mapping[str, nn.Module] | None = None,
-    artefacts: Mapping[str, Any] | None = None,
-) -> dict[str, dict[str, torch.Tensor]]:
-    """For each network of `recipe`, which `pipe` runs in plain precision: the tensors among the arguments of each
-    chosen evaluation, named `<evaluation>/<place among its tensors>`."""
-    nets = recipe.nets(pipe, models)
+def record_inputs(calibration: StridedSteps, given: Calibrating) -> dict[str, dict[str, torch.Tensor]]:
+    """For each network of the recipe, which runs in plain precision: the tensors among the arguments of each chosen
+    evaluation, named `<evaluation>/<place among its tensors>`."""
+    pipe, recipe, nets = given.pipe, given.recipe, given.nets()
     made: dict[str, dict[str, torch.Tensor]] = {name: {} for name in nets}
-    seen = record(pipe, recipe, lambda: sample(recipe, 0, calibration.samples), models, artefacts)
+    seen = record(pipe, recipe, lambda: given.sample(recipe, 0, calibration.samples), given.models, given.artefacts)
     for name, batches in seen.items():
         generator = torch.Generator().manual_seed(0)
         calls = [c for batch in batches for c in calibration.chosen(batch, train_steps(pipe), generator)]

@@ -10,17 +10,16 @@ from __future__ import annotations
 import copy
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from accel.core.denoiser import Node, Sample, mapped
+from accel.core.denoiser import Node, mapped
 from accel.core.environment import out_of_memory
-from accel.core.job import Job
-from accel.core.precision import Precision
+from accel.core.precision import Calibrating, Precision
 from accel.digests import tensors_digest, weights_digest
 from accel.errors import AccelError, ConfigError, IncompatibleError
 from accel.precision.executed.recorded_inputs import ordered, record_inputs, replayed
@@ -73,17 +72,9 @@ class Whole(Precision, ABC):
                         "it (offloading and adapters' hooks too), or use precision=bf16, fp16 or fp32."
                     )
 
-    def calibrate(
-        self,
-        pipe: Any,
-        recipe: Any,
-        sample: Sample,
-        models: Mapping[str, nn.Module] | None = None,
-        artefacts: Mapping[str, Any] | None = None,
-        job: Job | None = None,
-    ) -> dict[str, dict[str, torch.Tensor]]:
+    def learned(self, given: Calibrating) -> dict[str, dict[str, torch.Tensor]]:
         """For each network of the recipe the inputs of the evaluations that the calibration set chooses."""
-        return record_inputs(self.calibration, pipe, recipe, sample, models, artefacts)
+        return record_inputs(self.calibration, given)
 
     def prepare(self, node: Node) -> None:
         if self.calibrated and not node.artefact:

@@ -27,10 +27,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from accel.core.denoiser import Node, Sample
+from accel.core.denoiser import Node
 from accel.core.job import Job
 from accel.core.method import LATER
-from accel.core.precision import Precision, plain_bytes, text_encoders
+from accel.core.precision import Calibrating, Precision, plain_bytes, text_encoders
 from accel.core.trajectory import Trajectory
 from accel.digests import weights_digest
 from accel.errors import ConfigError, IncompatibleError, check_int
@@ -149,25 +149,15 @@ class FakeQuant(Precision):
                 "_target_ accel.precision.Trajectories."
             )
 
-    def calibrate(
-        self,
-        pipe: Any,
-        recipe: Any,
-        sample: Sample,
-        models: Mapping[str, nn.Module] | None = None,
-        artefacts: Mapping[str, Any] | None = None,
-        job: Job | None = None,
-    ) -> dict[str, dict[str, torch.Tensor]]:
+    def learned(self, given: Calibrating) -> dict[str, dict[str, torch.Tensor]]:
         """For each network of the recipe its artefact: under a layer's name what its input quantiser covers, [low,
         high] or (groups, slices, 2), under the name with `|weight` a weight whose rounding was learned, with `|bias`
         a corrected bias, and under an attention's name with `|q`, `|k`, `|v` what the factors' quantisers cover;
         `|model` says which weights it was made for.
-
-        For the rest see the base class.
         """
-        job, chosen = job or Job(), self.calibration
-        looks = {name: self._look(net) for name, net in recipe.nets(pipe, models).items()}
-        beside = {name: self._look(net) for name, net in self._encoders(pipe).items()}
+        chosen, recipe, job = self.calibration, given.recipe, given.job
+        looks = {name: self._look(net) for name, net in given.nets().items()}
+        beside = {name: self._look(net) for name, net in self._encoders(given.pipe).items()}
         looks |= beside
         seen = recipe if chosen.cached else replace(recipe, cache=None)
 
@@ -175,11 +165,11 @@ class FakeQuant(Precision):
             with ExitStack() as hooks:
                 for look in beside.values():
                     hooks.enter_context(look.hooks(lambda: 0))
-                sample(seen, 0, chosen.samples)
+                given.sample(seen, 0, chosen.samples)
 
         calls = observed(
-            pipe, seen, run, lambda name, group: looks[name].hooks(group), chosen, self.groups, models, artefacts,
-            keep=self.refines,
+            given.pipe, seen, run, lambda name, group: looks[name].hooks(group), chosen, self.groups, given.models,
+            given.artefacts, keep=self.refines,
         )  # fmt: skip
         check_observed({name: look.observers for name, look in looks.items()})
         made = {name: self._limits(look.observers) for name, look in looks.items()}

@@ -25,8 +25,8 @@ import torch
 from torch import nn
 
 from accel.core.denoiser import Sample
-from accel.core.job import Job
 from accel.core.method import LATER
+from accel.core.precision import Calibrating
 from accel.core.recipe import accelerate
 from accel.errors import ConfigError, check_float, check_int, unknown
 from accel.precision.simulated.allocation import allocate
@@ -96,22 +96,14 @@ class MixDQ(FakeQuant):
             )
         return int(artefact[layer + BITS])
 
-    def calibrate(
-        self,
-        pipe: Any,
-        recipe: Any,
-        sample: Sample,
-        models: Mapping[str, nn.Module] | None = None,
-        artefacts: Mapping[str, Any] | None = None,
-        job: Job | None = None,
-    ) -> dict[str, dict[str, torch.Tensor]]:
+    def learned(self, given: Calibrating) -> dict[str, dict[str, torch.Tensor]]:
         """As the base class's, with the bits of each layer under its name and `|bits`, and its scores, one for each
         candidate, under `|scores`."""
-        job = job or Job()
-        made = super().calibrate(pipe, recipe, sample, models, artefacts, job)
-        plain = replace(recipe, precision=None)
-        calls = record(pipe, recipe, lambda: sample(plain, 0, self.samples), models, artefacts)
-        for name, net in recipe.nets(pipe, models).items():
+        made = super().learned(given)
+        pipe, sample, models, artefacts, job = given.pipe, given.sample, given.models, given.artefacts, given.job
+        plain = replace(given.recipe, precision=None)
+        calls = record(pipe, given.recipe, lambda: sample(plain, 0, self.samples), models, artefacts)
+        for name, net in given.nets().items():
             layers = quantisable(net, self.keep)
 
             def images(bits: Mapping[str, int], name=name, net=net, layers=layers) -> torch.Tensor:
