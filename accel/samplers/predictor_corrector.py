@@ -122,6 +122,8 @@ class PredictorCorrectorScheduler(BaseScheduler):
     for a flow model, ConfigError for values out of range.
     """
 
+    stochastic = True
+
     @register_to_config
     @with_schedule_options
     def __init__(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from accel.errors import IntegrityError
-from accel.samplers.langevin_gibbs import LevelEstimator
+from accel.samplers.langevin_chain import LevelEstimator
 from accel.suites import digits_data as data
 from accel.suites import digits_levels_train as training
 from accel.suites.base import ASSETS, check_manifest
