@@ -62,6 +62,13 @@ class Guidance(Method):
         """Whether it is a cheaper way to the images of another guidance, `exact`."""
         return self.exact not in (None, self)
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is u + s (c - u) and no more, at every noise level alike: nothing here is overridden that could
+        look at the level, remember, or change the prediction."""
+        parts = ("prepared", "attach", "guide", "follow")
+        return all(getattr(type(self), part) is getattr(Guidance, part) for part in parts)
+
     def check(self, nets, recipe) -> None:
         self._check_conditional(nets)
         sampler = recipe.sampler

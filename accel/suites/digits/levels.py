@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from accel.samplers.langevin_gibbs import LevelEstimator
+from accel.samplers import DenoisingLangevinGibbs, Sampler
+from accel.samplers.langevin_chain import LevelEstimator
 from accel.suites.base import ASSETS, check_manifest, load_frozen, remedy
 from accel.suites.digits.data import SIZE
 
@@ -59,13 +61,16 @@ class LevelNet(nn.Module):
 
 
 class LevelClassifier(LevelEstimator):
-    """The most probable level, by a trained `LevelNet`; `sha256` is that of its weights' file."""
+    """The most probable level, by a trained `LevelNet` from folder `name`; `sha256` is that of its weights' file."""
 
     shape = (1, SIZE, SIZE)
     bounds = (SIGMA_MIN, SIGMA_MAX)
 
-    def __init__(self, net: LevelNet, sha256: str) -> None:
-        self.net, self.sha256, self.levels = net.eval().requires_grad_(False), sha256, sigmas()
+    def __init__(self, net: LevelNet, name: str, sha256: str) -> None:
+        self.net, self.name, self.sha256, self.levels = net.eval().requires_grad_(False), name, sha256, sigmas()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return level_classifier, (self.name,)  # pickled by name: the weights are in their file
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """sigma (B,), float64, of x (B, 1, 16, 16) = x_0 + sigma eps."""
@@ -83,4 +88,13 @@ def level_classifier(weights: str = "digits") -> LevelClassifier:
     """
     folder = ASSETS / "digits_levels" if weights == "digits" else Path(weights)
     manifest = check_manifest(folder, REMEDY)
-    return LevelClassifier(load_frozen(LevelNet, folder / FILE), manifest[FILE])
+    return LevelClassifier(load_frozen(LevelNet, folder / FILE), weights, manifest[FILE])
+
+
+def langevin_gibbs(sampler: Sampler, classifier: str = "digits", **settings: Any) -> DenoisingLangevinGibbs:
+    """Denoising MCMC by Langevin-Gibbs chains before `sampler`, for samples like those of suite `digits`.
+
+    `classifier`: the folder of the noise-level classifier, `digits` for the shipped one; `settings`: those of
+    DenoisingLangevinGibbs. Raises IntegrityError when a file of the classifier is missing or damaged.
+    """
+    return DenoisingLangevinGibbs(sampler, estimator=level_classifier(classifier), **settings)

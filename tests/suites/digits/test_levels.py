@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from accel.errors import IntegrityError
-from accel.samplers.langevin_gibbs import LevelEstimator
+from accel.samplers.langevin_chain import LevelEstimator
 from accel.suites.base import ASSETS, check_manifest
 from accel.suites.digits import data
 from accel.suites.digits import levels_train as training
