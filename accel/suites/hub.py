@@ -54,6 +54,7 @@ class HubSuite(Suite):
     feature_network: str = "none"
     feature_weights: str | None = None
     clip: str | None = None
+    scoring_device: str = "auto"  # of both; auto: the GPU if there is one
     stitch_models: Mapping[str, str] = field(default_factory=dict)
     converged_steps: int = 50
     converged_sampler: str | None = None  # None: unipc, or rf_solver for a flow
@@ -171,7 +172,7 @@ class HubSuite(Suite):
         prompts, kind = [self.prompts.at(i) for i in range(n)], self.kind
         limits = hub_models.limits(pipe, kind, self.max_sequence_length)
         if self.clip:
-            limits["clip_score"] = _clip(self.clip).tokenizer, _clip(self.clip).max_length
+            limits["clip_score"] = self._clip.tokenizer, self._clip.max_length
         cut = {name: hub_models.longer(prompts, *limit) for name, limit in limits.items()}
         found = {"prompts": {"count": n, "truncated": cut, "limits": {k: limit for k, (_, limit) in limits.items()}}}
         lines = [f"{k} cuts {cut[k]} of {n} prompts at {limit} tokens." for k, (_, limit) in limits.items() if cut[k]]
@@ -221,12 +222,12 @@ class HubSuite(Suite):
             if reason := network.unavailable():
                 raise ConfigError(reason)
             used["features"] = network.identity()
-        return used | ({"clip_score": _clip(self.clip).identity()} if self.clip else {})
+        return used | ({"clip_score": self._clip.identity()} if self.clip else {})
 
     def per_sample(self, images: torch.Tensor, conditions: dict[str, Any]) -> dict[str, torch.Tensor]:
         if not self.clip:
             return {}
-        return {"clip_score": _clip(self.clip)(self.to_uint8(images), conditions["prompt"])}
+        return {"clip_score": self._clip(self.to_uint8(images), conditions["prompt"])}
 
     def reference(self) -> Reference | None:
         network = self._network_or_none()
@@ -246,7 +247,15 @@ class HubSuite(Suite):
                 "suite.reference_images.path is given, but suite.feature_network is none; choose one, such as "
                 "suite.feature_network=inception."
             )
-        return _network(self.feature_network, self.feature_weights)
+        return _network(self.feature_network, self.feature_weights, self._scoring_device)
+
+    @property
+    def _clip(self) -> Any:
+        return _clip(self.clip, self._scoring_device)
+
+    @property
+    def _scoring_device(self) -> str | None:
+        return None if self.scoring_device == "auto" else self.scoring_device
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -294,14 +303,14 @@ def _image_size(folder: Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4)
-def _network(name: str, path: str | None) -> Any:
+def _network(name: str, path: str | None, device: str | None) -> Any:
     from accel.metrics import feature_network
 
-    return feature_network(name, path)
+    return feature_network(name, path, device=device)
 
 
 @lru_cache(maxsize=2)
-def _clip(path: str) -> Any:
+def _clip(path: str, device: str | None) -> Any:
     from accel.metrics import ClipScore
 
-    return ClipScore.load(path)
+    return ClipScore.load(path, device)
