@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from accel.errors import AccelError, ConfigError, IncompatibleError
+from accel.errors import AccelError, ConfigError, IncompatibleError, check_name
 from accel.recipe import Recipe, accelerate
 from accel.results.records import Results, check_writable
 from accel.runner import Evaluation, Runner
@@ -33,6 +33,7 @@ class Study:
     console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
+        self.name = check_name("study", self.name)
         named: dict[str, Recipe] = {}
         for recipe in (self.baseline, *self.cells):
             if named.setdefault(recipe.label, recipe) != recipe:

@@ -14,6 +14,7 @@ from rich.progress import Progress
 from accel.config import compose, instantiate
 from accel.errors import AccelError
 from accel.evaluation.environment import environment
+from accel.files import file_name
 from accel.results.cascade import write_cascade
 from accel.results.records import Results, describe, digest
 from accel.runner import Evaluation, Runner
@@ -49,7 +50,8 @@ def run(args: argparse.Namespace) -> None:
         runner = Runner(suite, Evaluation(), results, progress.console.print, on_search=on_search)
         searched = searched_ratios(runner, sampler, args.steps, args.scales)
         progress.update(bar, description="pairs left out", total=pairs)
-        Cascade.fit(searched, sampler.dc_order).save(results.root / "artefacts" / f"cascade_{suite.name}.json")
+        path = results.root / "artefacts" / f"cascade_{file_name(suite.name)}.json"
+        Cascade.fit(searched, sampler.dc_order).save(path)
         asked = {"suite": suite.name, "weights": suite.fingerprint(), "sampler": describe(sampler),
                  "pairs": sorted(searched), "samples": args.samples}  # fmt: skip
         key = digest(asked)

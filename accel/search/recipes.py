@@ -22,6 +22,7 @@ import numpy as np
 from accel.config import AXES, choice_of, expand_cells
 from accel.errors import ConfigError, IncompatibleError, unknown
 from accel.evaluation.statistics import paired
+from accel.files import file_name
 from accel.recipe import Recipe
 from accel.results.comparison import PROMPTED, Row, Study, metric_of, verdict
 from accel.results.records import Results, digest
@@ -212,7 +213,8 @@ class _Prices:
         self.search, self.room, self.runner = search, room, runner
         where = {} if search.cost != "ms" else {"timing": runner.timing_id(room.base, room.base)}
         key = digest({"cost": search.cost, "weights": room.suite.fingerprint()} | where)
-        self.memory = Memory(room.root / "artefacts" / "search" / f"{room.suite.name}-{search.cost}-{key}.jsonl")
+        name = f"{file_name(room.suite.name)}-{search.cost}-{key}.jsonl"
+        self.memory = Memory(room.root / "artefacts" / "search" / name)
 
     def recipe(self, vector: Vector) -> Recipe:
         return recipe_from(tuple(o for own, i in zip(self.search.choices, vector, strict=True) for o in own[i]))

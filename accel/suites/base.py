@@ -211,7 +211,10 @@ def load_frozen(make: Callable[[], nn.Module], path: Path) -> nn.Module:
 
 
 def load_pipeline(cls: type, folder: Path | str, **kwargs: Any) -> Any:
-    """`cls.from_pretrained` on a local folder: safetensors only, no network, quiet; ConfigError if that fails."""
+    """`cls.from_pretrained` on a local folder: safetensors only, no network, quiet; ConfigError if that fails.
+
+    It says nothing about code that a folder may bring along: accel/suites/hub_index.py must have looked before.
+    """
     from diffusers.utils import logging
 
     folder = Path(folder)
@@ -222,9 +225,10 @@ def load_pipeline(cls: type, folder: Path | str, **kwargs: Any) -> Any:
         pipe = cls.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, **{"low_cpu_mem_usage": False} | kwargs
         )
-    except OSError as error:
+    except Exception as error:  # each layer below has errors of its own, and none is of interest but as text
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise ConfigError(
-            f"cannot load {folder}: {error} Only safetensors weights are loaded, never pickles."
+            f"cannot load {folder}: {reason} Only safetensors weights are loaded, never pickles."
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -26,7 +26,7 @@ from accel.evaluation.statistics import Estimate
 from accel.guidance.base import Guidance
 from accel.recipe import Recipe
 from accel.samplers.noise_schedule import is_flow
-from accel.suites import hub_files, hub_models
+from accel.suites import hub_files, hub_index, hub_models
 from accel.suites.base import Reference, Suite, load_pipeline, to_uint8
 from accel.suites.hub_kinds import PIXEL, Kind
 from accel.suites.prompts import Prompts
@@ -88,15 +88,13 @@ class HubSuite(Suite):
 
     @property
     def kind(self) -> Kind:
-        return hub_files.kind_of(self.folder)
+        return hub_index.kind_of(self.folder)
 
     def pipeline(self) -> Any:
         kind = self.kind
         hub_models.quiet()
-        cls = kind.cls()
-        pipe = load_pipeline(
-            cls, self.folder, torch_dtype=DTYPES[self.dtype], variant=self.variant, **hub_models.memory(), **kind.load
-        )
+        options = kind.loading() | hub_models.memory()
+        pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], variant=self.variant, **options)
         return hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
 
     def models(self) -> dict[str, nn.Module]:
@@ -293,7 +291,7 @@ def _distilled(folder: Path) -> bool:
 
 @lru_cache(maxsize=8)
 def _image_size(folder: Path) -> tuple[int, int]:
-    kind, config = hub_files.kind_of(folder), hub_files.config_of(folder, hub_files.denoiser_of(folder))
+    kind, config = hub_index.kind_of(folder), hub_files.config_of(folder, hub_files.denoiser_of(folder))
     size = 128 if kind.name == "FluxPipeline" else config["sample_size"]  # Flux's config has none
     height, width = (size, size) if isinstance(size, int) else size
     factor = 1
