@@ -27,8 +27,11 @@ def main() -> None:
         if any(a.startswith("-") for a in arguments):  # --multirun, --cfg, --help, ...: Hydra's own application
             import hydra
 
+            from accel.records import Results
+
             overrides = [a for a in arguments if not a.startswith("-")]
-            compose(expand_cells([overrides])[0])  # a typo is answered before Hydra starts any job
+            # A typo is answered before Hydra starts any job, and a bad folder before Hydra makes it.
+            Results(compose(expand_cells([overrides])[0]).results)
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
         else:
             codes.append(run(compose(arguments), arguments))

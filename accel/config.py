@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accel.errors import AccelError, ConfigError, unknown
+from accel.files import file_name
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 NO_METHOD = "accel.core.recipe.nothing"  # target of every none.yaml
@@ -49,6 +50,7 @@ def compose(overrides: list[str]) -> Any:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("basename", lambda path: Path(path).name, replace=True)
+    OmegaConf.register_new_resolver("file_name", lambda text: file_name(str(text)), replace=True)
     check_choices(overrides)
     try:
         return _composed(overrides)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,11 @@ if TYPE_CHECKING:  # tables are written without torch
     import torch
 
 Tensors = dict[str, "torch.Tensor"]
+
+
+def file_name(text: str) -> str:
+    """`text` as part of a file's name: whatever a name may not hold (accel.errors.check_name) becomes _."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", text)[:80]
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -6,6 +6,10 @@ Layout below a results folder:
     studies/<study>.json          which records belong to a study, in which order, as what
     shards/ artefacts/            what can be computed again (not tracked)
     tables/ figures/              rebuilt from records, never edited by hand
+
+Studies and records give their files' names, and names come from command lines and from files. So each is checked where
+it becomes a path, and a file that says another name of itself than its own counts as damaged: nothing is read or
+written outside of the folder.
 """
 
 from __future__ import annotations
@@ -13,15 +17,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from accel.errors import IntegrityError
+from accel.errors import ConfigError, IntegrityError, check_name
 from accel.files import write_atomic
 
 SCHEMA = 1
+AGAIN = "Delete it and run the same command again to compute it anew."
 
 
 def describe(value: Any) -> Any:
@@ -69,9 +75,9 @@ def read_json(path: Path) -> dict[str, Any]:
         if content["sha256"] == hashlib.sha256(canonical(body).encode()).hexdigest():
             return content
         reason = "its hash does not match its content"
-    except (ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         reason = f"it is truncated or not JSON ({error})"
-    raise IntegrityError(f"{path} is damaged: {reason}. Delete it and run the same command again to compute it anew.")
+    raise IntegrityError(f"{path} is damaged: {reason}. {AGAIN}")
 
 
 def check_writable(folder: Path) -> None:
@@ -82,13 +88,17 @@ def check_writable(folder: Path) -> None:
 
 
 class Results:
-    """A results folder: find, load and store records and study manifests."""
+    """A results folder: find, load and store records and study manifests. ConfigError for a root that is no path."""
 
     def __init__(self, root: Path | str) -> None:
+        if not isinstance(root, (str, Path)) or not str(root) or re.search(r"[\x00-\x1f\x7f]", str(root)):
+            raise ConfigError(f"results is {root!r}; allowed: the path of a folder, such as results=outputs.")
         self.root = Path(root)
 
     def path(self, kind: str, key: str) -> Path:
-        return self.root / "records" / kind / f"{key}.json"
+        """Where the record `key` is. ConfigError for a key that is no name of a file in there."""
+        folder = self.root / "records" / check_name("the kind of a record", kind)
+        return folder / f"{check_name(f'the id of a {kind} record', key)}.json"
 
     def save(self, record: dict[str, Any]) -> Path:
         path = self.path(record["kind"], record["id"])
@@ -98,17 +108,41 @@ class Results:
     def load(self, kind: str, key: str) -> dict[str, Any] | None:
         """The record, or None if there is none; IntegrityError if it is damaged."""
         path = self.path(kind, key)
-        return read_json(path) if path.exists() else None
+        return _read_named(path, "id") if path.exists() else None
 
     def all(self, kind: str) -> list[dict[str, Any]]:
-        return [read_json(p) for p in sorted((self.root / "records" / kind).glob("*.json"))]
+        folder = self.root / "records" / check_name("the kind of a record", kind)
+        return [_read_named(p, "id") for p in sorted(folder.glob("*.json"))]
 
     def save_study(self, study: dict[str, Any]) -> None:
-        write_json(self.root / "studies" / f"{study['name']}.json", {"schema": SCHEMA} | study)
+        write_json(self._study(study["name"]), {"schema": SCHEMA} | study)
 
     def load_study(self, name: str) -> dict[str, Any] | None:
-        path = self.root / "studies" / f"{name}.json"
-        return read_json(path) if path.exists() else None
+        """The manifest, or None if there is none; IntegrityError if it is damaged, or names what is no record."""
+        path = self._study(name)
+        if not path.exists():
+            return None
+        manifest = _read_named(path, "name")
+        try:
+            for row in manifest["rows"]:
+                for kind in ("quality", "timing"):
+                    if row.get(kind) is not None:
+                        self.path(kind, row[kind])
+        except (ConfigError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error) if isinstance(error, ConfigError) else "it has no list of rows."
+            raise IntegrityError(f"{path} is damaged: {reason} {AGAIN}") from error
+        return manifest
+
+    def _study(self, name: str) -> Path:
+        return self.root / "studies" / f"{check_name('study', name)}.json"
 
     def studies(self) -> list[str]:
         return sorted(p.stem for p in (self.root / "studies").glob("*.json"))
+
+
+def _read_named(path: Path, field: str) -> dict[str, Any]:
+    """`read_json` of a file that says its own name in `field`; IntegrityError if that is another."""
+    content = read_json(path)
+    if content.get(field) != path.stem:
+        raise IntegrityError(f"{path} is damaged: its {field} is {content.get(field)!r}, not {path.stem!r}. {AGAIN}")
+    return content

@@ -21,6 +21,7 @@ from accel.config import compose, instantiate
 from accel.core.environment import environment
 from accel.core.recipe import Recipe, accelerate
 from accel.core.seeds import generators
+from accel.files import file_name
 from accel.guidance import CFG
 from accel.metrics.statistics import mean_estimate
 from accel.records import Results, describe, digest
@@ -117,7 +118,8 @@ def main(words: Sequence[str]) -> None:
         runner = Runner(suite, Evaluation(), results, progress.console.print, on_search=on_search)
         searched = searched_ratios(runner, sampler, args.steps, args.scales)
         progress.update(bar, description="pairs left out", total=pairs)
-        Cascade.fit(searched, sampler.dc_order).save(results.root / "artefacts" / f"cascade_{suite.name}.json")
+        path = results.root / "artefacts" / f"cascade_{file_name(suite.name)}.json"
+        Cascade.fit(searched, sampler.dc_order).save(path)
         asked = {"suite": suite.name, "weights": suite.fingerprint(), "sampler": describe(sampler),
                  "pairs": sorted(searched), "samples": args.samples}  # fmt: skip
         key = digest(asked)

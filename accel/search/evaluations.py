@@ -29,6 +29,7 @@ from accel.errors import ConfigError, DivergedError, check_int, unknown
 from accel.evaluation.quality import FrechetDistance
 from accel.evaluation.score import distances
 from accel.evaluation.shards import locked
+from accel.files import file_name
 from accel.records import Results, canonical, digest
 from accel.studies.runner import Evaluation, Runner
 from accel.studies.study import rows_per_image
@@ -195,7 +196,7 @@ class Evaluator(AbstractContextManager):
         self.scorer = Scorer(self.task, self.say)
         identity = {"metric": self.task.metric, "epoch": EPOCH, "shard": self.task.evaluation.shard}
         folder = self.task.root / "artefacts" / "search"
-        self.memory = Memory(folder / f"{self.task.suite.name}-{digest(identity | self._compared())}.jsonl")
+        self.memory = Memory(folder / f"{file_name(self.task.suite.name)}-{digest(identity | self._compared())}.jsonl")
         self._pool: ProcessPoolExecutor | None = None
 
     def _compared(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from accel.config import AXES, choice_of, expand_cells
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, IncompatibleError, unknown
 from accel.evaluation.cost import counted_cost
+from accel.files import file_name
 from accel.metrics.statistics import paired
 from accel.records import Results, digest
 from accel.results.comparison import PROMPTED, Row, Study, metric_of, verdict
@@ -211,7 +212,8 @@ class _Prices:
         self.search, self.room, self.runner = search, room, runner
         where = {} if search.cost != "ms" else {"timing": runner.timing_id(room.base, room.base)}
         key = digest({"cost": search.cost, "weights": room.suite.fingerprint()} | where)
-        self.memory = Memory(room.root / "artefacts" / "search" / f"{room.suite.name}-{search.cost}-{key}.jsonl")
+        name = f"{file_name(room.suite.name)}-{search.cost}-{key}.jsonl"
+        self.memory = Memory(room.root / "artefacts" / "search" / name)
 
     def recipe(self, vector: Vector) -> Recipe:
         return recipe_from(tuple(o for own, i in zip(self.search.choices, vector, strict=True) for o in own[i]))

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from accel.config import spelled_out
 from accel.core.recipe import Recipe
-from accel.errors import AccelError, ConfigError
+from accel.errors import AccelError, ConfigError, check_name
 from accel.records import Results, check_writable, describe, digest
 from accel.results.search import write_searches
 from accel.search.base import Room, Search, command
@@ -65,6 +65,7 @@ class SearchStudy:
     console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
+        self.name = check_name("study", self.name)
         for cell in self.cells:
             cell.search.check_seed(self.evaluation)
         if len(self.cells) > 1 and any(cell.search.several for cell in self.cells):

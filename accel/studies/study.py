@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from accel.core.recipe import Recipe, accelerate
-from accel.errors import AccelError, ConfigError, IncompatibleError
+from accel.errors import AccelError, ConfigError, IncompatibleError, check_name
 from accel.records import Results, check_writable
 from accel.studies.runner import Evaluation, Runner
 from accel.suites.base import Suite
@@ -33,6 +33,7 @@ class Study:
     console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
+        self.name = check_name("study", self.name)
         named: dict[str, Recipe] = {}
         for recipe in (self.baseline, *self.cells):
             if named.setdefault(recipe.label, recipe) != recipe:

@@ -40,7 +40,12 @@ class Reference:
 
 
 class Suite(ABC):
-    """A benchmark task. Subclasses are frozen dataclasses, so that a suite is its configuration."""
+    """A benchmark task. Subclasses are frozen dataclasses, so that a suite is its configuration.
+
+    Networks have owners. What `pipeline`, `models` and `classifier` return belongs to the caller, who may move it to
+    another device: it shares no tensor with what scores, nor with what another call returned. What scores (`features`,
+    `per_sample`) is the suite's own, kept between calls, and stays where it was loaded; images come to it.
+    """
 
     name: str
     period: ClassVar[int] = 1  # after so many samples the conditions repeat
@@ -55,7 +60,8 @@ class Suite(ABC):
         return {}
 
     def classifier(self) -> nn.Module | None:
-        """Logits (B, K) of clean images as the denoiser predicts them (pixels: -1..1), one for each class; or None."""
+        """Logits (B, K) of clean images as the denoiser predicts them (pixels: -1..1), one for each class; or None. The
+        caller's own: one that is kept for scoring is copied."""
         return None
 
     def networks(self) -> dict[str, nn.Module]:
@@ -109,7 +115,7 @@ class Suite(ABC):
         raise ConfigError(f"suite {self.name!r} has no exact solution; its reference is the converged sampler.")
 
     def features(self, images: torch.Tensor) -> torch.Tensor | None:
-        """Features (B, D) of pipeline output (B, C, H, W); None without a feature space."""
+        """Features (B, D), on the CPU, of pipeline output (B, C, H, W) on any device; None without a feature space."""
         return None
 
     def feature_scores(self, features: torch.Tensor) -> dict[str, Estimate]:
@@ -117,7 +123,7 @@ class Suite(ABC):
         return {}
 
     def per_sample(self, images: torch.Tensor, conditions: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Further scores of each sample under its condition, by metric name, each (B,)."""
+        """Further scores of each sample under its condition, by metric name, each (B,) on the CPU."""
         return {}
 
     def reference(self) -> Reference | None:
@@ -140,6 +146,11 @@ class Suite(ABC):
     def stored(self, images: torch.Tensor) -> torch.Tensor:
         """What shards keep of pipeline output, and distances are taken of: -1..1 as it is, or uint8 to save space."""
         return images
+
+
+def beside(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`x` on the device of the network: who borrows a network brings the input to it, and never moves the network."""
+    return x.to(next(net.parameters(), x).device)
 
 
 def write_manifest(folder: Path, extra: Mapping[str, str] | None = None) -> None:
@@ -184,7 +195,10 @@ def load_frozen(make: Callable[[], nn.Module], path: Path) -> nn.Module:
 
 
 def load_pipeline(cls: type, folder: Path | str, **kwargs: Any) -> Any:
-    """`cls.from_pretrained` on a local folder: safetensors only, no network, quiet; ConfigError if that fails."""
+    """`cls.from_pretrained` on a local folder: safetensors only, no network, quiet; ConfigError if that fails.
+
+    It says nothing about code that a folder may bring along: accel/suites/hub/index.py must have looked before.
+    """
     from diffusers.utils import logging
 
     folder = Path(folder)
@@ -195,9 +209,10 @@ def load_pipeline(cls: type, folder: Path | str, **kwargs: Any) -> Any:
         pipe = cls.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, **{"low_cpu_mem_usage": False} | kwargs
         )
-    except OSError as error:
+    except Exception as error:  # each layer below has errors of its own, and none is of interest but as text
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise ConfigError(
-            f"cannot load {folder}: {error} Only safetensors weights are loaded, never pickles."
+            f"cannot load {folder}: {reason} Only safetensors weights are loaded, never pickles."
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe

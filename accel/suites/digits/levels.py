@@ -10,6 +10,7 @@ levels at which digits of one class begin to differ.
 
 from __future__ import annotations
 
+import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,21 @@ class LevelClassifier(LevelEstimator):
 
     def __init__(self, net: LevelNet, name: str, sha256: str) -> None:
         self.net, self.name, self.sha256, self.levels = net.eval().requires_grad_(False), name, sha256, sigmas()
+        self._copies = {next(net.parameters()).device: self.net}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return level_classifier, (self.name,)  # pickled by name: the weights are in their file
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """sigma (B,), float64, of x (B, 1, 16, 16) = x_0 + sigma eps."""
-        if next(self.net.parameters()).device != x.device:
-            self.net.to(x.device)
         # On the CPU: argmax there takes the first of equal ones, and a chain needs its levels as numbers anyway.
-        return self.levels[self.net(x.float()).cpu().argmax(1)]
+        return self.levels[self._at(x.device)(x.float()).cpu().argmax(1)]
+
+    def _at(self, device: torch.device) -> nn.Module:
+        # The network on the device of a chain, a copy for each: `level_classifier` shares this object.
+        if device not in self._copies:
+            self._copies[device] = copy.deepcopy(self.net).to(device)
+        return self._copies[device]
 
 
 @lru_cache(maxsize=4)

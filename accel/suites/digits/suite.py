@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +16,7 @@ from accel.core.recipe import Recipe
 from accel.errors import IntegrityError
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid
-from accel.suites.base import ASSETS, Reference, Suite, check_manifest, load_frozen, load_pipeline, remedy
+from accel.suites.base import ASSETS, Reference, Suite, beside, check_manifest, load_frozen, load_pipeline, remedy
 from accel.suites.digits import data
 from accel.suites.digits.models import DigitClassifier, PixelClassifier
 from accel.suites.pipeline import PixelPipeline
@@ -54,7 +55,7 @@ class DigitsSuite(Suite):
         return {"small": self.load(PixelPipeline, "small").unet}
 
     def classifier(self) -> PixelClassifier:
-        return PixelClassifier(classifier(self.weights))
+        return PixelClassifier(copy.deepcopy(classifier(self.weights)))
 
     def conditions(self, start: int, stop: int) -> dict[str, Any]:
         return {"class_labels": [i % data.CLASSES for i in range(start, stop)]}
@@ -66,13 +67,15 @@ class DigitsSuite(Suite):
         return Recipe(sampler, Grid("karras"), guidance)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        return classifier(self.weights).features(data.to_uint8(images))
+        judge = classifier(self.weights)
+        return judge.features(beside(judge, data.to_uint8(images))).cpu()
 
     def per_sample(self, images: torch.Tensor, conditions: dict[str, Any]) -> dict[str, torch.Tensor]:
         """`accuracy`: the classifier sees the wanted class. `nearest`: RMS distance to the nearest training image, to
         be held against that of held-out images: much smaller means that training images are reproduced."""
         labels = torch.tensor(conditions["class_labels"])
-        predicted = classifier(self.weights)(data.to_uint8(images)).argmax(1)
+        judge, images = classifier(self.weights), images.cpu()
+        predicted = judge(beside(judge, data.to_uint8(images))).argmax(1).cpu()
         train = data.to_model(data.load("train")[0]).flatten(1)
         nearest = torch.cdist(images.float().clamp(-1, 1).flatten(1), train).amin(1) / train.shape[1] ** 0.5
         return {"accuracy": (predicted == labels).float(), "nearest": nearest}
@@ -91,7 +94,7 @@ class DigitsSuite(Suite):
 
 @lru_cache(maxsize=2)
 def classifier(weights: str) -> DigitClassifier:
-    """The feature classifier in float32, ready for inference."""
+    """The feature classifier in float32 on the CPU, ready for inference. Kept and shared: it is not to be moved."""
     check_manifest(Path(weights), REMEDY)
     return load_frozen(DigitClassifier, Path(weights) / "classifier.safetensors")
 

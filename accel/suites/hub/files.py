@@ -6,7 +6,6 @@ is it downloaded, without pickles. Nothing here imports code from a checkpoint.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from accel.errors import ConfigError, unknown
+from accel.errors import ConfigError
 from accel.files import file_hash
-from accel.suites.hub.kinds import KINDS, Kind
+from accel.suites.hub.index import FILE, NEVER, components, read_object
+from accel.suites.hub.kinds import UNUSED
 
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # never loaded, see hub_kinds
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<a>\w+))?(-\d+-of-\d+)?(\.(?P<b>\w+))?\.safetensors")
 TEXT = (".json", ".txt", ".model")  # configs and tokenizers
@@ -36,45 +35,9 @@ def folder_of(model: str, revision: str | None = None, variant: str | None = Non
     return folder
 
 
-def index(folder: Path) -> dict[str, Any]:
-    """The pipeline's model_index.json."""
-    try:
-        return json.loads((folder / "model_index.json").read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{folder} is not a diffusers pipeline folder (it has no model_index.json).") from None
-    except ValueError as error:
-        raise ConfigError(f"{folder / 'model_index.json'} is damaged: {error}.") from error
-
-
-def kind_of(folder: Path) -> Kind:
-    """The kind of the pipeline in `folder`; ConfigError for a class that suite hub does not know."""
-    name = index(folder).get("_class_name")
-    if not isinstance(name, str):
-        raise ConfigError(f"{folder} names the pipeline class {name!r}, code of its own, which is never run.")
-    if name not in KINDS:
-        raise unknown(f"pipeline class of {folder}", name, KINDS)
-    return KINDS[name]
-
-
-def components(folder: Path) -> dict[str, tuple[str, str]]:
-    """{name: (library, class)} of what is loaded. ConfigError for a component that is code of the checkpoint."""
-    found = {}
-    for name, value in index(folder).items():
-        if name[0] == "_" or name in UNUSED or not isinstance(value, list) or None in value:
-            continue
-        library, cls = value
-        if library not in ("diffusers", "transformers"):
-            raise ConfigError(
-                f"{folder}: component {name} is {library}.{cls}; allowed: classes of diffusers and transformers. Code "
-                "of a checkpoint is never run."
-            )
-        found[name] = (library, cls)
-    return found
-
-
 def check(folder: Path, variant: str | None) -> None:
-    """Raise ConfigError unless every component has safetensors weights of `variant` (or plain ones)."""
-    kind_of(folder)
+    """Raise ConfigError unless every entry of the index is allowed and every network has safetensors weights of
+    `variant` (or plain ones)."""
     for name, (_, cls) in components(folder).items():
         if not is_network(cls) or _weights(folder, name, variant):
             continue
@@ -104,7 +67,7 @@ def is_network(cls: str) -> bool:
 def hashes(folder: Path, variant: str | None) -> dict[str, str]:
     """{file: sha256} of everything that decides what the pipeline generates: weights, configs, tokenizers."""
     files = {p for name, (_, cls) in components(folder).items() for p in _used(folder, name, cls, variant)}
-    ordered = sorted(files | {folder / "model_index.json"})
+    ordered = sorted(files | {folder / FILE})
     with ThreadPoolExecutor(4) as pool:
         return dict(zip((p.relative_to(folder).as_posix() for p in ordered), pool.map(file_hash, ordered), strict=True))
 
@@ -112,10 +75,8 @@ def hashes(folder: Path, variant: str | None) -> dict[str, str]:
 def config_of(folder: Path, component: str) -> dict[str, Any]:
     """The config of one component."""
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
-    try:
-        return json.loads((_place(folder, component) / name).read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{_place(folder, component) / name} is missing or damaged: {error}.") from error
+    path = _place(folder, component) / name
+    return read_object(path, f"{path} is missing. Download the model again.")
 
 
 def _used(folder: Path, name: str, cls: str, variant: str | None) -> Iterator[Path]:
@@ -153,29 +114,37 @@ def _from_hub(model: str, revision: str | None, variant: str | None) -> Path:
         raise ConfigError(f"there is no folder {model}; give a folder that exists, or a hub id (owner/name).")
     from huggingface_hub import snapshot_download
 
-    lacking = None
     try:
         folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
-        check(folder, variant)
-        return folder
-    except ConfigError as error:  # in the cache, but not wholly
-        lacking = error
     except (OSError, ValueError):
-        pass
-    return _downloaded(model, revision, variant, lacking)
+        return _downloaded(model, revision, variant, None)
+    if (folder / FILE).exists():
+        components(folder)  # what is refused here is not to be had by downloading it again
+    try:
+        check(folder, variant)
+    except ConfigError as lacking:  # in the cache, but not wholly
+        return _downloaded(model, revision, variant, lacking)
+    return folder
 
 
 def _downloaded(model: str, revision: str | None, variant: str | None, lacking: ConfigError | None) -> Path:
     from diffusers import DiffusionPipeline
+    from huggingface_hub import hf_hub_download
 
-    absent = dict.fromkeys(("safety_checker", "feature_extractor"))
     try:
+        components(Path(hf_hub_download(model, FILE, revision=revision)).parent)
         return Path(
-            DiffusionPipeline.download(model, revision=revision, variant=variant, use_safetensors=True, **absent)
+            DiffusionPipeline.download(
+                model, revision=revision, variant=variant, use_safetensors=True, **dict.fromkeys(UNUSED)
+            )
         )
+    except ConfigError:
+        raise
     except Exception as error:  # each layer below has errors of its own, and none is of interest but as text
         at, name = f" --revision {revision}" if revision else "", model.partition("/")[2]
         reason = " ".join(str(lacking or error).split())[:400]
+        if "trust_remote_code" in reason:  # advice of the libraries that is never to be followed here
+            raise ConfigError(f"{model!r} brings along code of its own. {NEVER}") from error
         raise ConfigError(
             f"{model!r} is not a local folder, is not wholly in the local cache of the hub, and cannot be downloaded "
             f"({reason}). Fetch it where there is a network: hf download {model}{at} {_patterns(variant)} --local-dir "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,21 +31,26 @@ class Kind:
 
         return getattr(diffusers, self.name)
 
+    def loading(self) -> dict[str, Any]:
+        """Arguments of from_pretrained: `load`, and None for every part that is never loaded."""
+        absent = (name for name in UNUSED if name in inspect.signature(self.cls().__init__).parameters)
+        return dict(self.load) | dict.fromkeys(absent)
+
 
 # Whether an unsafe-looking image is blackened, a watermark is drawn or a caption is cleaned (which depends on what else
 # is installed) is switched off: it would enter the metrics. Sizes are taken as they are said, not as the nearest bin.
 _PIXART = {"clean_caption": False, "use_resolution_binning": False}
-_SD = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # never loaded
 PIXEL = ("DDPMPipeline", "DDIMPipeline")
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("StableDiffusionPipeline", load=_SD),
-        Kind("StableDiffusionXLPipeline", load={"add_watermarker": False, "feature_extractor": None}),
+        Kind("StableDiffusionPipeline", load={"requires_safety_checker": False}),
+        Kind("StableDiffusionXLPipeline", load={"add_watermarker": False}),
         Kind("PixArtAlphaPipeline", sequence=120, call=_PIXART),
         Kind("PixArtSigmaPipeline", sequence=300, call=_PIXART),
-        Kind("StableDiffusion3Pipeline", sequence=256, load={"feature_extractor": None, "image_encoder": None}),
-        Kind("FluxPipeline", sequence=512, separate=True, load={"feature_extractor": None, "image_encoder": None}),
+        Kind("StableDiffusion3Pipeline", sequence=256),
+        Kind("FluxPipeline", sequence=512, separate=True),
         Kind("DiTPipeline", "label", sized=False),
         *(Kind(name, "none", sized=False, signed=True) for name in PIXEL),
     )

@@ -28,6 +28,7 @@ from accel.metrics.statistics import Estimate
 from accel.samplers.noise_schedule import is_flow
 from accel.suites.base import Reference, Suite, load_pipeline, to_uint8
 from accel.suites.hub import files as hub_files
+from accel.suites.hub import index as hub_index
 from accel.suites.hub import models as hub_models
 from accel.suites.hub.kinds import PIXEL, Kind
 from accel.suites.hub.prompts import Prompts
@@ -55,6 +56,7 @@ class HubSuite(Suite):
     feature_network: str = "none"
     feature_weights: str | None = None
     clip: str | None = None
+    scoring_device: str = "auto"  # of both; auto: the GPU if there is one
     stitch_models: Mapping[str, str] = field(default_factory=dict)
     converged_steps: int = 50
     converged_sampler: str | None = None  # None: unipc, or rf_solver for a flow
@@ -88,15 +90,13 @@ class HubSuite(Suite):
 
     @property
     def kind(self) -> Kind:
-        return hub_files.kind_of(self.folder)
+        return hub_index.kind_of(self.folder)
 
     def pipeline(self) -> Any:
         kind = self.kind
         hub_models.quiet()
-        cls = kind.cls()
-        pipe = load_pipeline(
-            cls, self.folder, torch_dtype=DTYPES[self.dtype], variant=self.variant, **hub_models.memory(), **kind.load
-        )
+        options = kind.loading() | hub_models.memory()
+        pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], variant=self.variant, **options)
         return hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
 
     def models(self) -> dict[str, nn.Module]:
@@ -172,7 +172,7 @@ class HubSuite(Suite):
         prompts, kind = [self.prompts.at(i) for i in range(n)], self.kind
         limits = hub_models.limits(pipe, kind, self.max_sequence_length)
         if self.clip:
-            limits["clip_score"] = _clip(self.clip).tokenizer, _clip(self.clip).max_length
+            limits["clip_score"] = self._clip.tokenizer, self._clip.max_length
         cut = {name: hub_models.longer(prompts, *limit) for name, limit in limits.items()}
         found = {"prompts": {"count": n, "truncated": cut, "limits": {k: limit for k, (_, limit) in limits.items()}}}
         lines = [f"{k} cuts {cut[k]} of {n} prompts at {limit} tokens." for k, (_, limit) in limits.items() if cut[k]]
@@ -222,12 +222,12 @@ class HubSuite(Suite):
             if reason := network.unavailable():
                 raise ConfigError(reason)
             used["features"] = network.identity()
-        return used | ({"clip_score": _clip(self.clip).identity()} if self.clip else {})
+        return used | ({"clip_score": self._clip.identity()} if self.clip else {})
 
     def per_sample(self, images: torch.Tensor, conditions: dict[str, Any]) -> dict[str, torch.Tensor]:
         if not self.clip:
             return {}
-        return {"clip_score": _clip(self.clip)(self.to_uint8(images), conditions["prompt"])}
+        return {"clip_score": self._clip(self.to_uint8(images), conditions["prompt"])}
 
     def reference(self) -> Reference | None:
         network = self._network_or_none()
@@ -247,7 +247,15 @@ class HubSuite(Suite):
                 "suite.reference_images.path is given, but suite.feature_network is none; choose one, such as "
                 "suite.feature_network=inception."
             )
-        return _network(self.feature_network, self.feature_weights)
+        return _network(self.feature_network, self.feature_weights, self._scoring_device)
+
+    @property
+    def _clip(self) -> Any:
+        return _clip(self.clip, self._scoring_device)
+
+    @property
+    def _scoring_device(self) -> str | None:
+        return None if self.scoring_device == "auto" else self.scoring_device
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -285,7 +293,7 @@ def _distilled(folder: Path) -> bool:
 
 @lru_cache(maxsize=8)
 def _image_size(folder: Path) -> tuple[int, int]:
-    kind, config = hub_files.kind_of(folder), hub_files.config_of(folder, hub_files.denoiser_of(folder))
+    kind, config = hub_index.kind_of(folder), hub_files.config_of(folder, hub_files.denoiser_of(folder))
     size = 128 if kind.name == "FluxPipeline" else config["sample_size"]  # Flux's config has none
     height, width = (size, size) if isinstance(size, int) else size
     factor = 1
@@ -295,14 +303,14 @@ def _image_size(folder: Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4)
-def _network(name: str, path: str | None) -> Any:
+def _network(name: str, path: str | None, device: str | None) -> Any:
     from accel.metrics import feature_network
 
-    return feature_network(name, path)
+    return feature_network(name, path, device=device)
 
 
 @lru_cache(maxsize=2)
-def _clip(path: str) -> Any:
+def _clip(path: str, device: str | None) -> Any:
     from accel.metrics import ClipScore
 
-    return ClipScore.load(path)
+    return ClipScore.load(path, device)

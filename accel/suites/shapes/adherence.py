@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from accel.suites.base import beside
 from accel.suites.shapes.captions import Order, Wanted, holds, place
 from accel.suites.shapes.models import ShapeDetector
 from accel.suites.shapes.scene import COLOUR_NAMES, SHAPES, SIZE, SIZE_NAMES, TEXTURES, Scene, Seen
@@ -26,7 +27,7 @@ SLACK = 2.0  # pixels by which a centre may lie outside the stated field
 @torch.inference_mode()
 def detect(detector: ShapeDetector, images: torch.Tensor) -> list[list[Seen]]:
     """Objects in each of uint8 images (B, 3, H, W): local maxima of the heat, the hottest first."""
-    maps = detector(images)
+    maps = detector(beside(detector, images))
     heat = maps["heat"].float().sigmoid()
     peaks = (heat == torch.nn.functional.max_pool2d(heat, 3, 1, 1)) & (heat > THRESHOLD)
     result, cell = [], SIZE / heat.shape[-1]

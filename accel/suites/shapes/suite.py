@@ -19,7 +19,17 @@ from accel.core.guidance import Guidance
 from accel.core.recipe import Recipe
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid
-from accel.suites.base import ASSETS, Reference, Suite, check_manifest, load_frozen, load_pipeline, remedy, to_uint8
+from accel.suites.base import (
+    ASSETS,
+    Reference,
+    Suite,
+    beside,
+    check_manifest,
+    load_frozen,
+    load_pipeline,
+    remedy,
+    to_uint8,
+)
 from accel.suites.hub.models import quiet
 from accel.suites.shapes import data
 from accel.suites.shapes.adherence import detect, right
@@ -77,7 +87,8 @@ class ShapesSuite(Suite):
         return Recipe(sampler, Grid("karras"), guidance)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        return detector(self.weights).features(self.to_uint8(images))
+        judge = detector(self.weights)
+        return judge.features(beside(judge, self.to_uint8(images))).cpu()
 
     def per_sample(self, images: torch.Tensor, conditions: dict[str, Any]) -> dict[str, torch.Tensor]:
         """`adherence`: the fraction of the prompt's objects that are right; `exact`: the whole scene is, in every
@@ -121,7 +132,7 @@ def prompt(index: int) -> str:
 
 @lru_cache(maxsize=2)
 def detector(weights: str) -> ShapeDetector:
-    """The detector in float32, ready for inference."""
+    """The detector in float32 on the CPU, ready for inference. Kept and shared: it is not to be moved."""
     check_manifest(Path(weights), REMEDY)
     return load_frozen(ShapeDetector, Path(weights) / "detector.safetensors")
 
