@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from types import TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class AccelError(Exception):
     """A problem in what the user asked for; its text is the whole message, no traceback needed."""
+
+    reasons: tuple[AccelError, ...] = ()  # of several problems: each by itself
 
 
 class ConfigError(AccelError, ValueError):
@@ -34,11 +40,17 @@ def unknown(kind: str, found: str, allowed: Iterable[str]) -> ConfigError:
     return ConfigError(f"unknown {kind} {found!r}.{hint} Allowed: {', '.join(allowed)}.")
 
 
-def check_int(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Raise unless `value` is an integer in [low, high]."""
+def check_int(name: str, value: object, low: int, high: int | None = None, why: str = "") -> None:
+    """Raise unless `value` is an integer in [low, high]; `why` says what the bound is for."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         allowed = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
-        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}.")
+        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}{why and f' ({why})'}.")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise unless `value` is true or false; anything else would count as one of them without a word."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}; allowed: true or false.")
 
 
 def check_float(name: str, value: object, low: float, high: float | None = None) -> None:
@@ -47,3 +59,50 @@ def check_float(name: str, value: object, low: float, high: float | None = None)
     if not number or value < low or (high is not None and value > high):
         allowed = f"a number >= {low}" if high is None else f"a number in [{low}, {high}]"
         raise ConfigError(f"{name} is {value!r}; allowed: {allowed}.")
+
+
+class Refusals:
+    """Errors gathered, so that whoever asked hears of all of them at once. As a context it raises them at its end:
+
+        with Refusals() as refusals:
+            refusals.ask(check_int, "threads", threads, 1)
+            suite = refusals.ask(make_suite)  # None if that was refused
+
+    One error is raised as it is; several become one, a numbered list (IncompatibleError if all of them are).
+    """
+
+    def __init__(self) -> None:
+        self.reasons: list[AccelError] = []
+
+    def ask(self, check: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+        """What `check` returns; None, and the error is kept, if it raises an AccelError."""
+        try:
+            return check(*args, **kwargs)
+        except AccelError as error:
+            self.add(error)
+            return None
+
+    def add(self, error: AccelError) -> None:
+        """Keep an error, or each of those that it holds; what was said already is not said again."""
+        said = {str(reason) for reason in self.reasons}
+        self.reasons += [reason for reason in error.reasons or (error,) if str(reason) not in said]
+
+    def throw(self) -> None:
+        """Raise what was gathered, if anything was."""
+        if len(self.reasons) == 1:
+            raise self.reasons[0]
+        if self.reasons:
+            kind = IncompatibleError if all(isinstance(r, IncompatibleError) for r in self.reasons) else ConfigError
+            lines = "".join(f"\n  {i}. {reason}" for i, reason in enumerate(self.reasons, 1))
+            error = kind(f"{len(self.reasons)} things to mend before anything runs:{lines}")
+            error.reasons = tuple(self.reasons)
+            raise error
+
+    def __enter__(self) -> Refusals:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if isinstance(error, AccelError):
+            self.add(error)
+        if error is None or isinstance(error, AccelError):
+            self.throw()

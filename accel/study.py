@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from accel.errors import AccelError, ConfigError, IncompatibleError
+from accel.errors import AccelError, ConfigError, IncompatibleError, Refusals
 from accel.recipe import Recipe, accelerate
 from accel.results.records import Results, check_writable
 from accel.runner import Evaluation, Runner
@@ -171,16 +171,19 @@ class Study:
 
     def _refusals(self, runner: Runner) -> list[tuple[Recipe, str]]:
         """Cells that cannot work, with the reason; a study of one cell raises instead."""
-        self.suite.reference()  # a reference that differs fails here, not after hours of sampling
-        runner.check(self.baseline)
         refused = []
-        for recipe in self.cells:
-            try:
-                runner.check(recipe)
-            except IncompatibleError as error:
-                if len(self.cells) == 1:
-                    raise
-                refused.append((recipe, str(error)))
+        with Refusals() as refusals:
+            refusals.ask(runner.check, self.baseline)
+            for recipe in self.cells:
+                try:
+                    runner.check(recipe)
+                except IncompatibleError as error:
+                    if len(self.cells) == 1:
+                        refusals.add(error)
+                    refused.append((recipe, str(error)))
+                except AccelError as error:
+                    refusals.add(error)
+        self.suite.reference()  # a reference that differs fails here, not after hours of sampling
         return refused
 
     def _control_job(self, runner: Runner, job: _Job, quality: dict[str, Any]) -> _Job | None:

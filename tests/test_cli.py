@@ -15,6 +15,7 @@ import pytest
 
 from accel import __main__ as cli
 from accel import config
+from accel.cli import build
 from accel.errors import ConfigError
 
 QUICK = [
@@ -297,13 +298,13 @@ def each_alternative_once(cells) -> list[list[str]]:
 
 
 def test_every_experiment_and_every_choice_composes(monkeypatch):
-    monkeypatch.setattr(cli, "expand_cells", each_alternative_once)
+    monkeypatch.setattr(build, "expand_cells", each_alternative_once)
     for axis, names in config.groups().items():
         for name in names:
             if axis == "experiment":
                 cfg = config.compose([f"experiment={name}"])
-                searches = cli.searches(cfg)
-                study = (cli.build_search if searches else cli.build_study)(cfg, [f"experiment={name}"])
+                searches = build.searches(cfg)
+                study = (build.build_search if searches else build.build_study)(cfg, [f"experiment={name}"])
                 assert len(study.cells) >= (1 if searches else 5)
             elif axis in config.AXES:
                 config.recipe_of(config.compose([f"{axis}={name}"]))
@@ -315,9 +316,9 @@ def test_cells_that_a_table_could_not_tell_apart_are_refused():
     cfg = config.compose(["suite=mixture", "sampler=ddim"])
     cfg.cells = [["sampler=dc_solver", "sampler.search.noises=6,8"]]
     with pytest.raises(ConfigError, match=r"two cells of study .* are both called 'dc_solver-\d+', but their settings"):
-        cli.build_study(cfg)
+        build.build_study(cfg)
     cfg.cells = [["sampler=ddim", "sampler.steps=5,5"]]
-    assert len(cli.build_study(cfg).cells) == 2  # the same cell twice is no matter
+    assert len(build.build_study(cfg).cells) == 2  # the same cell twice is no matter
 
 
 def test_a_stitch_says_which_models_take_part():

@@ -13,7 +13,7 @@ import yaml
 from hub_tiny import KINDS, LIMIT, PROMPTS, save
 from safetensors.torch import load_file, save_file
 
-from accel import __main__ as cli
+from accel.cli import build as cli
 from accel.config import CONF, compose, groups, instantiate
 from accel.errors import AccelError, ConfigError
 from accel.evaluation.generate import generate
