@@ -28,19 +28,10 @@ _accel() {
 }
 complete -o nospace -F _accel accel
 """
-ZSH = """\
-_accel() {
-    local -a candidates
-    candidates=("${(@f)$(${words[1]} completion query "$LBUFFER" 2>/dev/null)}")
-    compadd -Q -S '' -- $candidates
-}
-(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
-compdef _accel accel
-"""
 FISH = """\
 complete -c accel -f -a '(accel completion query (commandline -cp) 2>/dev/null)'
 """
-SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
+SCRIPTS = {"bash": BASH, "fish": FISH}
 VALUES = {
     "plan": ["true", "false"],
     "explain": ["true", "false"],
