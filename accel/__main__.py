@@ -9,6 +9,7 @@ from typing import Any
 
 from accel.config import CONF, NO_METHOD, check_choices, compose, expand_cells, instantiate, recipe_of
 from accel.errors import AccelError, ConfigError, check_int, unknown
+from accel.registry import extend
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
             codes.append(2)
 
     try:
+        arguments = extend(arguments)  # config folders that it names
         check_choices(arguments)
         if any(a.startswith("-") for a in arguments):  # --multirun, --cfg, --help, ...: Hydra's own application
             import hydra

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from accel.errors import AccelError, ConfigError, unknown
+from accel import registry
+from accel.errors import ConfigError, unknown
+from accel.registry import CONF
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 NO_METHOD = "accel.recipe.nothing"  # target of every none.yaml
 AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip")
 
@@ -23,24 +25,21 @@ def recipe_of(cfg: Any) -> Any:
     return Recipe(**{axis: instantiate(cfg[axis]) for axis in AXES})
 
 
-@lru_cache(maxsize=512)
 def choice_of(axis: str, choice: str, *overrides: str) -> Any:
     """The method of one config file, with `overrides`; remembered, for a method is an immutable configuration."""
+    return _choice_of(registry.folders(), axis, choice, *overrides)
+
+
+@lru_cache(maxsize=512)
+def _choice_of(folders: tuple[registry.Folder, ...], axis: str, choice: str, *overrides: str) -> Any:
     return instantiate(compose([f"{axis}={choice}", *overrides])[axis])
 
 
 def instantiate(node: Any) -> Any:
-    """hydra.utils.instantiate, with our own errors unwrapped."""
-    import hydra.utils
-    from hydra.errors import InstantiationException
+    """What a composed node describes; ConfigError if it cannot be built."""
     from omegaconf import OmegaConf
 
-    try:
-        return hydra.utils.instantiate(OmegaConf.to_container(node, resolve=True))
-    except InstantiationException as error:
-        if isinstance(error.__cause__, AccelError):
-            raise error.__cause__ from None
-        raise ConfigError(f"cannot build {OmegaConf.to_container(node)}: {error.__cause__ or error}") from error
+    return registry.build(OmegaConf.to_container(node, resolve=True))
 
 
 def compose(overrides: list[str]) -> Any:
@@ -60,6 +59,9 @@ def _composed(overrides: list[str], **options: Any) -> Any:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    from accel.registry.search_path import register
+
+    register()
     initialised = GlobalHydra.instance().is_initialized()
     with nullcontext() if initialised else initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides, **options)
@@ -125,12 +127,22 @@ def expand_cells(cells: Any) -> list[list[str]]:
 
 def groups() -> dict[str, list[str]]:
     """The choices of every config group."""
-    return {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in sorted(CONF.iterdir()) if p.is_dir()}
+    return registry.groups(_of_job())
+
+
+def _of_job() -> list[registry.Folder]:
+    """Config folders of the Hydra application that this is a job of: a launcher's process saw no command line."""
+    if "hydra" not in sys.modules:
+        return []
+    from hydra.core.hydra_config import HydraConfig
+
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    return [registry.Folder(Path(s.path), s.provider) for s in sources if s.schema == "file" and s.provider != "main"]
 
 
 def check_choices(overrides: list[str]) -> None:
     """Raise ConfigError, with the near matches, for a group's choice that does not exist."""
-    known = groups()
+    known = registry.groups([*_of_job(), *registry.named_in(overrides)])
     for override in overrides:
         key, _, value = override.partition("=")
         key = key.lstrip("+~").partition("@")[0].removeprefix("override ").strip("/")
