@@ -9,6 +9,7 @@ from typing import Any
 from accel.cli.words import COMMANDS, Words, call, split
 from accel.config import CONF, check_sweep, compose
 from accel.errors import AccelError
+from accel.registry import extend
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
-    words = split(arguments)
+    words = split(extend(arguments))  # without the config folders that it names, which hold from here on
     if words.command in COMMANDS:
         return call(words.command, words.rest)
     if words.command == "version":

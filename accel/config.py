@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from accel.errors import AccelError, ConfigError, Refusals, unknown
+from accel import registry
+from accel.errors import ConfigError, Refusals, unknown
 from accel.grammar import PLAIN, check_cells, check_override, several
+from accel.registry import CONF
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 NO_METHOD = "accel.recipe.nothing"  # target of every none.yaml
 AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip")
 
@@ -26,32 +28,19 @@ def recipe_of(cfg: Any) -> Any:
     return Recipe(**methods)
 
 
-@lru_cache(maxsize=512)
 def choice_of(axis: str, choice: str, *overrides: str) -> Any:
     """The method of one config file, with `overrides`; remembered, for a method is an immutable configuration."""
+    return _choice_of(registry.folders(), axis, choice, *overrides)
+
+
+@lru_cache(maxsize=512)
+def _choice_of(folders: tuple[registry.Folder, ...], axis: str, choice: str, *overrides: str) -> Any:
     return instantiate(compose([f"{axis}={choice}", *overrides])[axis])
 
 
 def instantiate(node: Any) -> Any:
-    """hydra.utils.instantiate, with our own errors unwrapped."""
-    import hydra.utils
-    from hydra.errors import InstantiationException
-    from omegaconf import OmegaConf
-
-    content = resolved(node)
-    try:
-        return hydra.utils.instantiate(content)
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, AccelError):
-            raise cause from None
-        found = OmegaConf.to_container(node)
-        if not isinstance(found, dict) or "_target_" not in found:
-            raise ConfigError(f"cannot build {found!r}: it has no `_target_`, the class that is meant.") from error
-        given = ", ".join(f"{k}={v}" for k, v in found.items() if k != "_target_") or "no settings"
-        if lacking := re.search(r"missing \d+ required .*?: (.*)", str(cause)):
-            raise ConfigError(f"{found['_target_']} has {given}, but needs {lacking[1]} too; give it.") from error
-        raise ConfigError(f"cannot build {found['_target_']} from {given}: {_one_line(cause)}") from error
+    """What a composed node describes; ConfigError if it cannot be built."""
+    return registry.build(resolved(node))
 
 
 def resolved(node: Any) -> Any:
@@ -119,6 +108,9 @@ def _composed(overrides: list[str], **options: Any) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from accel.registry.search_path import register
+
+    register()
     OmegaConf.register_new_resolver("basename", lambda path: Path(path).name, replace=True)
     initialised = GlobalHydra.instance().is_initialized()
     with nullcontext() if initialised else initialize_config_dir(str(CONF), version_base="1.3"):
@@ -226,12 +218,22 @@ def check_sweep(overrides: list[str]) -> None:
 
 def groups() -> dict[str, list[str]]:
     """The choices of every config group."""
-    return {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in sorted(CONF.iterdir()) if p.is_dir()}
+    return registry.groups(_of_job())
+
+
+def _of_job() -> list[registry.Folder]:
+    """Config folders of the Hydra application that this is a job of: a launcher's process saw no command line."""
+    if "hydra" not in sys.modules:
+        return []
+    from hydra.core.hydra_config import HydraConfig
+
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    return [registry.Folder(Path(s.path), s.provider) for s in sources if s.schema == "file" and s.provider != "main"]
 
 
 def check_choices(overrides: list[str]) -> None:
     """Raise ConfigError, with the near matches, for a group's choice that does not exist."""
-    known = groups()
+    known = registry.groups([*_of_job(), *registry.named_in(overrides)])
     for override in overrides:
         key, _, value = override.partition("=")
         key = key.lstrip("+~").partition("@")[0].removeprefix("override ").strip("/")

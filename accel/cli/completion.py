@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from accel.cli.words import COMMANDS, FLAGS, OURS
-from accel.config import CONF, groups
+from accel.config import groups
 from accel.errors import ConfigError, unknown
+from accel.registry import CONF, file_of
 
 # bash takes `=` for the end of a word and replaces only what follows it, so what stands before it is cut from the
 # candidates. No space is added after them: a choice may be followed by a comma, a group by its setting.
@@ -102,5 +103,5 @@ def _keys(name: str) -> list[str]:
 
 
 def _text(name: str) -> str:
-    file = CONF / f"{name}.yaml"
-    return file.read_text() if file.is_file() else ""
+    group, _, choice = name.rpartition("/")
+    return (file_of(group, choice)[0] if group else CONF / f"{name}.yaml").read_text(encoding="utf-8")

@@ -12,8 +12,9 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from accel.config import AXES, CONF, NO_METHOD, groups
+from accel.config import AXES, NO_METHOD, groups
 from accel.errors import ConfigError, unknown
+from accel.registry import file_of, folders
 
 DEFINED = (ast.ClassDef, ast.FunctionDef)
 ABOUT = {
@@ -59,13 +60,15 @@ def overview(known: dict[str, list[str]]) -> str:
 
 def choices(group: str, names: list[str]) -> str:
     """A line for each choice of a group."""
-    files = {name: _file(group, name) for name in names}
+    files = {name: file_of(group, name) for name in names}
     targets = {name: _target(group, name) for name in names}
     shared = {target for target, count in Counter(targets.values()).items() if count > 1}
     width, columns = max(map(len, names)), min(shutil.get_terminal_size((120, 24)).columns, 140)
     text = f"{group}: {ABOUT.get(group, 'choices')}. Choose with {group}=<choice>\n"
     for name in names:
-        said = _described(files[name], targets[name], targets[name] in shared)
+        file, folder = files[name]
+        said = _described(file, targets[name], targets[name] in shared)
+        said += "" if folder == folders()[0] else f" [{folder.source}]"
         text += textwrap.fill(
             f"  {name:<{width}}  {said}", max(columns, width + 40), subsequent_indent=" " * (width + 4)
         ).rstrip()
@@ -73,7 +76,7 @@ def choices(group: str, names: list[str]) -> str:
     return text
 
 
-def _described(file: Path | None, target: str | None, shared: bool) -> str:
+def _described(file: Path, target: str | None, shared: bool) -> str:
     if target == NO_METHOD:
         return "off"
     own = _comment(file)
@@ -82,28 +85,18 @@ def _described(file: Path | None, target: str | None, shared: bool) -> str:
     return (own or docstring if shared else docstring or own) or ""
 
 
-def _file(group: str, name: str) -> Path | None:
-    file = CONF / group / f"{name}.yaml"
-    return file if file.is_file() else None
-
-
 def _target(group: str, name: str) -> str | None:
     """The class of a choice; that of the choice it is based on, if it names none."""
-    file = _file(group, name)
-    if file is None:
-        return None
-    text = file.read_text()
+    text = file_of(group, name)[0].read_text(encoding="utf-8")
     if match := re.search(r"^_target_: *(\S+)", text, re.MULTILINE):
         return match[1]
     bases = re.search(r"^defaults: *\[ *([\w.]+)", text, re.MULTILINE)
     return _target(group, bases[1]) if bases and bases[1] not in ("_self_", name) else None
 
 
-def _comment(file: Path | None) -> str | None:
+def _comment(file: Path) -> str | None:
     """The first sentence of the comment that a file begins with; of an experiment its title."""
-    if file is None:
-        return None
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     if match := re.search(r"""^title: *["']?(.*?)["']? *$""", text, re.MULTILINE):
         return match[1]
     lines = []
@@ -123,7 +116,8 @@ def docstring_of(target: str) -> str | None:
         file = _source(module)
         if file is None:
             return None
-        tree = _tree(file)
+        if (tree := _tree(file)) is None:
+            return None
         if own := next((n for n in tree.body if isinstance(n, DEFINED) and n.name == name), None):
             texts = ast.get_docstring(tree), ast.get_docstring(own)
             found = next((t for t in (texts[::-1] if _siblings(tree, own) else texts) if t), None)
@@ -165,8 +159,11 @@ def _source(module: str) -> Path | None:
 
 
 @lru_cache(maxsize=128)
-def _tree(file: Path) -> ast.Module:
-    return ast.parse(file.read_text())
+def _tree(file: Path) -> ast.Module | None:
+    try:
+        return ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError):  # of a foreign package: what it is stays unsaid
+        return None
 
 
 def _imported(tree: ast.Module, package: str, name: str) -> tuple[str, str] | None:

@@ -26,6 +26,7 @@ from accel.evaluation.statistics import Estimate
 from accel.guidance.base import Guidance
 from accel.metrics import NETWORKS
 from accel.recipe import Recipe
+from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
 from accel.suites import hub_files, hub_models
 from accel.suites.base import Reference, Suite, load_pipeline, to_uint8
@@ -210,13 +211,11 @@ class HubSuite(Suite):
     # what it is compared with --------------------------------------------------------------------------------------
 
     def converged(self, guidance: Guidance | None) -> Recipe:
-        from accel.config import choice_of
-
         flow = is_flow(hub_files.config_of(self.folder, "scheduler"))
         name = self.converged_sampler or ("rf_solver" if flow else "unipc")
         grid = self.converged_grid or CONVERGED.get(name, "none")
-        sampler = choice_of("sampler", name, f"sampler.steps={self.converged_steps}")
-        return Recipe(sampler, choice_of("grid", grid), guidance)
+        sampler = method("sampler", name, steps=self.converged_steps)
+        return Recipe(sampler, method("grid", grid), guidance)
 
     @property
     def feature_space(self) -> str | None:
