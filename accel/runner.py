@@ -13,6 +13,7 @@ import torch
 
 from accel.calibration import CALIBRATION_SEED, Calibration
 from accel.errors import ConfigError, IntegrityError, check_int
+from accel.evaluation.environment import provenance
 from accel.evaluation.shards import ShardStore, boundaries, locked
 from accel.files import write_atomic
 from accel.recipe import Recipe, accelerate
@@ -85,6 +86,7 @@ class Runner:
         suite.check(evaluation.n)
         self._fingerprint = suite.fingerprint()
         self._reported: set[str] = set()
+        provenance()  # now: a clone may move on while its study runs
 
     @cached_property
     def pipe(self) -> Any:
@@ -197,7 +199,7 @@ class Runner:
             "converged": self.generation_id(self.suite.converged(recipe.exact_guidance)),
             "weights": self._fingerprint,
             "reference": self.suite.reference_identity(),
-            "environment": environment(self.device) | self.suite.execution() | {"batch": e.batch},
+            "environment": environment(self.device) | provenance() | self.suite.execution() | {"batch": e.batch},
         }
         if notes := self.suite.notes(self.pipe, e.n):
             record["notes"] = notes
@@ -294,6 +296,7 @@ class Runner:
             "cost": None,
             "strip": "",
             "reference": self.suite.reference_identity(),
+            "environment": provenance(),
         }
         self.results.save(record)
         return record
@@ -342,7 +345,7 @@ class Runner:
             "device_name": where["device_name"],
             "threads": where["threads"],
             "isa": instruction_set(self.device),
-            "environment": where,
+            "environment": where | provenance(),
             **measured,
         }
         self.results.save(record)
