@@ -11,7 +11,8 @@ from typing import Any
 
 from accel.errors import AccelError, ConfigError, unknown
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+HERE = Path(__file__).resolve().parent
+CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in an installed package; in a clone
 NO_METHOD = "accel.recipe.nothing"  # target of every none.yaml
 AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip")
 
