@@ -8,7 +8,9 @@ import warnings
 from typing import Any
 
 from accel.config import CONF, NO_METHOD, check_choices, compose, expand_cells, instantiate, recipe_of
-from accel.errors import AccelError, ConfigError, check_int, unknown
+from accel.errors import AccelError, ConfigError, check_installed, check_int, unknown
+
+NEEDED = ("hydra", "rich", "pandas", "matplotlib", "torchmetrics")  # by every study
 
 
 def main() -> None:
@@ -23,6 +25,7 @@ def main() -> None:
             codes.append(2)
 
     try:
+        check_installed(NEEDED, "bench", "the command line")
         check_choices(arguments)
         if any(a.startswith("-") for a in arguments):  # --multirun, --cfg, --help, ...: Hydra's own application
             import hydra

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from accel.errors import AccelError, ConfigError, unknown
+from accel.errors import AccelError, ConfigError, needs, unknown
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in an installed package; in a clone
@@ -46,6 +46,7 @@ def instantiate(node: Any) -> Any:
 
 def compose(overrides: list[str]) -> Any:
     """The configuration with `overrides`; a name that does not exist is answered with the near matches."""
+    needs("hydra", "bench", "a method by its name in conf/")
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
