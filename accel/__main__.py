@@ -8,8 +8,10 @@ from typing import Any
 
 from accel.cli.words import COMMANDS, Words, call, split
 from accel.config import CONF, check_sweep, compose
-from accel.errors import AccelError
+from accel.errors import AccelError, check_installed
 from accel.registry import extend
+
+NEEDED = ("hydra", "rich", "pandas", "matplotlib", "torchmetrics")  # by every study
 
 
 def main() -> None:
@@ -37,6 +39,7 @@ def _main(arguments: list[str]) -> int:
 
         print(f"accel {__version__}")
         return 0
+    check_installed(NEEDED, "bench", "the command line")
     if words.flags:
         return _hydra(words)
     return run(compose(words.overrides), words.overrides)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accel import registry
-from accel.errors import ConfigError, Refusals, unknown
+from accel.errors import ConfigError, Refusals, check_installed, unknown
 from accel.grammar import PLAIN, check_cells, check_override, several
 from accel.registry import CONF
 
@@ -59,6 +59,7 @@ def resolved(node: Any) -> Any:
 def compose(overrides: list[str]) -> Any:
     """The configuration with `overrides`. What cannot be read, and names that do not exist, are answered all at once,
     with what to type and the near matches."""
+    check_installed(("hydra",), "bench", "a method by its name in conf/")
     with Refusals() as refusals:
         left = _readable(overrides, refusals)
         while not refusals.reasons or not _only_choices(left):  # else nothing is left to be asked about

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from types import TracebackType
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -38,6 +40,28 @@ def unknown(kind: str, found: str, allowed: Iterable[str]) -> ConfigError:
     near = get_close_matches(found, allowed, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return ConfigError(f"unknown {kind} {found!r}.{hint} Allowed: {', '.join(allowed)}.")
+
+
+def needs(package: str, extra: str, purpose: str, otherwise: str = "") -> ModuleType:
+    """The module `package`, imported, which pip installs with our `extra`.
+
+    Raises ConfigError where that fails: `purpose` is what cannot be done without it, `otherwise` what can.
+    """
+    try:
+        return import_module(package)
+    except (ImportError, RuntimeError, OSError) as error:  # also one that was built for another torch
+        raise _missing(purpose, package, error, extra, otherwise) from error
+
+
+def check_installed(packages: Iterable[str], extra: str, purpose: str) -> None:
+    """Raise ConfigError unless all `packages` are there; imports none of them, which would take seconds."""
+    if absent := [package for package in packages if find_spec(package) is None]:
+        raise _missing(purpose, " and ".join(absent), "not installed", extra)
+
+
+def _missing(purpose: str, packages: str, reason: object, extra: str, otherwise: str = "") -> ConfigError:
+    remedy = f"pip install 'accel-diffusion[{extra}]'"
+    return ConfigError(f"{purpose} needs {packages} ({reason}); install it: {remedy}{otherwise}.")
 
 
 def check_int(name: str, value: object, low: int, high: int | None = None, why: str = "") -> None:

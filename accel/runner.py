@@ -14,6 +14,7 @@ import torch
 
 from accel.calibration import CALIBRATION_SEED, Calibration
 from accel.errors import ConfigError, IntegrityError, Refusals, check_bool, check_int
+from accel.evaluation.environment import provenance
 from accel.evaluation.shards import ShardStore, boundaries, locked
 from accel.files import write_atomic
 from accel.recipe import Recipe, accelerate
@@ -100,6 +101,7 @@ class Runner:
             refusals.ask(suite.check, evaluation.n)
             self._fingerprint = refusals.ask(suite.fingerprint)
         self._reported: set[str] = set()
+        provenance()  # now: a clone may move on while its study runs
 
     @cached_property
     def pipe(self) -> Any:
@@ -212,7 +214,7 @@ class Runner:
             "converged": self.generation_id(self.suite.converged(recipe.exact_guidance)),
             "weights": self._fingerprint,
             "reference": self.suite.reference_identity(),
-            "environment": environment(self.device) | self.suite.execution() | {"batch": e.batch},
+            "environment": environment(self.device) | provenance() | self.suite.execution() | {"batch": e.batch},
         }
         if notes := self.suite.notes(self.pipe, e.n):
             record["notes"] = notes
@@ -309,6 +311,7 @@ class Runner:
             "cost": None,
             "strip": "",
             "reference": self.suite.reference_identity(),
+            "environment": provenance(),
         }
         self.results.save(record)
         return record
@@ -357,7 +360,7 @@ class Runner:
             "device_name": where["device_name"],
             "threads": where["threads"],
             "isa": instruction_set(self.device),
-            "environment": where,
+            "environment": where | provenance(),
             **measured,
         }
         self.results.save(record)

@@ -6,7 +6,7 @@ import argparse
 import time
 
 from accel.evaluation.adherence import adherence
-from accel.evaluation.environment import environment
+from accel.evaluation.environment import environment, provenance
 from accel.guidance.cfg import CFG
 from accel.results.adherence import write_adherence
 from accel.results.records import Results, digest
@@ -46,7 +46,7 @@ def main() -> None:
         "rows": list(generated),  # in order
         "generated": {name: e.to_dict() for name, e in generated.items()},
         "real": {name: e.to_dict() for name, e in judged(real, captions).items()},
-        "environment": environment(runner.device),
+        "environment": environment(runner.device) | provenance(),
     }
     runner.results.save(record)
     for path in write_adherence(runner.results):

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from accel.errors import unknown
 from accel.evaluation.deepcache_speed import NETS, measure_deepcache
+from accel.evaluation.environment import with_provenance
 from accel.evaluation.overhead import measure_overhead, measure_schedulers
 from accel.evaluation.precision_speed import SIZES, measure_apart, pending
 from accel.results.overhead import write_deepcache, write_overhead, write_schedulers
@@ -35,17 +36,17 @@ def main() -> None:
         for suite, batch in ((DigitsSuite(), 1), (DigitsSuite(), 8), (MixtureSuite(), 8)):
             measured = measure_overhead(suite, 20, batch, args.repetitions)
             key = digest({k: measured[k] for k in ("suite", "steps", "batch", "environment")})
-            results.save({"kind": "bench", "id": key, **measured})
+            results.save(with_provenance({"kind": "bench", "id": key, **measured}))
     if args.only in (None, "schedulers"):
         for place, measured in enumerate(measure_schedulers(20, args.repetitions)):
             key = digest({k: measured[k] for k in ("scheduler", "steps", "environment")})
-            results.save({"kind": "scheduler", "id": key, "place": place, **measured})
+            results.save(with_provenance({"kind": "scheduler", "id": key, "place": place, **measured}))
     if args.only == "deepcache":  # needs a package of its own
         settings = [(net, interval, branch) for net in NETS for interval in (2, 4) for branch in (1, 2, 4)]
         for place, (net, interval, branch) in enumerate(settings):
             measured = measure_deepcache(net, interval, branch, args.repetitions)
             key = digest({k: measured[k] for k in ("net", "interval", "branch", "environment")})
-            results.save({"kind": "deepcache", "id": key, "place": place, **measured})
+            results.save(with_provenance({"kind": "deepcache", "id": key, "place": place, **measured}))
     if args.only == "precision":  # takes long, and gains by optional packages
         measure_precisions(results, args)
     for write in (write_overhead, write_schedulers, write_deepcache, write_precision):
@@ -66,7 +67,7 @@ def measure_precisions(results: Results, args: argparse.Namespace) -> None:
         task = progress.add_task("precision", total=len(todo))
         for size, variant in todo:
             progress.update(task, description=f"{size}: {variant}")
-            results.save(measure_apart(size, variant, args.repetitions, args.threads, args.device))
+            results.save(with_provenance(measure_apart(size, variant, args.repetitions, args.threads, args.device)))
             progress.advance(task)
 
 

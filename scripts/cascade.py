@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from accel.config import compose, instantiate
 from accel.errors import AccelError
-from accel.evaluation.environment import environment
+from accel.evaluation.environment import environment, provenance
 from accel.results.cascade import write_cascade
 from accel.results.records import Results, describe, digest
 from accel.runner import Evaluation, Runner
@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> None:
         if not results.path("cascade", key).exists():
             rows = leave_one_out(runner, sampler, searched, args.samples, lambda: progress.advance(bar))
             results.save({"kind": "cascade", "id": key, "suite": suite.name, "samples": args.samples, "rows": rows,
-                          "dc_order": sampler.dc_order, "environment": environment(runner.device)})  # fmt: skip
+                          "dc_order": sampler.dc_order,
+                          "environment": environment(runner.device) | provenance()})  # fmt: skip
     for path in write_cascade(results):
         print(path)
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from accel.caching import DeepCache
-from accel.errors import ConfigError
+from accel.errors import needs
 from accel.evaluation.environment import environment, instruction_set
 from accel.evaluation.timing import median_interval
 from accel.recipe import Recipe, accelerate
@@ -41,10 +41,7 @@ def build(name: str) -> nn.Module:
 
 def measure_deepcache(name: str, interval: int, branch: int, repetitions: int) -> dict[str, Any]:
     """Ratios accel / package of full and of shallow steps, with the A/A floor, and the realised share of the ideal."""
-    try:
-        from DeepCache import DeepCacheSDHelper
-    except ImportError as error:
-        raise ConfigError("this benchmark needs the package DeepCache: pip install DeepCache==0.1.1.") from error
+    theirs = needs("DeepCache", "deepcache", "this benchmark")
     from diffusers import DDIMScheduler
 
     pipe = PixelPipeline(build(name), DDIMScheduler(clip_sample=False))
@@ -69,7 +66,7 @@ def measure_deepcache(name: str, interval: int, branch: int, repetitions: int) -
 
     @contextmanager
     def package() -> Iterator[None]:
-        helper = DeepCacheSDHelper(pipe=pipe)
+        helper = theirs.DeepCacheSDHelper(pipe=pipe)
         helper.set_params(cache_interval=interval, cache_branch_id=branch - 1)
         helper.enable()
         try:

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from accel.denoiser import LATER, Sample
-from accel.errors import ConfigError, check_float, check_int, unknown
+from accel.errors import ConfigError, check_float, check_int, needs, unknown
 from accel.job import Job
 from accel.precision.allocation import allocate
 from accel.precision.bits import layer_macs
@@ -216,11 +216,10 @@ def sample_of(pipe: Any, recipe: Any, sample: Sample, count: int, models, artefa
 def similarity(images: torch.Tensor, others: torch.Tensor) -> float:
     """Structural similarity (Wang et al. 2004) with a window as large as the image, so of its global structure; images
     (N, C, H, W) in [0, 1]."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
+    torchmetrics = needs("torchmetrics.functional.image", "bench", "the structural similarity of MixDQ")
     side = min(images.shape[-2:])
     window = side if side % 2 else side - 1
-    found = structural_similarity_index_measure(
+    found = torchmetrics.structural_similarity_index_measure(
         images.clamp(0, 1), others.clamp(0, 1), gaussian_kernel=False, kernel_size=window, data_range=1.0
     )
     return float(found)

@@ -1,4 +1,4 @@
-"""The same config folders for Hydra: a search path plugin, which accel registers itself; other applications have none."""
+"""The same config folders for Hydra: a search path plugin that accel registers itself; other applications have none."""
 
 from __future__ import annotations
 

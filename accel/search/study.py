@@ -20,6 +20,7 @@ from rich.table import Table
 
 from accel.config import spelled_out
 from accel.errors import AccelError, ConfigError
+from accel.evaluation.environment import provenance
 from accel.recipe import Recipe
 from accel.results.records import Results, check_writable, describe, digest
 from accel.results.search import write_searches
@@ -142,6 +143,7 @@ class SearchStudy:
         room.on_trial = on_trial
         record = cell.search.run(room)
         record["command"] = deployed(cell, record)
+        record["environment"] = provenance()
         self.results.save(record)
         self._forget(room)
         progress.remove_task(bar)
