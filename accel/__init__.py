@@ -1,6 +1,29 @@
 """accel: a benchmark harness for diffusion sampling acceleration."""
 
-from accel.core.recipe import Recipe, Run, accelerate
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accel.core.recipe import Recipe, Run, accelerate
 
 __version__ = "0.1.0"
 __all__ = ["Recipe", "Run", "accelerate"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names and the rooms (`accel.samplers`), loaded when first asked for: torch and diffusers take seconds,
+    and help, lists and typos need neither (PEP 562)."""
+    if name in __all__:
+        found = getattr(import_module("accel.core.recipe"), name)
+        globals()[name] = found
+        return found
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from accel.errors import AccelError, ConfigError, unknown
+from accel import registry
+from accel.errors import ConfigError, Refusals, check_installed, unknown
 from accel.files import file_name
+from accel.grammar import PLAIN, check_cells, check_override, several
+from accel.records import Results
+from accel.registry import CONF
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 NO_METHOD = "accel.core.recipe.nothing"  # target of every none.yaml
 AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip")
 
@@ -21,50 +25,103 @@ def recipe_of(cfg: Any) -> Any:
     """The Recipe of a composed configuration."""
     from accel.core.recipe import Recipe
 
-    return Recipe(**{axis: instantiate(cfg[axis]) for axis in AXES})
+    with Refusals() as refusals:
+        methods = {axis: refusals.ask(instantiate, cfg[axis]) for axis in AXES}
+    return Recipe(**methods)
+
+
+def choice_of(axis: str, choice: str, *overrides: str) -> Any:
+    """The method of one config file, with `overrides`; remembered, for a method is an immutable configuration."""
+    return _choice_of(registry.folders(), axis, choice, *overrides)
 
 
 @lru_cache(maxsize=512)
-def choice_of(axis: str, choice: str, *overrides: str) -> Any:
-    """The method of one config file, with `overrides`; remembered, for a method is an immutable configuration."""
+def _choice_of(folders: tuple[registry.Folder, ...], axis: str, choice: str, *overrides: str) -> Any:
     return instantiate(compose([f"{axis}={choice}", *overrides])[axis])
 
 
 def instantiate(node: Any) -> Any:
-    """hydra.utils.instantiate, with our own errors unwrapped."""
-    import hydra.utils
-    from hydra.errors import InstantiationException
+    """What a composed node describes; ConfigError if it cannot be built."""
+    return registry.build(resolved(node))
+
+
+def resolved(node: Any) -> Any:
+    """Plain values of a node; ConfigError for a reference (`${...}`) to something that is not there."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     try:
-        return hydra.utils.instantiate(OmegaConf.to_container(node, resolve=True))
-    except InstantiationException as error:
-        if isinstance(error.__cause__, AccelError):
-            raise error.__cause__ from None
-        raise ConfigError(f"cannot build {OmegaConf.to_container(node)}: {error.__cause__ or error}") from error
+        return OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).partition("\n")[0])
+        raise ConfigError(f"{where}{reason}; give the value itself, or a ${{...}} that refers to one.") from error
 
 
 def compose(overrides: list[str]) -> Any:
-    """The configuration with `overrides`; a name that does not exist is answered with the near matches."""
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
+    """The configuration with `overrides`. What cannot be read, and names that do not exist, are answered all at once,
+    with what to type and the near matches."""
+    check_installed(("hydra",), "bench", "a method by its name in conf/")
+    with Refusals() as refusals:
+        left = _readable(overrides, refusals)
+        while not refusals.reasons or not _only_choices(left):  # else nothing is left to be asked about
+            try:
+                return _composed(left)
+            except ConfigError as error:
+                left = _without(left, error, refusals)
 
-    OmegaConf.register_new_resolver("basename", lambda path: Path(path).name, replace=True)
-    OmegaConf.register_new_resolver("file_name", lambda text: file_name(str(text)), replace=True)
-    check_choices(overrides)
-    try:
-        return _composed(overrides)
-    except HydraException as error:
-        raise _explain(error, overrides) from error
+
+def _readable(overrides: list[str], refusals: Refusals) -> list[str]:
+    """The overrides that can be read, without the settings of choices that do not exist."""
+    known = groups()
+    context = [o for o in overrides if isinstance(o, str) and o.startswith("hydra.")]
+    refused: set[str] = set()
+    good = []
+    for override in overrides:
+        try:
+            check_override(override, known)
+            check_choices([*context, override])
+            good.append(override)
+        except ConfigError as error:
+            refusals.add(error)
+            refused.add(_key(str(override)))
+    return [o for o in good if _key(o).partition(".")[0] not in refused & set(known)]
+
+
+def _only_choices(overrides: list[str]) -> bool:
+    return all(PLAIN.fullmatch(o) and _key(o) in groups() for o in overrides)
+
+
+def _without(overrides: list[str], error: ConfigError, refusals: Refusals) -> list[str]:
+    """What is left to be asked about, once a setting that does not exist is refused; nothing, for any other error."""
+    refusals.add(error)
+    name = _missing(error.__cause__)
+    left = [o for o in overrides if name and not (_key(o) == name or _key(o).startswith((f"{name}.", f"{name}[")))]
+    return left if len(left) < len(overrides) else []
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _composed(overrides: list[str], **options: Any) -> Any:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
+    from accel.registry.search_path import register
+
+    register()
+    OmegaConf.register_new_resolver("basename", lambda path: Path(path).name, replace=True)
+    OmegaConf.register_new_resolver("file_name", lambda text: file_name(str(text)), replace=True)
     initialised = GlobalHydra.instance().is_initialized()
     with nullcontext() if initialised else initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides, **options)
+        try:
+            return compose("config", overrides, **options)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _explain(error) from error
 
 
 def spelled_out(overrides: list[str]) -> list[str]:
@@ -95,27 +152,57 @@ def _differences(path: str, wanted: Any, own: Any) -> list[str]:
     return found
 
 
-def _explain(error: Exception, overrides: list[str]) -> ConfigError:
-    text = f"{error}\n{error.__cause__ or ''}"
-    if match := re.search(r"Key '(\w+)' is not in struct\s+full_key: ([\w.]+)", text):
-        parent = match[2].rpartition(".")[0]
-        keys = compose([o for o in overrides if not o.lstrip("+~").startswith(match[2])])
-        for part in parent.split(".") if parent else []:
-            keys = keys[part]
-        allowed = [f"{parent}.{k}" if parent else k for k in map(str, keys) if k != "_target_"]
-        return unknown("setting", match[2], allowed)
-    return ConfigError(" ".join(str(error).split()))
+def _missing(error: Exception | None) -> str | None:
+    """Name of the setting that an error of Hydra says does not exist."""
+    match = re.search(r"Key '[^']*' is not in struct\s+full_key: ([\w.\[\]]+)", _text(error))
+    return match and match[1]
 
 
-def expand_cells(cells: Any) -> list[list[str]]:
-    """The override lists of a study's cells; commas in an override are alternatives, as on Hydra's command line."""
+def _unknown_setting(name: str, beside: Any) -> ConfigError:
+    """Error for a setting that does not exist, with those `beside` it."""
+    parent = name.rpartition(".")[0]
+    allowed = [f"{parent}.{k}" if parent else k for k in map(str, beside or ()) if k not in ("_target_", "hydra")]
+    if not allowed:
+        return ConfigError(f"unknown setting {name!r}: as it is chosen here, {parent} has no settings of its own.")
+    return unknown("setting", name, allowed)
+
+
+def _explain(error: Exception) -> ConfigError:
+    text = _text(error)
+    if name := _missing(error):
+        return _unknown_setting(name, getattr(error.__cause__ or error, "parent_node", None))
+    if match := re.search(r"Ambiguous value for argument '(.*?)'\n", text, re.DOTALL):
+        return several(match[1], groups())
+    if match := re.search(r"Could not append to config\. An item is already at '(.*?)'", text):
+        return ConfigError(f"{match[1]} is there already; leave out the + before it.")
+    if match := re.search(r"Could not delete from config\. '?(.*?)'? does not exist", text):
+        return ConfigError(f"~{match[1]}: there is no {match[1]} to delete; leave it out.")
+    return ConfigError(_one_line(str(error)))
+
+
+def _text(error: Exception | None) -> str:
+    return f"{error}\n{getattr(error, '__cause__', None) or ''}"
+
+
+def _one_line(error: Any) -> str:
+    """The text of an error without line breaks and without a library's links."""
+    return " ".join(re.sub(r"(See|Visit)?\s*https?://\S+( for \w+ \w+\.?)?", "", str(error)).split())
+
+
+def expand_cells(cells: Any, name: str = "cells") -> list[list[str]]:
+    """The override lists of a study's cells; commas in an override are alternatives, as on Hydra's command line.
+
+    ConfigError, which calls them `name`, for any other shape and for overrides that cannot be read.
+    """
     from itertools import product
 
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parser, expanded = OverridesParser.create(), []
-    for cell in cells:
-        overrides = cell.split() if isinstance(cell, str) else list(cell)
+    parser, expanded, known = OverridesParser.create(), [], groups()
+    for overrides in check_cells(name, cells):
+        with Refusals() as refusals:
+            for word in overrides:
+                refusals.ask(check_override, word, known, inside=True)
         choices: list[list[str]] = []
         for override in parser.parse_overrides(overrides):
             sweep = override.is_sweep_override()
@@ -125,14 +212,34 @@ def expand_cells(cells: Any) -> list[list[str]]:
     return expanded
 
 
+def check_sweep(overrides: list[str]) -> None:
+    """Raise ConfigError, with what mends it, if a multirun of `overrides` cannot be read or its first job composed."""
+    with Refusals() as refusals:
+        left = _readable(overrides, refusals)
+        first = expand_cells([left])[0] if left else []
+        cfg = refusals.ask(compose, first)
+        if cfg is not None:
+            refusals.ask(Results, cfg.results)  # before Hydra makes that folder
+
+
 def groups() -> dict[str, list[str]]:
     """The choices of every config group."""
-    return {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in sorted(CONF.iterdir()) if p.is_dir()}
+    return registry.groups(_of_job())
+
+
+def _of_job() -> list[registry.Folder]:
+    """Config folders of the Hydra application that this is a job of: a launcher's process saw no command line."""
+    if "hydra" not in sys.modules:
+        return []
+    from hydra.core.hydra_config import HydraConfig
+
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    return [registry.Folder(Path(s.path), s.provider) for s in sources if s.schema == "file" and s.provider != "main"]
 
 
 def check_choices(overrides: list[str]) -> None:
     """Raise ConfigError, with the near matches, for a group's choice that does not exist."""
-    known = groups()
+    known = registry.groups([*_of_job(), *registry.named_in(overrides)])
     for override in overrides:
         key, _, value = override.partition("=")
         key = key.lstrip("+~").partition("@")[0].removeprefix("override ").strip("/")

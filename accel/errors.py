@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType, TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")  # no name of a folder above, nor a path
 
 
 class AccelError(Exception):
     """A problem in what the user asked for; its text is the whole message, no traceback needed."""
+
+    reasons: tuple[AccelError, ...] = ()  # of several problems: each by itself
 
 
 class ConfigError(AccelError, ValueError):
@@ -37,11 +45,39 @@ def unknown(kind: str, found: str, allowed: Iterable[str]) -> ConfigError:
     return ConfigError(f"unknown {kind} {found!r}.{hint} Allowed: {', '.join(allowed)}.")
 
 
-def check_int(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Raise unless `value` is an integer in [low, high]."""
+def needs(package: str, extra: str, purpose: str, otherwise: str = "") -> ModuleType:
+    """The module `package`, imported, which pip installs with our `extra`.
+
+    Raises ConfigError where that fails: `purpose` is what cannot be done without it, `otherwise` what can.
+    """
+    try:
+        return import_module(package)
+    except (ImportError, RuntimeError, OSError) as error:  # also one that was built for another torch
+        raise _missing(purpose, package, error, extra, otherwise) from error
+
+
+def check_installed(packages: Iterable[str], extra: str, purpose: str) -> None:
+    """Raise ConfigError unless all `packages` are there; imports none of them, which would take seconds."""
+    if absent := [package for package in packages if find_spec(package) is None]:
+        raise _missing(purpose, " and ".join(absent), "not installed", extra)
+
+
+def _missing(purpose: str, packages: str, reason: object, extra: str, otherwise: str = "") -> ConfigError:
+    remedy = f"pip install 'accel-diffusion[{extra}]'"
+    return ConfigError(f"{purpose} needs {packages} ({reason}); install it: {remedy}{otherwise}.")
+
+
+def check_int(name: str, value: object, low: int, high: int | None = None, why: str = "") -> None:
+    """Raise unless `value` is an integer in [low, high]; `why` says what the bound is for."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         allowed = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
-        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}.")
+        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}{why and f' ({why})'}.")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise unless `value` is true or false; anything else would count as one of them without a word."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}; allowed: true or false.")
 
 
 def check_float(name: str, value: object, low: float, high: float | None = None) -> None:
@@ -59,3 +95,50 @@ def check_name(name: str, value: object) -> str:
         allowed = "1 to 100 of the letters A-Z and a-z, digits, _ . and -, the first of them no dot"
         raise ConfigError(f"{name} is {value!r}; allowed: {allowed}.")
     return text
+
+
+class Refusals:
+    """Errors gathered, so that whoever asked hears of all of them at once. As a context it raises them at its end:
+
+        with Refusals() as refusals:
+            refusals.ask(check_int, "threads", threads, 1)
+            suite = refusals.ask(make_suite)  # None if that was refused
+
+    One error is raised as it is; several become one, a numbered list (IncompatibleError if all of them are).
+    """
+
+    def __init__(self) -> None:
+        self.reasons: list[AccelError] = []
+
+    def ask(self, check: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+        """What `check` returns; None, and the error is kept, if it raises an AccelError."""
+        try:
+            return check(*args, **kwargs)
+        except AccelError as error:
+            self.add(error)
+            return None
+
+    def add(self, error: AccelError) -> None:
+        """Keep an error, or each of those that it holds; what was said already is not said again."""
+        said = {str(reason) for reason in self.reasons}
+        self.reasons += [reason for reason in error.reasons or (error,) if str(reason) not in said]
+
+    def throw(self) -> None:
+        """Raise what was gathered, if anything was."""
+        if len(self.reasons) == 1:
+            raise self.reasons[0]
+        if self.reasons:
+            kind = IncompatibleError if all(isinstance(r, IncompatibleError) for r in self.reasons) else ConfigError
+            lines = "".join(f"\n  {i}. {reason}" for i, reason in enumerate(self.reasons, 1))
+            error = kind(f"{len(self.reasons)} things to mend before anything runs:{lines}")
+            error.reasons = tuple(self.reasons)
+            raise error
+
+    def __enter__(self) -> Refusals:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if isinstance(error, AccelError):
+            self.add(error)
+        if error is None or isinstance(error, AccelError):
+            self.throw()

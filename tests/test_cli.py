@@ -15,6 +15,7 @@ import pytest
 
 from accel import __main__ as cli
 from accel import config
+from accel.cli import build
 from accel.errors import ConfigError
 
 QUICK = [
@@ -69,6 +70,35 @@ BAD = {
     "wandb mode": (["wandb=offlin"], "unknown wandb mode 'offlin'. Did you mean offline"),
     "missing weights": (["+suite.weights=/nowhere"], "no weights at /nowhere. Restore it"),
     "device": (["evaluation.device=cuda"], "evaluation.device=cpu"),
+    "no such device": (["evaluation.device=gpu"], "evaluation.device is 'gpu'; allowed: auto, cpu, cuda or"),
+    "device null": (["evaluation.device=null"], "evaluation.device is None; allowed: auto, cpu"),
+    "numbered cpu": (["evaluation.device=cpu:3"], "evaluation.device is 'cpu:3'; allowed: auto"),
+    "n says why": (["evaluation.n=32"], "(20 jackknife groups of three samples"),
+    "not a switch": (["evaluation.timing=nan"], "evaluation.timing is nan; allowed: true or false"),
+    "plan": (["plan=[]"], "plan is []; allowed: true or false"),
+    "plan and explain": (["plan=true", "explain=true"], "plan=true and explain=true are both given; choose one"),
+    "threads": (["threads=10000000"], "threads is 10000000; allowed: an integer in [1, "),
+    "study": (["study=[a]"], "study is ['a']; allowed: text"),
+    "results null": (["results=null"], "results is None; allowed: text"),
+    "reference to nothing": (["sampler.steps=${foo}"], "sampler.steps: Interpolation key 'foo' not found"),
+    "environment": (["study=${oc.env:UNSET_BY_ALL}"], "study: \"Environment variable 'UNSET_BY_ALL' not found"),
+    "null suite": (["suite=null"], "suite=null names no choice"),
+    "null experiment": (["experiment=null"], "experiment=null names no choice"),
+    "deleted axis": (["~sampler"], "~sampler would delete sampler"),
+    "deleted in a cell": (['cells=[["~cache","sampler=heun"]]'], "choose `none`: cache=none"),
+    "deleted setting": (["~sampler.steps"], "steps"),
+    "lost quotes": (["cells=[[sampler=ddim]]"], """Type, with all these quotes: 'cells=[["sampler=ddim"]]'"""),
+    "lost quotes, multirun": (["-m", "cells=[[sampler=ddim]]"], """'cells=[["sampler=ddim"]]'"""),
+    "no cells": (["cells=abc"], "cells is 'abc'; allowed: a list of cells"),
+    "no cells, multirun": (["-m", "cells=[5]"], "cells has the cell 5; allowed: overrides in quotes"),
+    "a cell of its own study": (
+        ['cells=[["sampler=ddim","study=x"]]'],
+        "a cell has study=x; allowed in cells: sampler",
+    ),
+    "baseline": (["baseline=ddim"], "baseline is 'ddim'; allowed: a list of overrides"),
+    "steps of the baseline": (['baseline=["sampler.steps=0"]'], "baseline: sampler.steps is 0"),
+    "flag": (["--foo"], "unknown flag '--foo'"),
+    "a sweep without -m": (["sampler=ddim,heun"], "add -m for one job each"),
     "bits": (["precision=w8a8", "precision.weight_bits=1"], "precision.weight_bits is 1"),
     "batch": (["evaluation.batch=0"], "evaluation.batch is 0"),
 }
@@ -87,6 +117,51 @@ def test_wrong_requests_get_one_clear_error_and_leave_nothing(case, accel, tmp_p
     assert printed.count("error:") == 1
     assert "Traceback" not in printed
     assert not (tmp_path / "results").exists(), "nothing may be written"
+
+
+def test_all_that_is_wrong_is_said_at_once(accel, tmp_path):
+    wrong = {
+        "threads=0": "threads is 0; allowed: an integer in [1, ",
+        "wandb=on": "unknown wandb mode 'on'. Did you mean online",
+        "evaluation.n=30": "evaluation.n is 30; allowed: an integer >= 60 (20 jackknife groups",
+        "evaluation.distance_n=16": "evaluation.distance_n is 16; allowed: an integer >= 60",
+        "evaluation.batch=0": "evaluation.batch is 0",
+        "evaluation.device=gpu": "evaluation.device is 'gpu'",
+        'baseline=["sampler.steps=-2"]': "baseline: sampler.steps is -2",
+        "sampler.steps=0": "sampler.steps is 0",
+        "cache.interval=0": "cache.interval is 0",
+    }
+    code, printed = accel("cache=deepcache", *wrong)
+    assert code == 2
+    lines = printed.splitlines()
+    assert lines[0] == f"error: {len(wrong)} things to mend before anything runs:"
+    for i, (line, said) in enumerate(zip(lines[1:], wrong.values(), strict=True), 1):
+        assert line.startswith(f"  {i}. {said}")
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_the_model_cannot_run_is_said_beside_what_is_wrong_anyway(accel):
+    """Checks that need the pipeline are asked too; among several cells an incompatible one is a row of the table."""
+    pair = ["cache=deepcache", "cache.branch=8", "stitch=tstitch"]
+    code, printed = accel(*pair, "evaluation.n=30")
+    assert code == 2
+    assert "2 things to mend" in printed
+    assert "'small' has 6 skip connections" in printed
+    cells = f'cells=[["sampler=heun","sampler.steps=1001"],["sampler=heun","sampler.steps=0"],{json.dumps(pair)}]'
+    code, printed = accel(cells, "evaluation.n=30")
+    assert "3 things to mend" in printed, printed
+    assert "1..1000" in printed
+    assert "skip connections" not in printed
+    assert "error: 2 things to mend" in accel("sampler.steps=1001", 'baseline=["sampler.steps=1002"]')[1]
+
+
+def test_a_damaged_suite_and_a_wrong_recipe_are_one_answer(accel, tmp_path, digits):
+    weights = Path(shutil.copytree(digits.weights, tmp_path / "weights"))
+    (weights / "small/unet/config.json").unlink()
+    code, printed = accel(f"+suite.weights={weights}", "sampler.steps=0")
+    assert code == 2
+    assert "error: 2 things to mend" in printed
+    assert "config.json is missing" in printed
 
 
 def test_results_folder_that_cannot_be_written(accel, tmp_path):
@@ -297,13 +372,13 @@ def each_alternative_once(cells) -> list[list[str]]:
 
 
 def test_every_experiment_and_every_choice_composes(monkeypatch):
-    monkeypatch.setattr(cli, "expand_cells", each_alternative_once)
+    monkeypatch.setattr(build, "expand_cells", each_alternative_once)
     for axis, names in config.groups().items():
         for name in names:
             if axis == "experiment":
                 cfg = config.compose([f"experiment={name}"])
-                searches = cli.searches(cfg)
-                study = (cli.build_search if searches else cli.build_study)(cfg, [f"experiment={name}"])
+                searches = build.searches(cfg)
+                study = (build.build_search if searches else build.build_study)(cfg, [f"experiment={name}"])
                 assert len(study.cells) >= (1 if searches else 5)
             elif axis in config.AXES:
                 config.recipe_of(config.compose([f"{axis}={name}"]))
@@ -315,9 +390,9 @@ def test_cells_that_a_table_could_not_tell_apart_are_refused():
     cfg = config.compose(["suite=mixture", "sampler=ddim"])
     cfg.cells = [["sampler=dc_solver", "sampler.search.noises=6,8"]]
     with pytest.raises(ConfigError, match=r"two cells of study .* are both called 'dc_solver-\d+', but their settings"):
-        cli.build_study(cfg)
+        build.build_study(cfg)
     cfg.cells = [["sampler=ddim", "sampler.steps=5,5"]]
-    assert len(cli.build_study(cfg).cells) == 2  # the same cell twice is no matter
+    assert len(build.build_study(cfg).cells) == 2  # the same cell twice is no matter
 
 
 def test_a_stitch_says_which_models_take_part():

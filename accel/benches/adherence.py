@@ -9,7 +9,7 @@ import numpy as np
 
 from accel.benches.adherence_table import write_adherence
 from accel.benches.options import parser
-from accel.core.environment import environment
+from accel.core.environment import environment, provenance
 from accel.guidance import CFG
 from accel.metrics.statistics import Estimate, jackknife
 from accel.records import Results, digest
@@ -93,7 +93,7 @@ def main(words: Sequence[str]) -> None:
         "rows": list(generated),  # in order
         "generated": {name: e.to_dict() for name, e in generated.items()},
         "real": {name: e.to_dict() for name, e in seen(real, captions).items()},
-        "environment": environment(runner.device),
+        "environment": environment(runner.device) | provenance(),
     }
     runner.results.save(record)
     for path in write_adherence(runner.results):

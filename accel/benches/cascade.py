@@ -18,7 +18,7 @@ from rich.progress import Progress
 from accel.benches.cascade_table import write_cascade
 from accel.benches.options import parser
 from accel.config import compose, instantiate
-from accel.core.environment import environment
+from accel.core.environment import environment, provenance
 from accel.core.recipe import Recipe, accelerate
 from accel.core.seeds import generators
 from accel.files import file_name
@@ -126,6 +126,7 @@ def main(words: Sequence[str]) -> None:
         if not results.path("cascade", key).exists():
             rows = leave_one_out(runner, sampler, searched, args.samples, lambda: progress.advance(bar))
             results.save({"kind": "cascade", "id": key, "suite": suite.name, "samples": args.samples, "rows": rows,
-                          "dc_order": sampler.dc_order, "environment": environment(runner.device)})  # fmt: skip
+                          "dc_order": sampler.dc_order,
+                          "environment": environment(runner.device) | provenance()})  # fmt: skip
     for path in write_cascade(results):
         print(path)

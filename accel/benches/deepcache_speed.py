@@ -18,9 +18,9 @@ from torch import nn
 from accel.benches.options import parser
 from accel.benches.overhead_table import write_deepcache
 from accel.caching import DeepCache
-from accel.core.environment import environment, instruction_set
+from accel.core.environment import environment, instruction_set, with_provenance
 from accel.core.recipe import Recipe, accelerate
-from accel.errors import ConfigError
+from accel.errors import needs
 from accel.evaluation.timing import median_interval
 from accel.records import Results, digest
 from accel.suites.pipeline import PixelPipeline
@@ -44,10 +44,7 @@ def build(name: str) -> nn.Module:
 
 def measure_deepcache(name: str, interval: int, branch: int, repetitions: int) -> dict[str, Any]:
     """Ratios accel / package of full and of shallow steps, with the A/A floor, and the realised share of the ideal."""
-    try:
-        from DeepCache import DeepCacheSDHelper
-    except ImportError as error:
-        raise ConfigError("this benchmark needs the package DeepCache: pip install DeepCache==0.1.1.") from error
+    theirs = needs("DeepCache", "deepcache", "this benchmark")
     from diffusers import DDIMScheduler
 
     pipe = PixelPipeline(build(name), DDIMScheduler(clip_sample=False))
@@ -72,7 +69,7 @@ def measure_deepcache(name: str, interval: int, branch: int, repetitions: int) -
 
     @contextmanager
     def package() -> Iterator[None]:
-        helper = DeepCacheSDHelper(pipe=pipe)
+        helper = theirs.DeepCacheSDHelper(pipe=pipe)
         helper.set_params(cache_interval=interval, cache_branch_id=branch - 1)
         helper.enable()
         try:
@@ -142,6 +139,6 @@ def main(words: Sequence[str]) -> None:
     for place, (net, interval, branch) in enumerate(settings):
         measured = measure_deepcache(net, interval, branch, args.repetitions)
         key = digest({k: measured[k] for k in ("net", "interval", "branch", "environment")})
-        results.save({"kind": "deepcache", "id": key, "place": place, **measured})
+        results.save(with_provenance({"kind": "deepcache", "id": key, "place": place, **measured}))
     for path in write_deepcache(results):
         print(path.read_text())

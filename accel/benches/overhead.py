@@ -10,7 +10,7 @@ import torch
 
 from accel.benches.options import parser
 from accel.benches.overhead_table import write_overhead
-from accel.core.environment import environment, instruction_set
+from accel.core.environment import environment, instruction_set, with_provenance
 from accel.core.recipe import Recipe, accelerate
 from accel.evaluation.generate import generate
 from accel.evaluation.timing import interleave, median_interval
@@ -64,6 +64,6 @@ def main(words: Sequence[str]) -> None:
     for suite, batch in ((DigitsSuite(), 1), (DigitsSuite(), 8), (MixtureSuite(), 8)):
         measured = measure_overhead(suite, 20, batch, args.repetitions)
         key = digest({k: measured[k] for k in ("suite", "steps", "batch", "environment")})
-        results.save({"kind": "bench", "id": key, **measured})
+        results.save(with_provenance({"kind": "bench", "id": key, **measured}))
     for path in write_overhead(results):
         print(path.read_text())

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from accel.benches.options import parser
 from accel.benches.precision_speed import SIZES, measure_apart, pending
 from accel.benches.precision_table import write_precision
+from accel.core.environment import with_provenance
 from accel.errors import unknown
 from accel.records import Results
 
@@ -31,7 +32,7 @@ def main(words: Sequence[str]) -> None:
         task = progress.add_task("precision", total=len(todo))
         for size, variant in todo:
             progress.update(task, description=f"{size}: {variant}")
-            results.save(measure_apart(size, variant, args.repetitions, args.threads, args.device))
+            results.save(with_provenance(measure_apart(size, variant, args.repetitions, args.threads, args.device)))
             progress.advance(task)
     for path in write_precision(results):
         if path.suffix == ".md":

@@ -241,6 +241,7 @@ def pending(
 
     def done(size: str, variant: str) -> bool:
         kept = results.load("precision", identity(size, variant, where)) or {}
+        kept["environment"] = {key: kept.get("environment", {}).get(key) for key in where}  # without its provenance
         same = {key: kept.get(key) for key in ("environment", "libraries", "method")} == made_of(variant, where)
         return same and kept.get("rounds", 0) >= SIZES[size].rounds(repetitions)
 

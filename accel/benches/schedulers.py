@@ -13,7 +13,7 @@ import torch
 
 from accel.benches.options import parser
 from accel.benches.overhead_table import write_schedulers
-from accel.core.environment import environment, instruction_set
+from accel.core.environment import environment, instruction_set, with_provenance
 from accel.evaluation.timing import interleave, median_interval
 from accel.records import Results, digest
 from accel.samplers import DiffusersSampler
@@ -89,6 +89,6 @@ def main(words: Sequence[str]) -> None:
     results = Results(args.results)
     for place, measured in enumerate(measure_schedulers(20, args.repetitions)):
         key = digest({k: measured[k] for k in ("scheduler", "steps", "environment")})
-        results.save({"kind": "scheduler", "id": key, "place": place, **measured})
+        results.save(with_provenance({"kind": "scheduler", "id": key, "place": place, **measured}))
     for path in write_schedulers(results):
         print(path.read_text())

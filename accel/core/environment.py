@@ -1,16 +1,23 @@
-"""What a number was made on: versions, device, threads."""
+"""What a number was made on: versions, device, threads; and by which accel."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+import subprocess
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import accel
+
 CPUINFO = Path("/proc/cpuinfo")
+ROOT = Path(accel.__file__).resolve().parents[1]  # of the clone, or site-packages
 # For products of short numbers, as Linux names them: x86 by generation, then ARM.
 INSTRUCTIONS = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
@@ -48,7 +55,7 @@ def instruction_set(device: torch.device | str = "cpu") -> list[str]:
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Versions, device and threads, for the record."""
+    """Versions, device and threads, for the record; part of the id of every timing."""
     packages = {}
     for name in ("torch", "diffusers", "torchmetrics", "numpy", "scipy", "scikit-learn"):
         try:
@@ -71,3 +78,58 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
         s in text for s in ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
     )
+
+
+def with_provenance(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`record` whose `environment` also says what made it. Of a finished record: no id may depend on this."""
+    return {**record, "environment": {**record.get("environment", {}), **provenance()}}
+
+
+@lru_cache(maxsize=1)
+def provenance() -> dict[str, str | None]:
+    """`accel` (its version) and `commit` (None where unknown), `transformers` and `wandb` where they are installed.
+
+    Asked once a process: a clone may move on while a study runs.
+    """
+    found: dict[str, str | None] = {"accel": accel.__version__, "commit": _commit()}
+    for name in ("transformers", "wandb"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """Of the clone that accel is imported from, `-dirty` if its code was changed; of pip's source, if that was git."""
+    if not _is_clone():
+        return _installed_commit()
+    if not (head := _git("rev-parse", "HEAD")):
+        return None
+    return head + "-dirty" * bool(_git("status", "--porcelain", "--", "accel", "conf"))
+
+
+def _is_clone() -> bool:
+    project = ROOT / "pyproject.toml"
+    return (ROOT / ".git").exists() and project.is_file() and 'name = "accel-diffusion"' in project.read_text()
+
+
+def _git(*command: str) -> str | None:
+    """What git says in the clone; None if it cannot be asked."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}  # in a hook they name another repository
+    try:
+        told = subprocess.run(["git", *command], cwd=ROOT, env=own, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip() if told.returncode == 0 else None
+
+
+def _installed_commit() -> str | None:
+    try:
+        package = distribution("accel-diffusion")
+    except PackageNotFoundError:
+        return None
+    if Path(str(package.locate_file("accel/__init__.py"))).resolve() != Path(accel.__file__).resolve():
+        return None  # another copy is installed
+    source = json.loads(package.read_text("direct_url.json") or "{}")  # PEP 610
+    return source.get("vcs_info", {}).get("commit_id")

@@ -13,9 +13,8 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
-from accel.errors import ConfigError, check_int
+from accel.errors import ConfigError, check_int, needs
 from accel.metrics.statistics import Estimate, groups, jackknife
 
 NEIGHBOURS = 3
@@ -123,7 +122,10 @@ class FrechetDistance:
         moments = reference if isinstance(reference, Moments) else None
         reference = None if moments else _checked("the reference", reference, 2)
         self.dimension = len(moments.mu) if moments else reference.shape[1]
-        self._metric = FrechetInceptionDistance(feature=_Precomputed(self.dimension), reset_real_features=False)
+        torchmetrics = needs("torchmetrics.image.fid", "bench", "FID")
+        self._metric = torchmetrics.FrechetInceptionDistance(
+            feature=_Precomputed(self.dimension), reset_real_features=False
+        )
         if moments:  # as if their images had been seen: torchmetrics keeps sums
             mu, sigma, n = moments.mu, moments.sigma, moments.n
             self._metric.real_features_sum = n * mu

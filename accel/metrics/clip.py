@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from accel.errors import ConfigError, check_int
+from accel.errors import ConfigError, check_int, needs
 from accel.metrics.base import BATCH, FeatureNetwork, check_images, frozen, in_batches, resolve_device
 from accel.metrics.images import Preprocessing
-from accel.metrics.weights import checkpoint, files_sha256, load_model, require, state_sha256
+from accel.metrics.weights import checkpoint, files_sha256, load_model, state_sha256
 
 DEFAULT = "openai/clip-vit-large-patch14"
 TOKENIZER = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # without them transformers 5 makes an empty one
@@ -58,7 +58,7 @@ class ClipScore:
         A hub id is taken from the local cache and downloaded only if it is not there. Raises ConfigError where the
         checkpoint cannot be had, is damaged, is no CLIP, or holds pickles only.
         """
-        require("transformers", "the CLIP score", "transformers>=4.45")
+        needs("transformers", "bench", "the CLIP score")
         folder = checkpoint(path or DEFAULT, "clip", TOKENIZER)
         score = cls(*_load(folder, resolve_device(device)), batch)
         score._folder = folder

@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from accel.errors import needs
 from accel.metrics.base import FeatureNetwork, frozen
 from accel.metrics.images import Preprocessing
-from accel.metrics.weights import checkpoint, files_sha256, load_model, require
+from accel.metrics.weights import checkpoint, files_sha256, load_model
 
 SIZE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -29,10 +30,8 @@ class DinoFeatures(FeatureNetwork):
     preprocessing = Preprocessing((SIZE, SIZE), None, MEAN, STD)
 
     def _load(self) -> nn.Module:
-        require("transformers", "DINOv2 features", "transformers>=4.45")
-        from transformers import Dinov2Model
-
-        return frozen(load_model(Dinov2Model, checkpoint(self.path, "dinov2")), self.device)
+        transformers = needs("transformers", "bench", "DINOv2 features")
+        return frozen(load_model(transformers.Dinov2Model, checkpoint(self.path, "dinov2")), self.device)
 
     def _forward(self, images: Tensor) -> Tensor:
         return self.network(self.preprocessing(images).to(self.device)).last_hidden_state[:, 0]

@@ -1,10 +1,10 @@
 """Inception-v3 features: the space of FID, and the Inception Score.
 
-FID: Heusel et al. 2017. Inception Score: Salimans et al. 2016. The network is torchmetrics' (NoTrainInceptionV3) with
-torch-fidelity's conversion of the original TensorFlow weights. Feature: the 2048 values after the last average pooling.
+FID: Heusel et al. 2017. Inception Score: Salimans et al. 2016. The network is in inception_network.py, its weights are
+torch-fidelity's conversion of TensorFlow's. Feature: the 2048 values after the last average pooling.
 `antialias=False`, the default, resizes to 299 x 299 as TensorFlow 1 did, which published FIDs rest on; True is
 torchmetrics 1.9's own default, and gives other values. The published file is a pickle: it is read by torch's
-weights-only unpickler, which runs no code, before torch-fidelity may read it.
+weights-only unpickler, which runs no code. Neither torch-fidelity nor torchvision is needed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from accel.errors import ConfigError
 from accel.files import file_hash
 from accel.metrics.base import BATCH, FeatureNetwork, frozen
+from accel.metrics.inception_network import FEATURES, InceptionV3
 from accel.metrics.statistics import Estimate, groups
-from accel.metrics.weights import require
 
-FEATURES = 2048
+# InceptionV3 of the TensorFlow graph, converted by torch-fidelity (Apache License 2.0).
+URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 
 
 class InceptionFeatures(FeatureNetwork):
-    """Inception-v3 of torch-fidelity's weights file; without a path, of torch.hub's cache or torch-fidelity's URL."""
+    """Inception-v3 of torch-fidelity's weights file; without a path, of torch.hub's cache or `URL`."""
 
     name = "inception"
 
@@ -45,11 +46,9 @@ class InceptionFeatures(FeatureNetwork):
 
     def _load(self) -> nn.Module:
         path = self._file()
-        from torchmetrics.image.fid import NoTrainInceptionV3  # imports torch-fidelity, which `_file` has checked
-
+        net = InceptionV3(self.antialias)
         try:
-            torch.load(path, map_location="cpu", weights_only=True)
-            net = NoTrainInceptionV3("inception-v3-compat", [str(FEATURES)], str(path), antialias=self.antialias)
+            net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # a pickle may fail in any way
             raise ConfigError(f"Inception weights: cannot load {path}: {error}") from error
         return frozen(net, self.device)
@@ -75,9 +74,6 @@ class InceptionFeatures(FeatureNetwork):
 
     def _file(self) -> Path:
         """The weights file; without a path it is downloaded where torch.hub keeps its files, unless it is there."""
-        require("torch_fidelity", "Inception FID", "torch-fidelity")
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as URL
-
         path = Path(self.path or Path(torch.hub.get_dir()) / "checkpoints" / URL.rsplit("/", 1)[-1]).expanduser()
         if path.is_file():
             return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -20,14 +19,6 @@ FETCHED = ["*.json", "*.txt", WEIGHTS, SHARDS]  # of a hub repository: no pickle
 PICKLES = ("*.bin", "*.pt", "*.pth")
 
 Files = Sequence[tuple[str, ...]]  # alternatives; of one of them all files must be there
-
-
-def require(package: str, purpose: str, install: str) -> None:
-    """Raise ConfigError unless `package` can be imported; `install` is what to give pip."""
-    try:
-        import_module(package)
-    except (ImportError, RuntimeError, OSError) as error:  # also torchvision of another torch
-        raise ConfigError(f"{purpose} needs {package} ({error}); install it: pip install '{install}'.") from error
 
 
 def checkpoint(source: str | Path, kind: str, files: Files = ()) -> Path:

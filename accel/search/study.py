@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from accel.config import spelled_out
+from accel.core.environment import provenance
 from accel.core.recipe import Recipe
 from accel.errors import AccelError, ConfigError, check_name
 from accel.records import Results, check_writable, describe, digest
@@ -144,6 +145,7 @@ class SearchStudy:
         room.on_trial = on_trial
         record = cell.search.run(room)
         record["command"] = deployed(cell, record)
+        record["environment"] = provenance()
         self.results.save(record)
         self._forget(room)
         progress.remove_task(bar)

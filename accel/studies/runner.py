@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,15 +12,18 @@ from typing import Any
 
 import torch
 
+from accel.core.environment import provenance
 from accel.core.recipe import Recipe, accelerate
-from accel.errors import ConfigError, IntegrityError, check_int
+from accel.errors import ConfigError, IntegrityError, Refusals, check_bool, check_int
 from accel.evaluation.shards import ShardStore, boundaries, locked
 from accel.files import write_atomic
 from accel.records import Results, describe, digest
 from accel.studies.calibration import CALIBRATION_SEED, Calibration
 from accel.suites.base import Suite
 
-MIN_N = 60  # 20 jackknife groups of at least three samples
+MIN_N = 60
+WHY_N = "20 jackknife groups of three samples, which every interval comes from"
+DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?")
 STRIP = 10  # samples in a record's picture
 PICTURE = 256  # its height at most
 
@@ -40,14 +44,20 @@ class Evaluation:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        check_int("evaluation.n", self.n, MIN_N)
-        check_int("evaluation.distance_n", self.distance_n, MIN_N)
-        for name in ("batch", "shard", "timing_batch"):
-            check_int(f"evaluation.{name}", getattr(self, name), 1)
-        check_int("evaluation.repetitions", self.repetitions, 3)
-        check_int("evaluation.seed", self.seed, 0)
-        if self.seed == CALIBRATION_SEED:
-            raise ConfigError(f"evaluation.seed {self.seed} is the seed of calibration samples; choose another.")
+        with Refusals() as refusals:
+            for name in ("n", "distance_n"):
+                refusals.ask(check_int, f"evaluation.{name}", getattr(self, name), MIN_N, why=WHY_N)
+            for name in ("batch", "shard", "timing_batch"):
+                refusals.ask(check_int, f"evaluation.{name}", getattr(self, name), 1)
+            refusals.ask(check_int, "evaluation.repetitions", self.repetitions, 3)
+            refusals.ask(check_int, "evaluation.seed", self.seed, 0)
+            for name in ("controls", "timing"):
+                refusals.ask(check_bool, f"evaluation.{name}", getattr(self, name))
+            refusals.ask(self.resolve_device)
+            if self.seed == CALIBRATION_SEED:
+                refusals.add(
+                    ConfigError(f"evaluation.seed {self.seed} is the seed of calibration samples; choose another.")
+                )
 
     @property
     def compared(self) -> int:
@@ -55,11 +65,16 @@ class Evaluation:
         return min(self.n, -(-self.distance_n // self.shard) * self.shard)
 
     def resolve_device(self) -> str:
+        """The device that is meant; ConfigError if there is none of that name here."""
+        if not isinstance(self.device, str) or not DEVICES.fullmatch(self.device):
+            raise ConfigError(f"evaluation.device is {self.device!r}; allowed: auto, cpu, cuda or cuda:<number>.")
         available = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "auto":
             return available
-        if torch.device(self.device).type == "cuda" and available == "cpu":
+        if self.device != "cpu" and available == "cpu":
             raise ConfigError(f"evaluation.device={self.device}, but torch sees no GPU; use evaluation.device=cpu.")
+        if ":" in self.device and int(self.device[5:]) >= (gpus := torch.cuda.device_count()):
+            raise ConfigError(f"evaluation.device={self.device}; allowed: cuda:0 to cuda:{gpus - 1}.")
         return self.device
 
 
@@ -81,10 +96,12 @@ class Runner:
     ) -> None:
         self.suite, self.evaluation, self.results = suite, evaluation, results
         self.say, self.on_samples, self.on_search = say, on_samples, on_search
-        self.device = evaluation.resolve_device()
-        suite.check(evaluation.n)
-        self._fingerprint = suite.fingerprint()
+        with Refusals() as refusals:
+            self.device = refusals.ask(evaluation.resolve_device)
+            refusals.ask(suite.check, evaluation.n)
+            self._fingerprint = refusals.ask(suite.fingerprint)
         self._reported: set[str] = set()
+        provenance()  # now: a clone may move on while its study runs
 
     @cached_property
     def pipe(self) -> Any:
@@ -197,7 +214,7 @@ class Runner:
             "converged": self.generation_id(self.suite.converged(recipe.exact_guidance)),
             "weights": self._fingerprint,
             "reference": self.suite.reference_identity(),
-            "environment": environment(self.device) | self.suite.execution() | {"batch": e.batch},
+            "environment": environment(self.device) | provenance() | self.suite.execution() | {"batch": e.batch},
         }
         if notes := self.suite.notes(self.pipe, e.n):
             record["notes"] = notes
@@ -294,6 +311,7 @@ class Runner:
             "cost": None,
             "strip": "",
             "reference": self.suite.reference_identity(),
+            "environment": provenance(),
         }
         self.results.save(record)
         return record
@@ -342,7 +360,7 @@ class Runner:
             "device_name": where["device_name"],
             "threads": where["threads"],
             "isa": instruction_set(self.device),
-            "environment": where,
+            "environment": where | provenance(),
             **measured,
         }
         self.results.save(record)

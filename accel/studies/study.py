@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from accel.core.recipe import Recipe, accelerate
-from accel.errors import AccelError, ConfigError, IncompatibleError, check_name
+from accel.errors import AccelError, ConfigError, IncompatibleError, Refusals, check_name
 from accel.records import Results, check_writable
 from accel.studies.runner import Evaluation, Runner
 from accel.suites.base import Suite
@@ -172,16 +172,19 @@ class Study:
 
     def _refusals(self, runner: Runner) -> list[tuple[Recipe, str]]:
         """Cells that cannot work, with the reason; a study of one cell raises instead."""
-        self.suite.reference()  # a reference that differs fails here, not after hours of sampling
-        runner.check(self.baseline)
         refused = []
-        for recipe in self.cells:
-            try:
-                runner.check(recipe)
-            except IncompatibleError as error:
-                if len(self.cells) == 1:
-                    raise
-                refused.append((recipe, str(error)))
+        with Refusals() as refusals:
+            refusals.ask(runner.check, self.baseline)
+            for recipe in self.cells:
+                try:
+                    runner.check(recipe)
+                except IncompatibleError as error:
+                    if len(self.cells) == 1:
+                        refusals.add(error)
+                    refused.append((recipe, str(error)))
+                except AccelError as error:
+                    refusals.add(error)
+        self.suite.reference()  # a reference that differs fails here, not after hours of sampling
         return refused
 
     def _control_job(self, runner: Runner, job: _Job, quality: dict[str, Any]) -> _Job | None:

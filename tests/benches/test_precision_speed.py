@@ -21,6 +21,7 @@ from accel.benches.precision_speed import (
     text_to_image,
 )
 from accel.benches.precision_table import page, slug, write_precision
+from accel.core.environment import with_provenance
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import IncompatibleError
 from accel.evaluation.timing import ratio_interval
@@ -171,6 +172,9 @@ def test_what_is_stored_is_not_measured_again(stored):
     assert pending(results, ["tiny"], 10, 1) == [x for x in every if x[1] != "bf16"], "refusals are tried again"
     assert pending(results, ["tiny"], 11, 1) == every, "more rounds were asked for"
     assert ("tiny", "bf16") in pending(results, ["tiny"], 10, 2), "other threads"
+    [kept] = (m for m in results.all("precision") if m["variant"] == "bf16")
+    results.save(with_provenance(kept))
+    assert ("tiny", "bf16") not in pending(results, ["tiny"], 10, 1), "what made a record is not what it depends on"
     results = stored("bf16", 1.2, libraries={"torchao": "another"})
     assert pending(results, ["tiny"], 10, 1) == every, "other versions"
     assert len(results.all("precision")) == 2, "a new measurement replaces the old one"

@@ -80,7 +80,7 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch, clip_folder):
     for name in ("dinov2", "clip"):
         reason = feature_network(name, clip_folder, device="cpu").unavailable()
         assert "needs transformers" in reason
-        assert "pip install 'transformers>=4.45'" in reason
+        assert "pip install 'accel-diffusion[bench]'" in reason
     with pytest.raises(ConfigError, match="the CLIP score needs transformers"):
         ClipScore.load(clip_folder)
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from accel import __main__ as cli
+from accel.cli.build import build_search, searches
 from accel.config import compose, recipe_of
 from accel.errors import ConfigError
 from accel.records import Results
@@ -124,7 +125,7 @@ def test_searches_that_do_not_go_together():
     ):
         cfg = compose([])
         cfg.cells = cells
-        assert cli.searches(cfg)
+        assert searches(cfg)
         with pytest.raises(ConfigError, match=message):
-            cli.build_search(cfg, [])
-    assert not cli.searches(compose(["sampler=ddim"]))
+            build_search(cfg, [])
+    assert not searches(compose(["sampler=ddim"]))

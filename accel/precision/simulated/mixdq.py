@@ -28,7 +28,7 @@ from accel.core.denoiser import Sample
 from accel.core.method import LATER
 from accel.core.precision import Calibrating
 from accel.core.recipe import accelerate
-from accel.errors import ConfigError, check_float, check_int, unknown
+from accel.errors import ConfigError, check_float, check_int, needs, unknown
 from accel.precision.simulated.allocation import allocate
 from accel.precision.simulated.bits import layer_macs
 from accel.precision.simulated.calibration import evaluate, record
@@ -208,11 +208,10 @@ def sample_of(pipe: Any, recipe: Any, sample: Sample, count: int, models, artefa
 def similarity(images: torch.Tensor, others: torch.Tensor) -> float:
     """Structural similarity (Wang et al. 2004) with a window as large as the image, so of its global structure; images
     (N, C, H, W) in [0, 1]."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
+    torchmetrics = needs("torchmetrics.functional.image", "bench", "the structural similarity of MixDQ")
     side = min(images.shape[-2:])
     window = side if side % 2 else side - 1
-    found = structural_similarity_index_measure(
+    found = torchmetrics.structural_similarity_index_measure(
         images.clamp(0, 1), others.clamp(0, 1), gaussian_kernel=False, kernel_size=window, data_range=1.0
     )
     return float(found)

@@ -7,7 +7,6 @@ generation, which holds the space's seeds, is drawn by the space.
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from accel.errors import ConfigError, check_int
+from accel.errors import ConfigError, check_int, needs
 from accel.search.optimisers.base import Evaluate, Optimiser
 from accel.search.spaces import Space
 
@@ -93,12 +92,7 @@ def _failed(optuna: Any) -> Any:
 
 
 def _optuna(name: str) -> Any:
-    try:
-        optuna = importlib.import_module("optuna")
-    except ImportError as error:
-        raise ConfigError(
-            f"optimiser={name} needs optuna, which is not installed ({error}); install it with `pip install "
-            "'accel-diffusion[search]'`, or use optimiser=evolution, coordinate or random, which need nothing more."
-        ) from error
+    without = ", or use optimiser=evolution, coordinate or random, which need nothing more"
+    optuna = needs("optuna", "search", f"optimiser={name}", without)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from accel.errors import needs
 from accel.suites.base import to_uint8  # noqa: F401 (the inverse of to_model)
 
 SIZE = 16
@@ -25,9 +26,8 @@ TRAIN = 1285
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """All digits: images uint8 (1797, 16, 16) and labels int64 (1797,)."""
     from PIL import Image
-    from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data = needs("sklearn.datasets", "bench", "the data of the digits").load_digits()
     small = np.round(data.images * (255 / 16)).astype(np.uint8)
     large = [np.asarray(Image.fromarray(x).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for x in small]
     return np.stack(large), data.target.astype(np.int64)

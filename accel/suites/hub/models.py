@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from accel.core.denoiser import denoiser_name
-from accel.errors import ConfigError
+from accel.errors import ConfigError, needs
 from accel.suites.hub import files as hub_files
 from accel.suites.hub.kinds import Kind
 
@@ -23,8 +23,7 @@ def memory() -> dict[str, bool]:
 
 def quiet() -> None:
     """Nothing from transformers but errors: truncated prompts are counted here, and text encoders load in seconds."""
-    from transformers.utils import logging
-
+    logging = needs("transformers.utils.logging", "bench", "a pipeline with text encoders")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 

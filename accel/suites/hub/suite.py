@@ -23,8 +23,10 @@ from torch import nn
 
 from accel.core.guidance import Guidance
 from accel.core.recipe import Recipe
-from accel.errors import ConfigError, check_float, check_int, unknown
+from accel.errors import ConfigError, Refusals, check_float, check_int, unknown
+from accel.metrics import NETWORKS
 from accel.metrics.statistics import Estimate
+from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
 from accel.suites.base import Reference, Suite, load_pipeline, to_uint8
 from accel.suites.hub import files as hub_files
@@ -67,15 +69,20 @@ class HubSuite(Suite):
     name: str = "hub"
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise unknown("suite.dtype", str(self.dtype), DTYPES)
-        for side in ("height", "width", "max_sequence_length"):
-            if getattr(self, side) is not None:
-                check_int(f"suite.{side}", getattr(self, side), 8)
-        if (self.height is None) != (self.width is None):
-            raise ConfigError("one of suite.height and suite.width is given; allowed: both, or none of them.")
-        check_int("suite.converged_steps", self.converged_steps, 1)
-        check_float("suite.distilled_guidance", self.distilled_guidance, 1.0)
+        with Refusals() as refusals:
+            if self.dtype not in DTYPES:
+                refusals.add(unknown("suite.dtype", str(self.dtype), DTYPES))
+            if self.feature_network != "none" and self.feature_network not in NETWORKS:
+                refusals.add(unknown("suite.feature_network", str(self.feature_network), [*NETWORKS, "none"]))
+            for side in ("height", "width", "max_sequence_length"):
+                if getattr(self, side) is not None:
+                    refusals.ask(check_int, f"suite.{side}", getattr(self, side), 8)
+            if (self.height is None) != (self.width is None):
+                refusals.add(
+                    ConfigError("one of suite.height and suite.width is given; allowed: both, or none of them.")
+                )
+            refusals.ask(check_int, "suite.converged_steps", self.converged_steps, 1)
+            refusals.ask(check_float, "suite.distilled_guidance", self.distilled_guidance, 1.0)
         for name in ("classes", "stitch_models"):
             value = getattr(self, name)
             hashable = None if value is None else tuple(value.items() if isinstance(value, Mapping) else value)
@@ -127,17 +134,26 @@ class HubSuite(Suite):
 
     def check(self, n: int) -> None:
         kind = self.kind
-        if self.height is not None and not kind.sized:
-            raise ConfigError(f"{kind.name} has one image size, that of its model; leave suite.height and .width out.")
-        if self.max_sequence_length is not None and kind.sequence is None:
-            raise ConfigError(f"{kind.name} has no max_sequence_length; leave suite.max_sequence_length out.")
-        if kind.condition == "prompt":
-            self.prompts.check(n)
-        if kind.condition == "label" and (bad := [c for c in self.classes or () if not 0 <= c < self._class_count]):
-            raise ConfigError(f"suite.classes has {bad[0]}; allowed: 0..{self._class_count - 1}.")
-        if self.clip and kind.condition != "prompt":
-            raise ConfigError(f"{kind.name} has no prompts, so there is no CLIP score; leave suite.clip out.")
-        self.scoring()  # a network that cannot be loaded is found now
+        with Refusals() as refusals:
+            if self.height is not None and not kind.sized:
+                refusals.add(
+                    ConfigError(
+                        f"{kind.name} has one image size, that of its model; leave suite.height and .width out."
+                    )
+                )
+            if self.max_sequence_length is not None and kind.sequence is None:
+                refusals.add(
+                    ConfigError(f"{kind.name} has no max_sequence_length; leave suite.max_sequence_length out.")
+                )
+            if kind.condition == "prompt":
+                refusals.ask(self.prompts.check, n)
+            if kind.condition == "label" and (bad := [c for c in self.classes or () if not 0 <= c < self._class_count]):
+                refusals.add(ConfigError(f"suite.classes has {bad[0]}; allowed: 0..{self._class_count - 1}."))
+            if self.clip and kind.condition != "prompt":
+                refusals.add(
+                    ConfigError(f"{kind.name} has no prompts, so there is no CLIP score; leave suite.clip out.")
+                )
+            refusals.ask(self.scoring)  # a network that cannot be loaded is found now
 
     # what sample i shows -------------------------------------------------------------------------------------------
 
@@ -196,13 +212,11 @@ class HubSuite(Suite):
     # what it is compared with --------------------------------------------------------------------------------------
 
     def converged(self, guidance: Guidance | None) -> Recipe:
-        from accel.config import choice_of
-
         flow = is_flow(hub_files.config_of(self.folder, "scheduler"))
         name = self.converged_sampler or ("rf_solver" if flow else "unipc")
         grid = self.converged_grid or CONVERGED.get(name, "none")
-        sampler = choice_of("sampler", name, f"sampler.steps={self.converged_steps}")
-        return Recipe(sampler, choice_of("grid", grid), guidance)
+        sampler = method("sampler", name, steps=self.converged_steps)
+        return Recipe(sampler, method("grid", grid), guidance)
 
     @property
     def feature_space(self) -> str | None:

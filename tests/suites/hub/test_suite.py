@@ -13,7 +13,7 @@ import yaml
 from hub_tiny import KINDS, LIMIT, PROMPTS, save
 from safetensors.torch import load_file, save_file
 
-from accel import __main__ as cli
+from accel.cli import build as cli
 from accel.config import CONF, compose, groups, instantiate
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import AccelError, ConfigError
@@ -151,6 +151,39 @@ def test_too_few_prompts_fail_before_any_work(experiment, tmp_path):
 
 
 # --- where models come from
+
+
+def test_all_that_a_first_request_lacks_is_one_list(hub_folder, prompt_file, tmp_path):
+    asked = [
+        "suite=hub", f"suite.model={hub_folder('sd')}", f"suite.prompts.path={prompt_file}", "sampler=ddim",
+        f"suite.reference_images.path={tmp_path}", "evaluation.n=100", "evaluation.distance_n=16", "wandb=on",
+        "evaluation.device=gpu", "cache=deepcache", "cache.branch=99",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError) as refused:
+        cli.build_study(compose(asked), asked)
+    found = [str(reason) for reason in refused.value.reasons]
+    assert len(found) == 6, found
+    for said, wanted in zip(
+        found,
+        (
+            "unknown wandb mode 'on'",
+            "evaluation.distance_n is 16",
+            "evaluation.device is 'gpu'",
+            "has 60 prompts, and 100 samples are wanted",
+            "suite.feature_network is none; choose one",
+            "cache.branch is 99",
+        ),
+        strict=True,
+    ):
+        assert wanted in said
+
+
+def test_settings_of_the_suite_are_refused_together(hub_suite):
+    with pytest.raises(ConfigError, match=r"(?s)^4 things.*suite.dtype.*suite.feature_network 'incepton'. Did you mean "
+                       r"inception.*suite.height is 3.*suite.converged_steps is 0"):  # fmt: skip
+        hub_suite("sd", dtype="int4", feature_network="incepton", height=3, width=16, converged_steps=0)
+    with pytest.raises(ConfigError, match=r"(?s)^2 things.*has no max_sequence_length.*so there is no CLIP score"):
+        hub_suite("dit", max_sequence_length=16, clip="somewhere").check(60)
 
 
 def test_pickles_are_refused_and_can_be_converted(copy, hub_suite):

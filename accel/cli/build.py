@@ -1,0 +1,209 @@
+"""From a composed configuration to the study that it asks for; whatever is wrong with the request is said at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from accel.config import AXES, NO_METHOD, compose, expand_cells, instantiate, recipe_of, resolved
+from accel.errors import (
+    AccelError,
+    ConfigError,
+    IncompatibleError,
+    Refusals,
+    check_bool,
+    check_int,
+    check_name,
+    unknown,
+)
+from accel.grammar import check_overrides
+from accel.records import Results
+
+WANDB = ("offline", "online", "disabled")
+OWN = (*AXES, "search", "optimiser", "transfer", "experiment")  # what a cell may choose for itself
+
+
+def build(cfg: Any, overrides: list[str] | None = None) -> Any:
+    """The study, or searches, that a composed configuration describes."""
+    return build_search(cfg, overrides) if searches(cfg) else build_study(cfg, overrides)
+
+
+def build_study(cfg: Any, overrides: list[str] | None = None) -> Any:
+    """The study that a composed configuration describes; everything is instantiated, so bad values raise here.
+
+    `overrides` are those of the command line (default: Hydra's own record of them); they hold for every cell too.
+    """
+    with Refusals() as refusals:
+        parts = _parts(cfg, refusals)
+        cells = _cells(cfg, overrides, refusals, lambda composed, own: recipe_of(composed))
+        _look_further(cfg, parts, cells, refusals)
+    return _study(cfg, parts, cells)
+
+
+def build_search(cfg: Any, overrides: list[str] | None = None) -> Any:
+    """The searches that a composed configuration describes; everything is instantiated, so bad values raise here."""
+    from accel.search.study import SearchStudy
+
+    with Refusals() as refusals:
+        parts = _parts(cfg, refusals)
+        cells = _cells(cfg, overrides, refusals, _search_cell)
+        _look_further(cfg, parts, [c.recipe for c in cells], refusals)
+    plain = _study(cfg, parts, [])
+    shown = (plain.name, plain.title, plain.suite, plain.evaluation, plain.results, plain.baseline)
+    return SearchStudy(*shown, cells, merge=not cfg.cells)
+
+
+def searches(cfg: Any) -> bool:
+    """Whether a composed configuration asks for a search, in any of its cells."""
+    cells = expand_cells(cfg.cells) if cfg.cells else []
+    chosen = {o.partition("=")[2] for cell in cells for o in cell if o.startswith("search=")}
+    return cfg.search._target_ != NO_METHOD or bool(chosen - {"none"})
+
+
+def _study(cfg: Any, parts: dict[str, Any], cells: list[Any]) -> Any:
+    from accel.studies.study import Study
+
+    return Study(
+        name=cfg.study,
+        title=cfg.title,
+        suite=parts["suite"],
+        evaluation=parts["evaluation"],
+        results=Results(cfg.results),
+        baseline=parts["baseline"],
+        cells=cells,
+        merge=not cfg.cells,
+        wandb=cfg.wandb,
+    )
+
+
+def _parts(cfg: Any, refusals: Refusals) -> dict[str, Any]:
+    """Suite, evaluation and baseline (None where refused), after the settings of the command itself."""
+    resolved(cfg)  # a ${...} that refers to nothing
+    refusals.ask(_check_settings, cfg)
+    return {
+        "suite": refusals.ask(instantiate, cfg.suite),
+        "evaluation": refusals.ask(instantiate, cfg.evaluation),
+        "baseline": refusals.ask(_baseline, cfg),
+    }
+
+
+def _baseline(cfg: Any) -> Any:
+    try:
+        return recipe_of(compose(check_overrides("baseline", cfg.baseline)))
+    except AccelError as error:
+        told = Refusals()
+        for reason in error.reasons or (error,):
+            told.add(type(reason)(f"baseline: {reason}"))
+        return told.throw()
+
+
+def _check_settings(cfg: Any) -> None:
+    import torch
+
+    with Refusals() as refusals:
+        if cfg.threads is not None:
+            refusals.ask(check_int, "threads", cfg.threads, 1, 8 * (os.cpu_count() or 1))
+        if cfg.wandb not in WANDB:
+            refusals.add(unknown("wandb mode", str(cfg.wandb), WANDB))
+        for name in ("plan", "explain"):
+            refusals.ask(check_bool, name, cfg[name])
+        if cfg.plan and cfg.explain:
+            refusals.add(ConfigError("plan=true and explain=true are both given; choose one."))
+        refusals.ask(check_name, "study", cfg.study)
+        refusals.ask(Results, cfg.results)
+        if isinstance(cfg.results, str) and not (cfg.plan or cfg.explain):
+            refusals.ask(_check_folder, Path(cfg.results))
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+
+
+def _check_folder(folder: Path) -> None:
+    """Whether results could be written, as far as that is known without writing."""
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "cannot be written to" if there.is_dir() else "is a file"
+        raise ConfigError(f"cannot write {folder}: {there} {what}. Choose a writable folder with results=<folder>.")
+
+
+def _cells(cfg: Any, overrides: list[str] | None, refusals: Refusals, make: Callable[[Any, list[str]], Any]) -> list:
+    """What `make` makes of each cell, composed, and its overrides; those that are refused are left out."""
+    task = _task(overrides)
+    if not cfg.cells:
+        return list(filter(None, [refusals.ask(make, cfg, task)]))
+
+    def made(own: list[str]) -> Any:
+        _check_cell(own)
+        return make(compose([*task, *own]), [*task, *own])
+
+    return list(filter(None, [refusals.ask(made, own) for own in refusals.ask(expand_cells, cfg.cells) or ()]))
+
+
+def _check_cell(own: list[str]) -> None:
+    """Refuse what a cell cannot set, since all cells share it: the suite, the evaluation, the study."""
+    for override in own:
+        key = override.lstrip("+").partition("=")[0].partition(".")[0]
+        if key not in OWN:
+            raise ConfigError(
+                f"a cell has {override}; allowed in cells: {', '.join(OWN)}, and their settings. What holds for the "
+                f"whole study stands beside cells: {override} as a word of its own."
+            )
+
+
+def _search_cell(cfg: Any, own: list[str]) -> Any:
+    from accel.search.study import Cell
+
+    with Refusals() as refusals:
+        search, optimiser = refusals.ask(instantiate, cfg.search), refusals.ask(instantiate, cfg.optimiser)
+        recipe = refusals.ask(recipe_of, cfg)
+        if cfg.search._target_ == NO_METHOD:
+            refusals.add(ConfigError(f"cell {' '.join(own)!r} has search=none among cells that search; leave it out."))
+        others = [refusals.ask(lambda more=more: recipe_of(compose(_elsewhere(own, more)))) for more in _transfer(cfg)]
+    return Cell(recipe, tuple(own), search, optimiser, tuple(others))
+
+
+def _transfer(cfg: Any) -> list[list[str]]:
+    return [check_overrides("transfer", list(more)) for more in cfg.transfer or ()]
+
+
+def _elsewhere(overrides: list[str], more: Any) -> list[str]:
+    """`overrides` with `more`; settings of an axis that is switched off there go with it."""
+    off = {o.partition("=")[0] for o in more if o.endswith("=none")}
+    return [*(o for o in overrides if o.partition("=")[0].split(".")[0] not in off), *more]
+
+
+def _task(overrides: list[str] | None) -> list[str]:
+    """What the command line says of every cell."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if overrides is None:
+        overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    return [o for o in overrides if o.partition("=")[0].lstrip("+") not in ("cells", "baseline")]
+
+
+def _look_further(cfg: Any, parts: dict[str, Any], cells: list[Any], refusals: Refusals) -> None:
+    """Ask what a run would ask before its work; and where something is wrong already, what else is: whether the suite
+    runs the recipes, which a run finds out by itself with the pipeline that it loads."""
+    suite, evaluation = parts["suite"], parts["evaluation"]
+    if suite is None:
+        return
+    n = evaluation.n if evaluation else cfg.evaluation.n
+    if isinstance(n, int) and not isinstance(n, bool):
+        refusals.ask(suite.check, n)
+    refusals.ask(suite.fingerprint)
+    refusals.ask(suite.reference_identity)
+    if refusals.reasons:
+        with suppress(Exception):  # whatever a library says now, what is to be mended is known
+            pipe, models = suite.pipeline(), suite.networks()
+            for recipe in filter(None, [parts["baseline"], *cells]):
+                # Among several cells an incompatible one is a row of the table.
+                row = len(cells) > 1 and recipe is not parts["baseline"]
+                try:
+                    recipe.check(pipe, models)
+                except AccelError as error:
+                    if not (row and isinstance(error, IncompatibleError)):
+                        refusals.add(error)

@@ -1,0 +1,74 @@
+"""`accel --help` and `accel help [group]`."""
+
+from __future__ import annotations
+
+import sys
+
+from accel.config import AXES, groups
+
+TEXT = """\
+accel {version}: which sampler, grid, guidance, cache, stitch and precision give the best images for a budget?
+
+What people type
+  accel sampler=dpmpp_2m sampler.steps=8 cache=deepcache       run one recipe, scored and timed against a baseline
+  accel -m sampler=ddim,unipc sampler.steps=5,10,20            a sweep: one job for each combination, one table
+  accel experiment=demo                                        a whole study: cells, equal-cost controls, table, figures
+  accel experiment=demo plan=true                              show cells, what is done and the time left; run nothing
+  accel search=timesteps sampler=ddim_accel sampler.steps=4    search on this model, and print how to run what was found
+  accel list                                                   the axes; `accel list sampler`: a line for each choice
+
+Your own checkpoint: accel suite=hub suite.model=<folder or hub id> suite.prompts.path=prompts.txt ... (docs/hub.md).
+
+Axes of a recipe (<axis>=<choice>, settings as <axis>.<setting>=<value>; what is not named keeps its default)
+{axes}
+Other groups
+{others}
+Settings
+  suite.*        the model and its data; N, seed, device and timing are evaluation.n, .seed, .device, .timing
+  baseline=      the recipe that differences and speed-ups are against: 'baseline=["sampler=ddim","sampler.steps=50"]'
+  cells=         the recipes of a study, commas for alternatives: 'cells=[["sampler=ddim,heun","sampler.steps=5,10"]]'
+  plan=true      show what would run and how long it takes
+  explain=true   draw which network does what at which step, for each cell
+  study=<name>   runs of one name share a table          results=<folder>   where everything goes (default: outputs)
+  wandb=disabled | offline | online                      threads=<number>   CPU threads
+
+Results: <results>/tables (Markdown, CSV), /figures, /records (one hashed JSON a run), /wandb (offline runs). The same
+command again computes only what is missing: an interrupted run resumes, a larger evaluation.n adds samples.
+
+Exit codes: 0 done; 1 some cells failed (the others are there); 2 the request is wrong, nothing was written;
+130 interrupted, finished shards are kept.
+
+Other commands: `accel rebuild tables|figures`, `accel bench <name>`, `accel train`, `accel reference` (features of a
+folder of real images), `accel convert` (pickled weights to safetensors); each explains itself with --help.
+More: `accel list <group>`; `accel <overrides> --cfg job` prints every setting; `accel completion bash` makes TAB
+complete; `accel --hydra-help` is the help of Hydra, whose overrides these are; `accel --version`.
+"""
+
+
+def text() -> str:
+    """The whole help."""
+    from accel import __version__
+
+    known = groups()
+    axes = [_line(axis, known) for axis in AXES if axis in known]
+    others = [_line(group, known) for group in known if group not in AXES]
+    return TEXT.format(version=__version__, axes="".join(axes), others="".join(others))
+
+
+def main(words: list[str]) -> int:
+    if words:
+        from accel.cli import listing
+
+        return listing.main(words)
+    sys.stdout.write(text())
+    return 0
+
+
+def _line(group: str, known: dict[str, list[str]]) -> str:
+    names, shown = [name for name in known[group] if name != "none"], ""
+    for name in names:
+        more = f" ... ({len(names)})"
+        if len(shown) + len(name) + len(more) > 98:
+            return f"  {group:<12}{shown}{more}\n"
+        shown += f" {name}"
+    return f"  {group:<12}{shown}\n"
