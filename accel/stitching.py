@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -27,7 +27,6 @@ from accel.denoiser import LATER, Denoise, Inputs, Method
 from accel.errors import ConfigError, IncompatibleError, check_float, unknown
 from accel.trajectory import Trajectory
 
-RULES = ("step", "time")
 # Config entries that two denoisers must share to continue each other's trajectory: the latent space, and the
 # conditioning unless one has its own (accel/conditioning.py).
 SPACE = ("in_channels", "out_channels", "sample_size")
@@ -68,6 +67,29 @@ def space_of(net: nn.Module) -> dict[str, Any]:
     }
 
 
+def milestones(fractions: Sequence[float], num_steps: int) -> list[int]:
+    """First step after each model's share: floor((r_1 + ... + r_m) N + 1/2), N solver steps."""
+    return [math.floor(total * num_steps + 0.5 + 1e-9) for total in accumulate(fractions)]
+
+
+def model_by_step(fractions: Sequence[float], step: int, num_steps: int) -> int:
+    """The m, from 0, whose share solver step `step` of `num_steps` falls in; len(fractions) after the last share."""
+    return bisect_right(milestones(fractions, num_steps), step)
+
+
+def model_by_time(fractions: Sequence[float], timestep: float, timesteps: int) -> int:
+    """The first m, from 0, with 1 - t / T <= r_0 + ... + r_m, T training timesteps; len(fractions) if there is none."""
+    return bisect_left([total + 1e-9 for total in accumulate(fractions)], 1 - timestep / timesteps)
+
+
+RULES: Mapping[str, Callable[[Sequence[float], Trajectory], int]] = {
+    "step": lambda fractions, clock: model_by_step(fractions, clock.step, clock.num_steps),
+    "time": lambda fractions, clock: model_by_time(
+        fractions, clock.step_timestep, clock.scheduler.config.num_train_timesteps
+    ),
+}
+
+
 @dataclass(frozen=True)
 class TStitch(Method):
     """`models` (names, small to large) take `fractions` of the steps; the pipeline's denoiser takes the rest."""
@@ -98,16 +120,9 @@ class TStitch(Method):
         said += [] if self.rule == "step" else ["t"]
         return "tstitch" + "+".join(f"{100 * f:g}%" for f in self.fractions) + (f"({';'.join(said)})" if said else "")
 
-    def milestones(self, num_steps: int) -> list[int]:
-        """First step after each model's share: floor(cumulative fraction * num_steps + 1/2)."""
-        return [math.floor(total * num_steps + 0.5 + 1e-9) for total in accumulate(self.fractions)]
-
     def owner(self, clock: Trajectory) -> int:
         """Which model takes the clock's step: its index among `models`, or their number for the pipeline's own."""
-        if self.rule == "step":
-            return bisect_right(self.milestones(clock.num_steps), clock.step)
-        progress = 1 - clock.step_timestep / clock.scheduler.config.num_train_timesteps
-        return bisect_left([total + 1e-9 for total in accumulate(self.fractions)], progress)
+        return RULES[self.rule](self.fractions, clock)
 
     def check(self, nets, recipe) -> None:
         check_shared({name: nets[name] for name in ("base", *self.models)}, "stitching", "stitch")
