@@ -55,11 +55,6 @@ class SkipTuning(Method):
         for name, net in nets.items():
             skip_count(net, name)
 
-    def factor(self, number: int, count: int) -> float:
-        """rho of skip `number` of `count`, 1 the shallowest."""
-        share = (count - number) / (count - 1) if count > 1 else 1.0
-        return self.bottom + (self.top - self.bottom) * share
-
     def attach(self, node: Node, inner: Denoise) -> Denoise:
         clock, count, below = node.clock, skip_count(node.net, node.name), 0
         for block in reversed(node.net.up_blocks):
@@ -72,12 +67,19 @@ class SkipTuning(Method):
         def scale(module, args, kwargs):
             if not self.window.holds(clock.step, clock.num_steps):
                 return None
-            scaled = tuple(skip * self.factor(below + i, count) for i, skip in enumerate(skips_of(args, kwargs), 1))
+            skips = enumerate(skips_of(args, kwargs), below + 1)
+            scaled = tuple(skip * rho(number, count, self.bottom, self.top) for number, skip in skips)
             if SKIPS in kwargs:
                 return args, kwargs | {SKIPS: scaled}
             return (args[0], scaled, *args[2:]), kwargs
 
         return scale
+
+
+def rho(number: int, count: int, bottom: float, top: float) -> float:
+    """rho_n = bottom + (top - bottom) (K - n) / (K - 1) of skip n of K, n = 1 the shallowest; K = 1: top."""
+    share = (count - number) / (count - 1) if count > 1 else 1.0
+    return bottom + (top - bottom) * share
 
 
 def straddling(net: nn.Module) -> dict[int, bool]:

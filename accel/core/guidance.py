@@ -159,6 +159,19 @@ class Scaled(Guidance):
         return self.scale
 
 
+def classifier_free(u: torch.Tensor, c: torch.Tensor, scale: float) -> torch.Tensor:
+    """u + s (c - u) of the unconditional and the conditional prediction, of one shape; s = 1 is c, s = 0 is u.
+
+    Ho & Salimans 2022 (arXiv:2207.12598), eq. 6 with s = 1 + w.
+    """
+    return u + scale * (c - u)
+
+
+def guided(prediction: torch.Tensor, inputs: Inputs, scale: float) -> torch.Tensor:
+    """What the pipeline will step with: u + scale (c - u), or the prediction itself where the batch is not doubled."""
+    return prediction if len(inputs.parts) == 1 else classifier_free(*halves(prediction, inputs), scale)
+
+
 def halves(prediction: torch.Tensor, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     """(unconditional, conditional) rows of a doubled batch's prediction."""
     named = dict(zip(inputs.parts, prediction.chunk(2), strict=True))

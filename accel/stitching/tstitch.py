@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -26,7 +26,28 @@ from accel.core.networks import check_shared
 from accel.core.trajectory import Trajectory
 from accel.errors import ConfigError, check_float, unknown
 
-RULES = ("step", "time")
+
+def milestones(fractions: Sequence[float], num_steps: int) -> list[int]:
+    """First step after each model's share: floor((r_1 + ... + r_m) N + 1/2), N solver steps."""
+    return [math.floor(total * num_steps + 0.5 + 1e-9) for total in accumulate(fractions)]
+
+
+def model_by_step(fractions: Sequence[float], step: int, num_steps: int) -> int:
+    """The m, from 0, whose share solver step `step` of `num_steps` falls in; len(fractions) after the last share."""
+    return bisect_right(milestones(fractions, num_steps), step)
+
+
+def model_by_time(fractions: Sequence[float], timestep: float, timesteps: int) -> int:
+    """The first m, from 0, with 1 - t / T <= r_0 + ... + r_m, T training timesteps; len(fractions) if there is none."""
+    return bisect_left([total + 1e-9 for total in accumulate(fractions)], 1 - timestep / timesteps)
+
+
+RULES: Mapping[str, Callable[[Sequence[float], Trajectory], int]] = {
+    "step": lambda fractions, clock: model_by_step(fractions, clock.step, clock.num_steps),
+    "time": lambda fractions, clock: model_by_time(
+        fractions, clock.step_timestep, clock.scheduler.config.num_train_timesteps
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -59,16 +80,9 @@ class TStitch(Stitch):
         said += [] if self.rule == "step" else ["t"]
         return "tstitch" + "+".join(f"{100 * f:g}%" for f in self.fractions) + (f"({';'.join(said)})" if said else "")
 
-    def milestones(self, num_steps: int) -> list[int]:
-        """First step after each model's share: floor(cumulative fraction * num_steps + 1/2)."""
-        return [math.floor(total * num_steps + 0.5 + 1e-9) for total in accumulate(self.fractions)]
-
     def owner(self, clock: Trajectory) -> int:
         """Which model takes the clock's step: its index among `models`, or their number for the pipeline's own."""
-        if self.rule == "step":
-            return bisect_right(self.milestones(clock.num_steps), clock.step)
-        progress = 1 - clock.step_timestep / clock.scheduler.config.num_train_timesteps
-        return bisect_left([total + 1e-9 for total in accumulate(self.fractions)], progress)
+        return RULES[self.rule](self.fractions, clock)
 
     def check(self, nets, recipe) -> None:
         check_shared({name: nets[name] for name in ("base", *self.models)}, "stitching", "stitch")

@@ -9,7 +9,7 @@ from snapshots import assert_same, snapshot
 from accel.benches.architectures import ARCHITECTURES
 from accel.caching import DeepCache, EncoderPropagation
 from accel.caching.schedules import Uniform
-from accel.caching.skip_tuning import SkipTuning, straddling
+from accel.caching.skip_tuning import SkipTuning, rho, straddling
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
 
@@ -34,9 +34,8 @@ def by_hand(net, factors, inputs):
 
 
 def test_ramp_is_a_line_from_the_deepest_to_the_shallowest():
-    tuning = SkipTuning(0.7, 1.0)
-    assert [round(tuning.factor(n, 4), 6) for n in (4, 3, 2, 1)] == [0.7, 0.8, 0.9, 1.0]
-    assert SkipTuning(0.5, 0.9).factor(1, 1) == 0.9
+    assert [round(rho(n, 4, 0.7, 1.0), 6) for n in (4, 3, 2, 1)] == [0.7, 0.8, 0.9, 1.0]
+    assert rho(1, 1, 0.5, 0.9) == 0.9
 
 
 def test_every_skip_has_its_factor(pipe, run, ddim):
@@ -54,7 +53,7 @@ def test_every_skip_has_its_factor(pipe, run, ddim):
         run()
     ((output, t, sample),) = seen
     inputs = {"sample": sample, "timestep": t, "class_labels": torch.tensor([0, 1]), "return_dict": False}
-    expected = by_hand(pipe.unet, [tuning.factor(n, count) for n in range(1, count + 1)], inputs)
+    expected = by_hand(pipe.unet, [rho(n, count, 0.6, 1.1) for n in range(1, count + 1)], inputs)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
     assert not torch.allclose(output, by_hand(pipe.unet, [1.0] * count, inputs), atol=1e-3)
 

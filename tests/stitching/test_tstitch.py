@@ -19,6 +19,7 @@ from accel.guidance import CFG
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid
 from accel.stitching import TStitch
+from accel.stitching.tstitch import milestones, model_by_step, model_by_time
 from accel.suites.digits.models import build_unet
 from accel.suites.pipeline import PixelPipeline
 
@@ -47,20 +48,26 @@ def owners(traced) -> str:
 )  # fmt: skip
 def test_milestones_round_half_up(fraction, steps, first_of_base):
     """Also where the product in floating point falls short of the half: 0.29 * 50 = 14.499999999999998."""
-    assert TStitch(fractions=(fraction,)).milestones(steps) == [first_of_base]
+    assert milestones((fraction,), steps) == [first_of_base]
 
 
 def test_shares_of_three_models():
     """Cumulative rounding: the shares fill all steps and none is off by a whole step."""
-    stitch = TStitch(("small", "medium"), (0.4, 0.4))
     for steps in range(5, 101):
-        first, second = stitch.milestones(steps)
+        first, second = milestones((0.4, 0.4), steps)
         shares = [first, second - first, steps - second]
         assert sum(shares) == steps
         for share, fraction in zip(shares, (0.4, 0.4, 0.2), strict=True):
             assert abs(share - fraction * steps) < 1, (steps, shares)
-    assert stitch.milestones(10) == [4, 8]
-    assert TStitch(("a", "b", "c"), (0.1, 0.2, 0.7)).milestones(30)[-1] == 30  # 0.1 + 0.2 + 0.7 < 1 in floats
+    assert milestones((0.4, 0.4), 10) == [4, 8]
+    assert milestones((0.1, 0.2, 0.7), 30)[-1] == 30  # 0.1 + 0.2 + 0.7 < 1 in floats
+
+
+def test_a_step_belongs_to_the_share_that_it_falls_in():
+    assert [model_by_step((0.4, 0.4), step, 5) for step in range(5)] == [0, 0, 1, 1, 2]
+    assert [model_by_time((0.4, 0.4), t, 1000) for t in (999, 600, 599, 200, 199, 0)] == [0, 0, 1, 1, 2, 2]
+    assert model_by_time((1.0,), 0, 1000) == 0, "all of the time is the first model's"
+    assert model_by_step((0.0,), 0, 5) == 1
 
 
 # --- by time
