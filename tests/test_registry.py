@@ -28,6 +28,7 @@ def fresh():
         config_folders._points.cache_clear()
         config_folders._of_packages.cache_clear()
         config_folders._said.clear()
+        config_folders.logger.disabled = False  # Hydra's application disables all loggers there are
         importlib.invalidate_caches()
 
     forget()
@@ -105,8 +106,8 @@ def test_settings_of_a_method_by_name():
     assert given == config.choice_of("cache", "deepcache", "cache.interval=5")
     nested = registry.method("cache", "fora", schedule={"interval": 2})
     assert nested == config.choice_of("cache", "fora", "cache.schedule.interval=2")
-    later = registry.method("cache", "deepcache", numbering="pypi")  # which the file does not name
-    assert later == config.choice_of("cache", "deepcache", "+cache.numbering=pypi")
+    more = registry.method("cache", "fora", begin=0.5)  # which the file does not name
+    assert more == config.choice_of("cache", "fora", "+cache.begin=0.5")
     assert registry.method("cache", "none") is None
 
 
@@ -186,7 +187,7 @@ def named(folder: Path) -> dict[str, list[str]]:
 @pytest.mark.parametrize("multirun", [False, True], ids=["plain", "-m"])
 def test_a_folder_of_the_command_line_is_honoured(way, multirun, folder, accel):
     more = ["-m", "sampler.steps=3,4"] if multirun else ["sampler.steps=4"]
-    code, printed = accel(*named(folder)[way], *more, "cache=mine", "explain=true")
+    code, printed = accel(*more, *named(folder)[way], "cache=mine", "explain=true")
     assert code == 0, printed
     assert printed.count("deepcache4b2") == (2 if multirun else 1), printed
 
@@ -195,7 +196,7 @@ def test_a_folder_of_the_command_line_is_honoured(way, multirun, folder, accel):
 @pytest.mark.parametrize("multirun", [False, True], ids=["plain", "-m"])
 def test_a_folder_of_the_command_line_holds_in_cells_and_baseline(way, multirun, folder, accel):
     code, printed = accel(
-        *named(folder)[way], *(["-m"] if multirun else []),
+        *(["-m"] if multirun else []), *named(folder)[way],
         'cells=[["cache=mine","sampler.steps=3"],["cache=deepcache","sampler.steps=3"]]',
         'baseline=["sampler=ddim","cache=mine","sampler.steps=2"]', "plan=true",
     )  # fmt: skip
