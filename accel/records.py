@@ -31,7 +31,8 @@ AGAIN = "Delete it and run the same command again to compute it anew."
 
 
 def describe(value: Any) -> Any:
-    """A plain JSON value that identifies a config object: class name, EPOCH and fields, recursively.
+    """A plain JSON value that identifies a config object: class name (with its package, if that is not accel), EPOCH
+    and fields, recursively.
 
     A field that a method got later says so in its metadata (accel.core.method.LATER), and counts only where it is
     not at its default: what was recorded before stays valid.
@@ -39,7 +40,9 @@ def describe(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         kept = [f for f in fields(value) if not f.metadata.get("later") or getattr(value, f.name) != f.default]
         own = {f.name: describe(getattr(value, f.name)) for f in kept}
-        head = {"type": type(value).__name__}
+        head, package = {"type": type(value).__name__}, type(value).__module__.partition(".")[0]
+        if package != "accel":  # somebody's DeepCache must not answer for accel's
+            head["package"] = package
         return head | ({"epoch": value.EPOCH} if hasattr(value, "EPOCH") else {}) | own
     if isinstance(value, Mapping):
         return {str(k): describe(v) for k, v in value.items()}

@@ -118,7 +118,9 @@ def test_nan_is_never_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_describe_is_stable():
+def test_describe_is_stable(monkeypatch):
+    for cls in (Whole, Sampler):
+        monkeypatch.setattr(cls, "__module__", "accel.anywhere")
     whole = Whole(Sampler(8, math.inf), (3, 4))
     expected = {
         "type": "Whole",
@@ -128,6 +130,13 @@ def test_describe_is_stable():
     assert describe(whole) == expected
     assert describe(Whole(Sampler(8, math.inf), (3, 4))) == expected
     assert digest(describe(whole)) == "f2df845a768c3112"  # an id that changes would orphan every stored record
+
+
+def test_a_class_of_another_package_never_answers_for_one_of_accel(monkeypatch):
+    own = Sampler.__module__.partition(".")[0]
+    theirs = describe(Sampler())
+    monkeypatch.setattr(Sampler, "__module__", "accel.anywhere")
+    assert theirs == describe(Sampler()) | {"package": own}
 
 
 @pytest.mark.parametrize(
