@@ -36,9 +36,11 @@ def folder_of(model: str, revision: str | None = None, variant: str | None = Non
 
 
 def check(folder: Path, variant: str | None) -> None:
-    """Raise ConfigError unless every entry of the index is allowed and every network has safetensors weights of
-    `variant` (or plain ones)."""
+    """Raise ConfigError unless every entry of the index is allowed and every network has a config and safetensors
+    weights of `variant` (or plain ones)."""
     for name, (_, cls) in components(folder).items():
+        if is_network(cls) or name == "scheduler":
+            config_of(folder, name)
         if not is_network(cls) or _weights(folder, name, variant):
             continue
         place = _place(folder, name)
