@@ -11,15 +11,15 @@ from elsewhere import DEVICE, Elsewhere
 from accel import __main__ as cli
 from accel.caching import DeepCache
 from accel.config import compose, instantiate
+from accel.core.recipe import Recipe
 from accel.guidance import CFG, ClassifierGuidance
 from accel.precision import Cast, FakeQuant
-from accel.recipe import Recipe
-from accel.results.records import Results
-from accel.runner import Evaluation, Runner
+from accel.records import Results
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch
+from accel.studies.runner import Evaluation, Runner
 from accel.suites.base import Suite
-from accel.suites.digits_levels import level_classifier
+from accel.suites.digits.levels import level_classifier
 
 EMBEDDED = ("digits", "digits_flow", "digits_dit", "shapes", "mixture")
 QUICK = {"n": 60, "distance_n": 60, "shard": 60, "batch": 60, "timing_batch": 2, "repetitions": 3}

@@ -11,8 +11,9 @@ import pytest
 
 from accel import __main__ as cli
 from accel.errors import ConfigError
-from accel.suites import hub_files, hub_index
-from accel.suites.hub_kinds import KINDS, UNUSED
+from accel.suites.hub import files as hub_files
+from accel.suites.hub import index as hub_index
+from accel.suites.hub.kinds import KINDS, UNUSED
 
 ADVICE = ("trust_remote_code", "trust remote code")
 
