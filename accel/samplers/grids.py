@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,7 @@ class Grid:
         `to_zero`: the trajectory ends at sigma = 0, else at `schedule.t_min`. `offset`: of `leading`, as diffusers'
         `steps_offset`. ConfigError when the schedule has no room for so many steps.
         """
-        if self.name == "karras":
-            times = power_rho(schedule, steps, KARRAS_RHO, to_zero)
-        elif self.name == "exponential":
-            times = power_rho(schedule, steps, None, to_zero)
-        else:
-            times = _linear(self.name, schedule, steps, offset)
+        times = _TIMES[self.name](schedule, steps, to_zero, offset)
         return checked(times, schedule, steps, f"grid {self.name!r}")
 
     def options(self, scheduler_class: type) -> dict[str, Any]:
@@ -293,19 +288,43 @@ def checked(times: np.ndarray, schedule: NoiseSchedule, steps: int, what: str) -
     return times
 
 
-def _linear(name: str, schedule: NoiseSchedule, steps: int, offset: int) -> np.ndarray:
-    # A flow's t reaches T itself, where alpha = 0, and needs no rounding; of betas the last timestep is T - 1.
+# Uniform in t (Lin et al. 2024, Table 2). Written as diffusers writes them: which way a half is rounded hangs on the
+# last digit. A flow's t reaches T itself, where alpha = 0, and needs no rounding; of betas the last timestep is T - 1.
+
+
+def trailing(schedule: NoiseSchedule, steps: int) -> np.ndarray:
+    """t_i = T - i T / N for i = 0..N-1, rounded, less 1 for betas."""
+    length = _length(schedule, steps)
+    times = np.arange(length, 0, -length / steps)[:steps]
+    return times if schedule.flow else np.minimum(np.round(times) - 1, schedule.t_max)
+
+
+def linspace(schedule: NoiseSchedule, steps: int) -> np.ndarray:
+    """N equal steps from t_max to t_min, the last of which ends at t_min; rounded for betas."""
+    _length(schedule, steps)
+    times = np.linspace(schedule.t_min, schedule.t_max, steps + 1)[:0:-1]
+    return times if schedule.flow else np.minimum(np.round(times), schedule.t_max)
+
+
+def leading(schedule: NoiseSchedule, steps: int, offset: int) -> np.ndarray:
+    """t_i = (N - i) floor(T / (N + 1)) + offset for i = 0..N-1."""
+    return np.arange(steps, 0, -1) * float(_length(schedule, steps) // (steps + 1)) + offset
+
+
+def _length(schedule: NoiseSchedule, steps: int) -> float:
     length = schedule.t_max if schedule.flow else schedule.t_max + 1
     if steps > length:
         raise ConfigError(f"{steps} steps are more than the {length:g} of the noise schedule; allowed: 1..{length:g}.")
-    # Written as diffusers writes it: which way a half is rounded hangs on the last digit.
-    if name == "trailing":
-        times = np.arange(length, 0, -length / steps)[:steps]
-        return times if schedule.flow else np.minimum(np.round(times) - 1, schedule.t_max)
-    if name == "linspace":
-        times = np.linspace(schedule.t_min, schedule.t_max, steps + 1)[:0:-1]
-        return times if schedule.flow else np.minimum(np.round(times), schedule.t_max)
-    return np.arange(steps, 0, -1) * float(length // (steps + 1)) + offset
+    return length
+
+
+_TIMES: Mapping[str, Callable[[NoiseSchedule, int, bool, int], np.ndarray]] = {
+    "trailing": lambda schedule, steps, to_zero, offset: trailing(schedule, steps),
+    "linspace": lambda schedule, steps, to_zero, offset: linspace(schedule, steps),
+    "leading": lambda schedule, steps, to_zero, offset: leading(schedule, steps, offset),
+    "karras": lambda schedule, steps, to_zero, offset: power_rho(schedule, steps, KARRAS_RHO, to_zero),
+    "exponential": lambda schedule, steps, to_zero, offset: power_rho(schedule, steps, None, to_zero),
+}
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...]:

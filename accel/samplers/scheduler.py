@@ -13,7 +13,7 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,8 +25,6 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from accel.errors import AccelError, ConfigError, IncompatibleError, check_float, check_int, unknown
 from accel.samplers.grids import Grid, checked, grid_of
 from accel.samplers.noise_schedule import is_flow, noise_schedule
-
-PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,23 @@ class Nodes:
             return -np.log(self.rho)
 
 
+# Prediction type -> (p, q, r, s) at x = alpha x_0 + sigma eps: x_0 = p x + q output, eps = r x + s output.
+CONVERSIONS: Mapping[str, Callable[[float, float], tuple[float, float, float, float]]] = {
+    "epsilon": lambda alpha, sigma: (1 / alpha, -sigma / alpha, 0.0, 1.0),
+    "sample": lambda alpha, sigma: (0.0, 1.0, 1 / sigma, -alpha / sigma),
+    "v_prediction": lambda alpha, sigma: (alpha, -sigma, sigma, alpha),
+    "flow_prediction": lambda alpha, sigma: (1.0, -sigma, 1.0, alpha),  # eps - x_0 on alpha = 1 - sigma
+}
+
+
 def convert(kind: str, alpha: float, sigma: float) -> tuple[float, float, float, float]:
-    """(p, q, r, s): x_0 = p x + q output and eps = r x + s output of a model with prediction type `kind`."""
-    if kind == "epsilon":
-        return 1 / alpha, -sigma / alpha, 0.0, 1.0
-    if kind == "sample":
-        return 0.0, 1.0, 1 / sigma, -alpha / sigma
-    if kind == "v_prediction":
-        return alpha, -sigma, sigma, alpha
-    return 1.0, -sigma, 1.0, alpha
+    """(p, q, r, s): x_0 = p x + q output and eps = r x + s output of a model with prediction type `kind`.
+
+    ConfigError for another one.
+    """
+    if kind not in CONVERSIONS:
+        raise unknown("prediction_type", str(kind), CONVERSIONS)
+    return CONVERSIONS[kind](alpha, sigma)
 
 
 def with_schedule_options(init):
@@ -133,8 +139,8 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
         grid: str | list[float] | dict[str, Any] | None = None,
         final_sigma: str = "zero",
     ) -> None:
-        if prediction_type not in PREDICTIONS:
-            raise unknown("prediction_type", str(prediction_type), PREDICTIONS)
+        if prediction_type not in CONVERSIONS:
+            raise unknown("prediction_type", str(prediction_type), CONVERSIONS)
         if final_sigma not in ("zero", "min"):
             raise unknown("final_sigma", str(final_sigma), ("zero", "min"))
         self.schedule = noise_schedule(self.config)

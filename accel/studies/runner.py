@@ -12,10 +12,15 @@ from typing import Any
 
 import torch
 
-from accel.core.environment import provenance
+from accel.core.environment import environment, instruction_set, provenance
 from accel.core.recipe import Recipe, accelerate
+from accel.digests import weights_digest
 from accel.errors import ConfigError, IntegrityError, Refusals, check_bool, check_int
+from accel.evaluation.cost import counted_cost
+from accel.evaluation.generate import generate
+from accel.evaluation.score import EPOCH, score, score_images
 from accel.evaluation.shards import ShardStore, boundaries, locked
+from accel.evaluation.timing import time_recipe
 from accel.files import write_atomic
 from accel.records import Results, describe, digest
 from accel.studies.calibration import CALIBRATION_SEED, Calibration
@@ -114,8 +119,6 @@ class Runner:
     @cached_property
     def _classifier(self) -> str | None:
         # It need not be among the weights that a suite's fingerprint is of.
-        from accel.digests import weights_digest
-
         net = self.suite.classifier()
         return None if net is None else bytes(weights_digest(net).tolist()).hex()
 
@@ -140,8 +143,6 @@ class Runner:
 
     def quality_id(self, recipe: Recipe) -> str:
         """Id of the scores: the samples, their number, the reference and what they are compared with."""
-        from accel.evaluation.score import EPOCH
-
         converged = self.suite.converged(recipe.exact_guidance)
         return digest({"samples": self.generation_id(recipe), "n": self.evaluation.n, "epoch": EPOCH,
                        "reference": self.suite.reference_identity(), "compared": self.evaluation.compared,
@@ -149,8 +150,6 @@ class Runner:
 
     def timing_id(self, recipe: Recipe, baseline: Recipe) -> str:
         """Id of a timing: recipe, baseline, device, threads, versions and batch."""
-        from accel.core.environment import environment
-
         e = self.evaluation
         return digest({"samples": self.generation_id(recipe), "baseline": self.generation_id(baseline),
                        "environment": environment(self.device) | self.suite.execution(), "batch": e.timing_batch,
@@ -184,10 +183,6 @@ class Runner:
             return self._compute_quality(recipe, key)
 
     def _compute_quality(self, recipe: Recipe, key: str) -> dict[str, Any]:
-        from accel.core.environment import environment
-        from accel.evaluation.cost import counted_cost
-        from accel.evaluation.score import score
-
         e = self.evaluation
         artefacts, setup = self.artefacts(recipe)
         cost = counted_cost(self.pipe, self.suite, recipe, self.models, artefacts)
@@ -224,9 +219,6 @@ class Runner:
 
     def shards(self, recipe: Recipe, n: int, artefacts: Any = None) -> dict[str, torch.Tensor]:
         """All tensors of the first n samples of `recipe`; only missing shards are generated."""
-        from accel.evaluation.generate import generate
-        from accel.evaluation.score import score_images
-
         store, e = self._store(recipe), self.evaluation
         missing = store.missing(n, e.shard)
         for path in store.damaged:
@@ -247,8 +239,6 @@ class Runner:
 
     def _scores(self, recipe: Recipe, store: ShardStore, n: int) -> dict[str, torch.Tensor]:
         """Features and per-sample scores of the images in `store`: apart, so that other ones need no other images."""
-        from accel.evaluation.score import score_images
-
         scored = digest({"samples": self.generation_id(recipe), "scoring": self._scoring})
         scores = ShardStore(self.results.root, scored)
         for a, b in scores.missing(n, self.evaluation.shard):
@@ -262,8 +252,6 @@ class Runner:
 
     def plain_macs(self, recipe: Recipe) -> float:
         """MACs an image of a plain recipe: from its record, or counted now."""
-        from accel.evaluation.cost import counted_cost
-
         if record := self.find("quality", self.quality_id(recipe)):
             return record["cost"]["macs"]
         return counted_cost(self.pipe, self.suite, recipe, self.models, self.artefacts(recipe)[0])["macs"]
@@ -283,8 +271,6 @@ class Runner:
 
     def floor(self) -> dict[str, Any] | None:
         """Record of real held-out images against the reference: no sampler can be expected to score below it."""
-        from accel.evaluation.score import score, score_images
-
         held_out = self.suite.held_out()
         if held_out is None:
             return None
@@ -341,9 +327,6 @@ class Runner:
         key = self.timing_id(recipe, baseline)
         if record := self.find("timing", key):
             return record
-        from accel.core.environment import environment, instruction_set
-        from accel.evaluation.timing import time_recipe
-
         e = self.evaluation
         artefacts, _ = self.artefacts(recipe)
         with locked(self._device_lock):  # nobody else times or generates meanwhile
