@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 class AccelError(Exception):
@@ -47,3 +50,16 @@ def check_float(name: str, value: object, low: float, high: float | None = None)
     if not number or value < low or (high is not None and value > high):
         allowed = f"a number >= {low}" if high is None else f"a number in [{low}, {high}]"
         raise ConfigError(f"{name} is {value!r}; allowed: {allowed}.")
+
+
+def joined(what: str, *parts: Mapping[str, Value]) -> dict[str, Value]:
+    """The parts as one mapping. ConfigError for a name that two of them have: one would overwrite the other."""
+    whole: dict[str, Value] = {}
+    for part in parts:
+        if twice := sorted(whole.keys() & part.keys()):
+            raise ConfigError(
+                f"{what}: two values are called {' and two '.join(map(repr, twice))}; allowed: a name for each. Rename "
+                "the score that a suite or metric gives this name."
+            )
+        whole |= part
+    return whole

@@ -2,96 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from accel.files import write_atomic
-from accel.results.comparison import COMPETES, PROMPTED, UNKNOWN, Row, Study, device_of, metric_of, speed_tie, verdict
+from accel.results.comparison import COMPETES, PROMPTED, UNKNOWN, Row, Study, device_of, speed_tie, verdict
+from accel.results.frame import study_frame, torch_of
 from accel.results.records import Results
 from accel.results.text import (
-    Interval,
     device_text,
     interval,
     listed,
     macs_unit,
     metric_name,
-    parts,
     plus_minus,
     point,
+    short_hash,
     significant,
 )
 
 if TYPE_CHECKING:
-    import pandas
     from rich.console import Console
 
-AXES = ("sampler", "steps", "grid", "guidance", "cache", "stitch", "precision", "skip")
 ABSENT = "–"
-HASH_DIGITS = 12
 NARROW = 96  # columns of a terminal below which the table leaves out what the others imply
-
-
-def study_frame(results: Results, study: str) -> pandas.DataFrame:
-    """Everything that the study's records say, one row a manifest row, in the manifest's order."""
-    import pandas
-
-    loaded = Study.load(results, study)
-    values = sorted({key for row in loaded.done for key in row.quality["values"]})
-    frame = pandas.DataFrame([_flat(loaded, row, values) for row in loaded.rows])
-    counts = (
-        "rank",
-        "steps",
-        "n",
-        "seed",
-        "reference_n",
-        "model_bytes",
-        "peak_bytes",
-        "repetitions",
-        "threads",
-        "batch",
-    )
-    return frame.astype({name: "Int64" for name in counts if name in frame})
-
-
-def _flat(study: Study, row: Row, values: Sequence[str]) -> dict[str, Any]:
-    flat: dict[str, Any] = {"role": row.role, "label": row.label, "of": row.of, "refused": row.refused}
-    if row.refused:
-        return flat
-    record, timing, metric = row.quality, row.timing or {}, metric_of(row.quality)
-    reference, place = record.get("reference") or {}, study.ranks.get(record["id"]) if row.role in COMPETES else None
-    flat |= {"rank": place and place.place, "shared": place and place.shared}
-    flat |= {"quality_id": record["id"], "timing_id": timing.get("id")}
-    flat |= {axis: (record.get("axes") or {}).get(axis) for axis in AXES}
-    flat |= {key: record[key] for key in ("suite", "n", "seed")}
-    flat |= {"simulated": row.simulated, "metric": metric, "reference": reference.get("name")}
-    flat |= {"reference_n": reference.get("n"), "reference_sha256": _short(reference.get("sha256"))}
-    for key in values:
-        x = row.value(key)
-        flat |= _spread(key, x) | {f"{key}_corrected": x.corrected if x else None}
-    for name, key in (("delta", metric), ("delta_distance", "distance")):
-        x = study.delta(row, study.baseline, key)
-        flat |= _spread(name, x) | {f"{name}_tie": x.tie if x else None}
-    flat |= {key: row.cost(key) for key in ("nfe", "macs", "bit_operations", "model_bytes", "peak_bytes", "setup_s")}
-    flat |= {"macs_ratio": study.macs_ratio(row), "strip": record.get("strip")}
-    for name, key in (("ms", "ms_per_image"), ("baseline_ms", "baseline_ms"), ("speedup", "speedup"), ("aa", "aa")):
-        flat |= _spread(name, timing.get(key))
-    flat |= {key: timing.get(key) for key in ("repetitions", "device_name", "threads", "batch")}
-    return flat | {"torch": _torch(timing) or _torch(record)}
-
-
-def _spread(name: str, x: Interval | None) -> dict[str, float | None]:
-    value, lo, hi = parts(x) if x else (None, None, None)
-    return {name: value, f"{name}_lo": lo, f"{name}_hi": hi}
-
-
-def _torch(record: Mapping[str, Any]) -> str | None:
-    environment = record.get("environment") or {}
-    return environment.get("torch") or environment.get("packages", {}).get("torch")
-
-
-def _short(sha256: str | None) -> str | None:
-    return sha256 and sha256[:HASH_DIGITS]
 
 
 class Column(NamedTuple):
@@ -118,7 +53,7 @@ def markdown(study: Study) -> str:
         if len(study.groups) > 1:
             _, n, seed, metric, sha256, own = group
             of = f" of {own} samples" if own not in (n, None) else ""
-            page.append(f"## {metric_name(metric)}{of}, N = {n}, seed {seed}, reference {_short(sha256) or 'none'}")
+            page.append(f"## {metric_name(metric)}{of}, N = {n}, seed {seed}, reference {short_hash(sha256) or 'none'}")
         page.append(_grid(_columns(study, group), study.members(group)))
     for device in study.devices if several else ():
         columns = [_recipe(), *_speed(study, device)]
@@ -295,11 +230,11 @@ def _made(study: Study) -> str:
     references = [r["reference"] for r in records if (r.get("reference") or {}).get("sha256")]
     if references:
         made.append(
-            "reference " + listed(f"{r['name']}, N = {r['n']}, sha256 {_short(r['sha256'])}" for r in references)
+            "reference " + listed(f"{r['name']}, N = {r['n']}, sha256 {short_hash(r['sha256'])}" for r in references)
         )
     made.append(f"timed on {listed(map(device_text, study.devices))}" if study.devices else "not timed")
     made += [f"instructions {listed(found)}"] if (found := _instructions(study)) else []
-    torches = sorted({t for row in study.done for t in (_torch(row.quality), _torch(row.timing or {})) if t})
+    torches = sorted({t for row in study.done for t in (torch_of(row.quality), torch_of(row.timing or {})) if t})
     made += [f"torch {listed(torches)}"] if torches else []
     counts = sorted({len(x["replicates"]) for r in records for x in r["values"].values()}) or [20]
     return "; ".join([*made, f"95 % intervals: {listed(counts)}-group delete-group jackknife"]) + "."

@@ -9,6 +9,7 @@ from typing import Any
 from accel.evaluation.statistics import Estimate
 from accel.results.comparison import Study
 
+HASH_DIGITS = 12
 Interval = Estimate | Mapping[str, Any]  # quality values carry replicates, timings only value, lo, hi
 
 
@@ -71,6 +72,10 @@ def parts(x: Interval) -> tuple[float, float, float]:
 def device_text(device: tuple) -> str:
     name, threads, batch = device
     return f"{name}, {threads} thread{'s' * (threads != 1)}, batch {batch}"
+
+
+def short_hash(sha256: str | None) -> str | None:
+    return sha256 and sha256[:HASH_DIGITS]
 
 
 def macs_unit(study: Study) -> tuple[float, str]:

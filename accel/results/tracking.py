@@ -16,10 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from accel.errors import unknown
+from accel.errors import joined, unknown
 from accel.results.comparison import Study, metric_of
+from accel.results.frame import AXES, column_of, spread, study_frame
 from accel.results.records import Results, digest
-from accel.results.tables import AXES, study_frame
 
 PROJECT = "accel"
 MODES = ("offline", "online", "disabled")
@@ -56,15 +56,16 @@ def log_study(results: Results, study_name: str, mode: str = "offline", records:
 
 
 def scalars(quality: Mapping[str, Any], timing: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """Flat numbers of a record: the FID that it is ranked by as fid, fid_lo, fid_hi; the others by their names."""
+    """Flat numbers of a record: the FID that it is ranked by as fid, fid_lo, fid_hi; the others as in the table.
+
+    ConfigError if two of them have one name.
+    """
     metric = metric_of(quality)
-    intervals = {"fid" if k == metric and k.startswith("fid") else k: x for k, x in quality["values"].items()}
+    values = [("fid" if k == metric and k.startswith("fid") else column_of(k), x) for k, x in quality["values"].items()]
     if timing and not quality.get("simulated"):
-        intervals |= {"ms": timing["ms_per_image"], "speedup": timing["speedup"]}
-    flat = {}
-    for name, x in intervals.items():
-        flat |= {name: x["value"], f"{name}_lo": x["lo"], f"{name}_hi": x["hi"]}
-    return flat | {k: v for k, v in (quality.get("cost") or {}).items() if v is not None}
+        values += [("ms", timing["ms_per_image"]), ("speedup", timing["speedup"])]
+    costs = {k: v for k, v in (quality.get("cost") or {}).items() if v is not None}
+    return joined(f"the scalars of {quality['label']}", *(spread(name, x) for name, x in values), costs)
 
 
 Fill = Callable[[Any, Any], None]  # logs to a run: (wandb, run)
@@ -82,11 +83,11 @@ def _record_run(
 
     def fill(wandb: Any, run: Any) -> None:
         images = {"samples": wandb.Image(str(picture))} if picture.exists() else {}
-        run.log(scalars(quality, timing) | images)
+        run.log(joined(f"the run of {quality['label']}", flat, images))
 
-    shown = [study_name, quality["id"], quality["values"], timing and [timing["id"], timing["ms_per_image"]]]
+    flat = scalars(quality, timing)
     arguments = {
-        "id": digest(shown),
+        "id": digest([study_name, quality["id"], timing and timing["id"], flat]),
         "group": study_name,
         "job_type": "timing" if timing else "quality",
         "name": quality["label"],

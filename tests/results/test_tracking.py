@@ -129,6 +129,27 @@ def test_a_study_is_one_run_with_its_table_and_figures(demo):
     assert log_study(demo.results, "demo") == folder
 
 
+def test_a_metric_does_not_take_the_place_of_the_axis_of_its_name(fabric):
+    record = fabric.quality("a", 2.0, macs=1e9, more={"precision": 0.9}, precision="w8a8")
+    fabric.line("baseline", record)
+    fabric.save()
+    flat = scalars(record)
+    assert flat["pr_precision_lo"] == record["values"]["precision"]["lo"]
+    assert "precision" not in flat
+    (path,) = log_study(fabric.results, "demo").glob("files/media/table/*.json")
+    table = json.loads(path.read_text())
+    row = dict(zip(table["columns"], table["data"][0], strict=True))
+    assert (row["precision"], row["pr_precision"]) == ("w8a8", 0.9)
+
+
+@pytest.mark.parametrize("name", ["fid", "macs", "samples"])
+def test_a_value_that_would_overwrite_another_is_one_warning(fabric, warnings, name):
+    record = fabric.quality("a", 2.0, macs=1e9, more={name: 0.9})
+    assert log_record(fabric.results, "demo", record) is None
+    assert len(warnings()) == 1
+    assert f"two values are called '{name}" in warnings()[0]
+
+
 def test_all_records_can_be_logged_again_from_the_folder(fabric):
     base = fabric.quality("base", 2.0)
     fabric.line("baseline", base)
