@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+T, Value = TypeVar("T"), TypeVar("Value")
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")  # no name of a folder above, nor a path
 
@@ -142,3 +142,16 @@ class Refusals:
             self.add(error)
         if error is None or isinstance(error, AccelError):
             self.throw()
+
+
+def joined(what: str, *parts: Mapping[str, Value]) -> dict[str, Value]:
+    """The parts as one mapping. ConfigError for a name that two of them have: one would overwrite the other."""
+    whole: dict[str, Value] = {}
+    for part in parts:
+        if twice := sorted(whole.keys() & part.keys()):
+            raise ConfigError(
+                f"{what}: two values are called {' and two '.join(map(repr, twice))}; allowed: a name for each. Rename "
+                "the score that a suite or metric gives this name."
+            )
+        whole |= part
+    return whole

@@ -10,7 +10,7 @@ from typing import Any
 
 from accel.files import write_atomic
 from accel.records import Results
-from accel.results.figures import GREY, INK, new_figure, png
+from accel.results.canvas import GREY, INK, new_figure, png
 
 HEAD = """# Convergence on `mixture`
 

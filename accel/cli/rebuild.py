@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from accel.benches.adherence_table import write_adherence
 from accel.benches.architectures_table import write_architectures
@@ -14,8 +13,11 @@ from accel.benches.overhead_table import write_deepcache, write_overhead, write_
 from accel.benches.precision_table import write_precision
 from accel.errors import ConfigError
 from accel.records import Results
+from accel.results.figures import write_figures
 from accel.results.search import write_searches
+from accel.results.tables import write_tables
 
+STUDY = {"tables": write_tables, "figures": write_figures}  # of one study
 TABLES = (
     write_overhead,
     write_schedulers,
@@ -37,7 +39,7 @@ def main(words: Sequence[str]) -> int:
     if not results.studies():
         raise ConfigError(f"no study in {args.results}/studies; run one first, e.g. accel experiment=demo.")
     for study in results.studies():
-        for path in _writer(args.what)(results, study):
+        for path in STUDY[args.what](results, study):
             print(path)
     for write in TABLES if args.what == "tables" else ():
         for path in write(results):
@@ -45,13 +47,3 @@ def main(words: Sequence[str]) -> int:
     for path in write_convergence(results):  # a table and a figure
         print(path)
     return 0
-
-
-def _writer(what: str) -> Callable[[Results, str], list[Path]]:
-    if what == "tables":
-        from accel.results.tables import write_tables
-
-        return write_tables
-    from accel.results.figures import write_figures
-
-    return write_figures

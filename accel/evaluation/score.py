@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from accel.evaluation.quality import quality
+from accel.errors import joined
 from accel.files import Tensors
+from accel.metrics.distributions import quality
 from accel.metrics.statistics import Estimate, mean_estimate
 from accel.suites.base import Suite
 
@@ -34,14 +35,19 @@ def distances(images: torch.Tensor, converged: torch.Tensor) -> torch.Tensor:
 
 
 def score(suite: Suite, shards: Tensors, converged: torch.Tensor | None) -> dict[str, Estimate]:
-    """All values with intervals. `converged` holds the exact images of the first samples (None: it is itself)."""
-    values: dict[str, Estimate] = {}
+    """All values with intervals. `converged` holds the exact images of the first samples (None: it is itself).
+
+    ConfigError if a score of the suite has the name of another value.
+    """
+    parts: list[dict[str, Estimate]] = []
     if suite.feature_space and "features" in shards:
         features = shards["features"].double()
-        values |= quality(features, suite.reference().features, suite.feature_space) | suite.feature_scores(features)
+        parts.append(quality(features, suite.reference().features, suite.feature_space))
+        parts.append(suite.feature_scores(features))
     for name, tensor in shards.items():
         if name.startswith("score."):
-            values[name.removeprefix("score.")] = mean_estimate(tensor.double().numpy())
+            parts.append({name.removeprefix("score."): mean_estimate(tensor.double().numpy())})
     if converged is not None:
-        values["distance"] = mean_estimate(distances(shards["images"][: len(converged)], converged).numpy())
-    return values
+        measured = distances(shards["images"][: len(converged)], converged)
+        parts.append({"distance": mean_estimate(measured.numpy())})
+    return joined(f"the values of suite {suite.name}", *parts)

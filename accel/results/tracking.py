@@ -2,13 +2,14 @@
 
 Records are the truth and wandb is a view of them. Every run is made from records, under an id that is a hash of what
 it shows, so that it can be made again and is not made twice. A problem with wandb is one warning line. Files go to
-<results>/wandb; `wandb sync` uploads them.
+<results>/wandb; `upload_command` says how to send them.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,10 +17,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from accel.errors import unknown
+from accel.errors import joined, unknown
 from accel.records import Results, digest
-from accel.results.comparison import Study, metric_of
-from accel.results.tables import AXES, study_frame
+from accel.results.comparison import Comparison, metric_of
+from accel.results.figures import FIGURES, figure_path
+from accel.results.frame import AXES, column_of, spread, study_frame
 
 PROJECT = "accel"
 MODES = ("offline", "online", "disabled")
@@ -49,22 +51,31 @@ def log_study(results: Results, study_name: str, mode: str = "offline", records:
     with _harmless(study_name, mode) as allowed:
         if not allowed:
             return None
-        study = Study.load(results, study_name)
+        study = Comparison.load(results, study_name)
         for row in study.done if records else ():
             log_record(results, study_name, row.quality, row.timing, mode)
         return _log(results, mode, *_study_run(results, study))
 
 
+def upload_command(root: Path) -> str:
+    """The command line that uploads the offline runs below a results folder (those already uploaded are skipped).
+
+    Runs one by one, as every version of wandb takes them; the folder above them only the latest ones do.
+    """
+    return f"wandb sync {shlex.quote(str(root / 'wandb'))}/offline-run-*"
+
+
 def scalars(quality: Mapping[str, Any], timing: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """Flat numbers of a record: the FID that it is ranked by as fid, fid_lo, fid_hi; the others by their names."""
+    """Flat numbers of a record: the FID that it is ranked by as fid, fid_lo, fid_hi; the others as in the table.
+
+    ConfigError if two of them have one name.
+    """
     metric = metric_of(quality)
-    intervals = {"fid" if k == metric and k.startswith("fid") else k: x for k, x in quality["values"].items()}
+    values = [("fid" if k == metric and k.startswith("fid") else column_of(k), x) for k, x in quality["values"].items()]
     if timing and not quality.get("simulated"):
-        intervals |= {"ms": timing["ms_per_image"], "speedup": timing["speedup"]}
-    flat = {}
-    for name, x in intervals.items():
-        flat |= {name: x["value"], f"{name}_lo": x["lo"], f"{name}_hi": x["hi"]}
-    return flat | {k: v for k, v in (quality.get("cost") or {}).items() if v is not None}
+        values += [("ms", timing["ms_per_image"]), ("speedup", timing["speedup"])]
+    costs = {k: v for k, v in (quality.get("cost") or {}).items() if v is not None}
+    return joined(f"the scalars of {quality['label']}", *(spread(name, x) for name, x in values), costs)
 
 
 Fill = Callable[[Any, Any], None]  # logs to a run: (wandb, run)
@@ -82,11 +93,11 @@ def _record_run(
 
     def fill(wandb: Any, run: Any) -> None:
         images = {"samples": wandb.Image(str(picture))} if picture.exists() else {}
-        run.log(scalars(quality, timing) | images)
+        run.log(joined(f"the run of {quality['label']}", flat, images))
 
-    shown = [study_name, quality["id"], quality["values"], timing and [timing["id"], timing["ms_per_image"]]]
+    flat = scalars(quality, timing)
     arguments = {
-        "id": digest(shown),
+        "id": digest([study_name, quality["id"], timing and timing["id"], flat]),
         "group": study_name,
         "job_type": "timing" if timing else "quality",
         "name": quality["label"],
@@ -96,14 +107,14 @@ def _record_run(
     return arguments, fill
 
 
-def _study_run(results: Results, study: Study) -> tuple[dict[str, Any], Fill]:
+def _study_run(results: Results, study: Comparison) -> tuple[dict[str, Any], Fill]:
     frame = study_frame(results, study.name).drop(columns="strip", errors="ignore")
     rows = frame.astype(object).where(frame.notna(), None).values.tolist()
-    figures = sorted((results.root / "figures").glob(f"{study.name}_*.png"))
+    figures = {name: figure_path(results, study.name, name) for name in FIGURES}
 
     def fill(wandb: Any, run: Any) -> None:
         table = wandb.Table(columns=list(frame.columns), data=rows, allow_mixed_types=True)
-        images = {path.stem.removeprefix(f"{study.name}_"): wandb.Image(str(path)) for path in figures}
+        images = {name: wandb.Image(str(path)) for name, path in figures.items() if path.exists()}
         run.log({"table": table} | images)
 
     arguments = {
@@ -132,7 +143,7 @@ def _log(results: Results, mode: str, arguments: dict[str, Any], fill: Fill) -> 
     """Open a run, let `fill` log to it, finish it. A run of this id that is there already stays as it is."""
     import wandb
 
-    mode = "online" if mode == "online" and _online() else "offline"
+    mode = "online" if mode == "online" and _online(results.root) else "offline"
     pattern = f"{'offline-' * (mode == 'offline')}run-*-{arguments['id']}"
     if existing := sorted((results.root / "wandb").glob(pattern)):
         return existing[-1]
@@ -162,7 +173,7 @@ def _settings() -> Any:
 
 
 @cache
-def _online() -> bool:
+def _online(root: Path) -> bool:
     """Whether a key is configured and the server answers; asked once a process, without a prompt."""
     import wandb
 
@@ -174,5 +185,5 @@ def _online() -> bool:
     except Exception as error:
         ready, reason = False, f"{type(error).__name__}: {error}".splitlines()[0]
     if not ready:
-        logger.warning("wandb is offline: %s. Upload later with `wandb sync`.", reason)
+        logger.warning("wandb is offline: %s; upload later: %s", reason, upload_command(root))
     return ready

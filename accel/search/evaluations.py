@@ -26,10 +26,10 @@ import torch
 
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, DivergedError, check_int, unknown
-from accel.evaluation.quality import FrechetDistance
 from accel.evaluation.score import distances
 from accel.evaluation.shards import locked
 from accel.files import file_name
+from accel.metrics.fid import FrechetDistance
 from accel.records import Results, canonical, digest
 from accel.studies.runner import Evaluation, Runner
 from accel.studies.study import rows_per_image

@@ -26,7 +26,7 @@ from accel.evaluation.cost import counted_cost
 from accel.files import file_name
 from accel.metrics.statistics import paired
 from accel.records import Results, digest
-from accel.results.comparison import PROMPTED, Row, Study, metric_of, verdict
+from accel.results.comparison import PROMPTED, Comparison, Row, metric_of, verdict
 from accel.search.base import Room, Search, command
 from accel.search.evaluations import Memory
 from accel.search.objective import Objective
@@ -270,7 +270,7 @@ def conclude(
 
     `suite`: the overrides that choose it.
     """
-    study = Study.load(results, name)
+    study = Comparison.load(results, name)
     rows = {row.label: row for row in study.done if row.role in ("cell", "baseline", "control")}
     baseline = study.baseline
     judged = [metric_of(baseline.quality), *[key for key in PROMPTED if key in baseline.quality["values"]][:1]]

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-import accel.evaluation.quality as module
+import accel.metrics.features as module
 from accel.errors import ConfigError
-from accel.evaluation.quality import Reference, cmmd, cmmd_estimate, quality
+from accel.metrics.cmmd import cmmd, cmmd_estimate
+from accel.metrics.distributions import quality
+from accel.metrics.features import Reference
 from accel.metrics.statistics import groups
 
 

@@ -1,16 +1,20 @@
 """wandb sees what the records say, and can never stop a benchmark."""
 
 import json
+import shlex
 import struct
 import subprocess
 import sys
 import time
+from glob import glob
+from pathlib import Path
 
 import pytest
 
 import accel.results.tracking as tracking
+from accel.records import Results
 from accel.results.figures import write_figures
-from accel.results.tracking import log_record, log_study, scalars
+from accel.results.tracking import log_record, log_study, scalars, upload_command
 
 
 def read_run(folder, patience=10):
@@ -114,12 +118,13 @@ def test_the_same_record_is_logged_once_and_a_new_value_again(demo):
 
 
 def test_a_study_is_one_run_with_its_table_and_figures(demo):
-    write_figures(demo.results, "demo")
+    paths = write_figures(demo.results, "demo")
+    paths[0].with_name("demo_two_pareto.png").write_bytes(paths[0].read_bytes())  # of a study demo_two
     folder = log_study(demo.results, "demo")
     found = read_run(folder)
     assert found["run"].job_type == "study"
     assert found["run"].display_name == "demo"
-    assert {"table", "pareto", "samples"} <= {key.split(".")[0] for key in found["history"]}
+    assert {"table", "pareto", "samples"} == {k.split(".")[0] for k in found["history"] if not k.startswith("_")}
     (path,) = folder.glob("files/media/table/*.json")
     table = json.loads(path.read_text())
     assert len(table["data"]) == len(demo.lines)
@@ -127,6 +132,27 @@ def test_a_study_is_one_run_with_its_table_and_figures(demo):
     row = dict(zip(table["columns"], table["data"][4], strict=True))
     assert (row["label"], row["fid_digits"], row["steps"]) == ("ddim-10", 9.8, 10)
     assert log_study(demo.results, "demo") == folder
+
+
+def test_a_metric_does_not_take_the_place_of_the_axis_of_its_name(fabric):
+    record = fabric.quality("a", 2.0, macs=1e9, more={"precision": 0.9}, precision="w8a8")
+    fabric.line("baseline", record)
+    fabric.save()
+    flat = scalars(record)
+    assert flat["pr_precision_lo"] == record["values"]["precision"]["lo"]
+    assert "precision" not in flat
+    (path,) = log_study(fabric.results, "demo").glob("files/media/table/*.json")
+    table = json.loads(path.read_text())
+    row = dict(zip(table["columns"], table["data"][0], strict=True))
+    assert (row["precision"], row["pr_precision"]) == ("w8a8", 0.9)
+
+
+@pytest.mark.parametrize("name", ["fid", "macs", "samples"])
+def test_a_value_that_would_overwrite_another_is_one_warning(fabric, warnings, name):
+    record = fabric.quality("a", 2.0, macs=1e9, more={name: 0.9})
+    assert log_record(fabric.results, "demo", record) is None
+    assert len(warnings()) == 1
+    assert f"two values are called '{name}" in warnings()[0]
 
 
 def test_all_records_can_be_logged_again_from_the_folder(fabric):
@@ -206,6 +232,31 @@ def test_online_without_a_key_falls_back_to_offline_with_one_line(demo, warnings
     assert time.perf_counter() - start < 10
     assert len(warnings()) == 1
     assert "no API key" in warnings()[0]
+    assert upload_command(demo.results.root) in warnings()[0]
+
+
+def test_the_command_that_uploads_runs_is_one_of_the_installed_wandb(fabric, tmp_path):
+    """Its words and options are wandb's (removed ones are hidden there), and it finds the runs; no network."""
+    from click.testing import CliRunner
+    from wandb.cli.cli import cli
+
+    fabric.results = Results(tmp_path / "my results")
+    folder = log_record(fabric.results, "demo", fabric.quality("a", 2.0))
+    read_run(folder)  # waits until it is whole
+    program, *words = shlex.split(upload_command(fabric.results.root))
+    assert program == "wandb"
+    command, known = cli.commands[words[0]], set()
+    for param in command.params:
+        known |= set() if getattr(param, "hidden", False) else {*param.opts, *param.secondary_opts}
+    assert {word for word in words if word.startswith("-")} <= known
+    paths = [path for word in words[1:] if not word.startswith("-") for path in glob(word)]
+    assert paths == [str(folder)]
+    assert "--dry-run" in known
+    shown = CliRunner().invoke(cli, [*words[:1], *paths, "--dry-run"])
+    assert shown.exit_code == 0
+    assert "Would sync 1 run(s)" in shown.output
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert upload_command(Path("RESULTS")).replace("RESULTS", "<results>") in readme
 
 
 def test_disabled_imports_nothing(demo):

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from accel.errors import ConfigError, check_int
-from accel.evaluation.quality import Moments
 from accel.files import file_hash, write_atomic
+from accel.metrics.fid import Moments
 from accel.records import canonical
 from accel.suites.base import Reference
 from accel.suites.hub import image_folder

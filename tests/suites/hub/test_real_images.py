@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from accel.config import CONF
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError
-from accel.evaluation.quality import Moments, fid, quality
+from accel.metrics.distributions import quality
+from accel.metrics.fid import Moments, fid
 from accel.metrics.statistics import mean_estimate
 from accel.records import Results
 from accel.samplers import DiffusersSampler

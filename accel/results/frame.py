@@ -1,0 +1,96 @@
+"""A study as a data frame: everything that its records say, in columns that no two values share.
+
+Axes are named as in a recipe, metrics as in a record, but for those whose name an axis has taken: precision and recall
+of generated images are the columns `pr_precision` and `pr_recall`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from accel.errors import joined
+from accel.records import Results
+from accel.results.comparison import COMPETES, Comparison, Row, metric_of
+from accel.results.text import Interval, parts, short_hash
+
+if TYPE_CHECKING:
+    import pandas
+
+AXES = ("sampler", "steps", "grid", "guidance", "cache", "stitch", "precision", "skip")
+RENAMED = {"precision": "pr_precision", "recall": "pr_recall"}  # values of records that are no columns by their key
+COSTS = ("nfe", "macs", "bit_operations", "model_bytes", "peak_bytes", "setup_s")
+TIMES = {"ms": "ms_per_image", "baseline_ms": "baseline_ms", "speedup": "speedup", "aa": "aa"}
+COUNTS = (
+    "rank", "steps", "n", "seed", "reference_n", "model_bytes", "peak_bytes", "repetitions", "threads", "batch",
+)  # fmt: skip
+
+
+def study_frame(results: Results, study: str) -> pandas.DataFrame:
+    """Everything that the study's records say, one row a manifest row, in the manifest's order.
+
+    ConfigError if a metric would overwrite another column.
+    """
+    import pandas
+
+    loaded = Comparison.load(results, study)
+    values = sorted({key for row in loaded.done for key in row.quality["values"]})
+    frame = pandas.DataFrame([_flat(loaded, row, values) for row in loaded.rows])
+    return frame.astype({name: "Int64" for name in COUNTS if name in frame})
+
+
+def column_of(key: str) -> str:
+    """The column of a record's value `key`."""
+    return RENAMED.get(key, key)
+
+
+def spread(name: str, x: Interval | None) -> dict[str, float | None]:
+    """A value and the ends of its interval as `name`, `name_lo`, `name_hi`."""
+    value, lo, hi = parts(x) if x else (None, None, None)
+    return {name: value, f"{name}_lo": lo, f"{name}_hi": hi}
+
+
+def torch_of(record: Mapping[str, Any]) -> str | None:
+    """The version of torch that a record was made with."""
+    environment = record.get("environment") or {}
+    return environment.get("torch") or environment.get("packages", {}).get("torch")
+
+
+def _flat(study: Comparison, row: Row, values: Sequence[str]) -> dict[str, Any]:
+    head = {"role": row.role, "label": row.label, "of": row.of, "refused": row.refused}
+    if row.refused:
+        return head
+    record, timing, axes = row.quality, row.timing or {}, row.quality.get("axes") or {}
+    metric, place = metric_of(record), study.ranks.get(record["id"]) if row.role in COMPETES else None
+    return joined(
+        f"the table of study {study.name}",
+        head,
+        {"rank": place and place.place, "shared": place and place.shared},
+        {"quality_id": record["id"], "timing_id": timing.get("id")},
+        {axis: axes.get(axis) for axis in AXES},
+        {key: record[key] for key in ("suite", "n", "seed")},
+        {"simulated": row.simulated, "metric": metric, **_reference(record.get("reference") or {})},
+        *(_value(column_of(key), row.value(key)) for key in values),
+        _delta("delta", study, row, metric),
+        _delta("delta_distance", study, row, "distance"),
+        {key: row.cost(key) for key in COSTS},
+        {"macs_ratio": study.macs_ratio(row), "strip": record.get("strip")},
+        *(spread(name, timing.get(key)) for name, key in TIMES.items()),
+        {key: timing.get(key) for key in ("repetitions", "device_name", "threads", "batch")},
+        {"torch": torch_of(timing) or torch_of(record)},
+    )
+
+
+def _reference(reference: Mapping[str, Any]) -> dict[str, Any]:
+    sha256 = short_hash(reference.get("sha256"))
+    return {"reference": reference.get("name"), "reference_n": reference.get("n"), "reference_sha256": sha256}
+
+
+def _value(name: str, x: Any) -> dict[str, float | None]:
+    return spread(name, x) | {f"{name}_corrected": x.corrected if x else None}
+
+
+def _delta(name: str, study: Comparison, row: Row, key: str | None) -> dict[str, Any]:
+    """The paired difference to the baseline, and whether it is a tie."""
+    x = study.delta(row, study.baseline, key)
+    return spread(name, x) | {f"{name}_tie": x.tie if x else None}
