@@ -30,8 +30,8 @@ from accel.search.objective import BudgetSpent, Halving, Ledger, Objective, Tria
 from accel.search.optimisers.base import Optimiser, Teacher
 from accel.search.spaces import Space
 from accel.search.teacher import jump_costs, teacher_times
+from accel.studies.estimate import rows_per_image
 from accel.studies.runner import Evaluation
-from accel.studies.study import rows_per_image
 from accel.suites.base import Suite
 
 SEARCH_SEED, FRESH_SEED = 2_000_003, 3_000_017  # the search's `seed` is added; no evaluation may have them

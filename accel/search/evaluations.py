@@ -31,8 +31,8 @@ from accel.evaluation.shards import locked
 from accel.files import file_name
 from accel.metrics.fid import FrechetDistance
 from accel.records import Results, canonical, digest
+from accel.studies.estimate import rows_per_image
 from accel.studies.runner import Evaluation, Runner
-from accel.studies.study import rows_per_image
 from accel.suites.base import Suite
 
 EPOCH = 1  # raise when a change alters the scores of the same samples

@@ -11,26 +11,26 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from accel.config import spelled_out
 from accel.core.environment import provenance
 from accel.core.recipe import Recipe
-from accel.errors import AccelError, ConfigError, check_name
-from accel.records import Results, check_writable, describe, digest
+from accel.errors import AccelError, ConfigError
+from accel.records import check_writable, describe, digest
 from accel.results.search import write_searches
 from accel.search.base import Room, Search, command
 from accel.search.objective import Objective
 from accel.search.optimisers.base import Optimiser
 from accel.search.recipes import conclude
-from accel.studies.runner import Evaluation, Runner
-from accel.studies.study import Study, seconds_per_row
-from accel.suites.base import Suite
+from accel.studies.estimate import seconds_per_row
+from accel.studies.request import Request
+from accel.studies.runner import Runner
+from accel.studies.study import Study
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,13 @@ class Cell:
 
 
 @dataclass
-class SearchStudy:
+class SearchStudy(Request):
     """The searches of a command."""
 
-    name: str
-    title: str
-    suite: Suite
-    evaluation: Evaluation
-    results: Results
-    baseline: Recipe
     cells: Sequence[Cell]
-    merge: bool = False  # keep the rows that an earlier command put into the same study
-    console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
-        self.name = check_name("study", self.name)
+        super().__post_init__()
         for cell in self.cells:
             cell.search.check_seed(self.evaluation)
         if len(self.cells) > 1 and any(cell.search.several for cell in self.cells):
@@ -114,10 +106,7 @@ class SearchStudy:
     explain = plan
 
     def _room(self, cell: Cell) -> Room:
-        return Room(cell.search, cell.optimiser, cell.recipe, self.suite, self.evaluation, self.results.root, self._say)
-
-    def _say(self, message: str) -> None:
-        self.console.print(message, markup=False, highlight=False)
+        return Room(cell.search, cell.optimiser, cell.recipe, self.suite, self.evaluation, self.results.root, self.say)
 
     def _tried(self, cell: Cell, progress: Progress) -> dict[str, Any] | None:
         """`_searched`; where others are to follow, a search that cannot be run is reported and passed over."""
@@ -150,7 +139,7 @@ class SearchStudy:
         self._forget(room)
         progress.remove_task(bar)
         cost = record["cost"]
-        self._say(f"searched {cell.recipe.label} by {cell.name}: {cost['nfe']:,} NFE, {cost['seconds']:.0f} s")
+        self.say(f"searched {cell.recipe.label} by {cell.name}: {cost['nfe']:,} NFE, {cost['seconds']:.0f} s")
         return record
 
     def _forget(self, room: Room) -> None:
@@ -160,7 +149,7 @@ class SearchStudy:
                 shutil.rmtree(self.results.root / "shards" / key, ignore_errors=True)
 
     def _evaluated(self, records: Sequence[dict[str, Any] | None]) -> None:
-        runner = Runner(self.suite, self.evaluation, self.results, self._say)
+        runner = Runner(self.suite, self.evaluation, self.results, self.say)
         rows = self._kept_rows()
 
         def add(group: Recipe, name: str, recipe: Recipe, record: dict[str, Any] | None, kind: str) -> None:
@@ -168,7 +157,7 @@ class SearchStudy:
                    "name": name, "kind": kind, "quality": runner.quality_id(recipe),
                    "search": record["id"] if record else None}  # fmt: skip
             if row not in rows:
-                self._say(f"evaluating {recipe.label}") if runner.find("quality", row["quality"]) is None else None
+                self.say(f"evaluating {recipe.label}") if runner.find("quality", row["quality"]) is None else None
                 runner.quality(recipe)
                 rows.append(row)
                 self._save(rows)

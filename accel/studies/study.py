@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from accel.core.recipe import Recipe, accelerate
-from accel.errors import AccelError, ConfigError, IncompatibleError, Refusals, check_name
-from accel.records import Results, check_writable
-from accel.studies.runner import Evaluation, Runner
-from accel.suites.base import Suite
+from accel.errors import AccelError, ConfigError, IncompatibleError, Refusals
+from accel.evaluation.generate import generate
+from accel.records import check_writable
+from accel.results.figures import write_figures
+from accel.results.strips import LEGEND, strip
+from accel.results.tables import write_tables
+from accel.results.terminal import print_study
+from accel.results.tracking import log_record, log_study, upload_command
+from accel.studies.estimate import rows_per_image, seconds_per_row
+from accel.studies.manifest import Job, Manifest
+from accel.studies.request import Request
+from accel.studies.runner import Runner
 
 
 @dataclass
-class Study:
-    """What a command asks for. `recipes` maps labels to recipes, or to the reason why a cell is refused."""
+class Study(Request):
+    """Recipes to be measured and compared."""
 
-    name: str
-    title: str
-    suite: Suite
-    evaluation: Evaluation
-    results: Results
-    baseline: Recipe
     cells: list[Recipe]
-    merge: bool = False  # keep the rows that an earlier command put into the same study
     wandb: str = "offline"
-    console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
-        self.name = check_name("study", self.name)
+        super().__post_init__()
         named: dict[str, Recipe] = {}
         for recipe in (self.baseline, *self.cells):
             if named.setdefault(recipe.label, recipe) != recipe:
@@ -45,7 +44,7 @@ class Study:
     def run(self) -> int:
         """Compute what is missing, then rebuild the study's tables and figures; the number of failed cells."""
         started = time.perf_counter()
-        rows, computed = _Rows(self), 0
+        rows, computed = Manifest(self), 0
         with self._progress() as progress:
             runner = self._runner(progress)
             refused = self._refusals(runner)
@@ -92,10 +91,6 @@ class Study:
 
     def publish(self, track: bool = False) -> None:
         """Rebuild tables and figures from the records and show the table."""
-        from accel.results.figures import write_figures
-        from accel.results.tables import write_tables
-        from accel.results.terminal import print_study
-
         paths = [*write_tables(self.results, self.name), *write_figures(self.results, self.name)]
         hint = self._track_study() if track and self.wandb != "disabled" else None
         print_study(self.results, self.name, self.console)
@@ -128,9 +123,6 @@ class Study:
 
     def explain(self) -> None:
         """Show for each cell which network does what at which step, by one run of one image; score nothing."""
-        from accel.evaluation.generate import generate
-        from accel.results.strips import LEGEND, strip
-
         runner = Runner(self.suite, self.evaluation, self.results, self.console.print)
         refused = self._refusals(runner)
         for job in self._jobs(runner, refused):
@@ -145,7 +137,7 @@ class Study:
             self.console.print(f"not run: {recipe.label}: {reason}", style="yellow", markup=False)
         self.console.print(LEGEND, style="dim", markup=False, highlight=False)
 
-    def _timing_seconds(self, runner: Runner, job: _Job, rate: float) -> float:
+    def _timing_seconds(self, runner: Runner, job: Job, rate: float) -> float:
         e = self.evaluation
         timed = e.timing and job.role != "reference" and not job.recipe.simulated
         if not timed or runner.find("timing", runner.timing_id(job.recipe, self.baseline)):
@@ -153,13 +145,13 @@ class Study:
         rows = 2 * rows_per_image(self.baseline) + rows_per_image(job.recipe)  # a round times the baseline twice
         return (e.repetitions + 1) * e.timing_batch * rows * rate
 
-    def _jobs(self, runner: Runner, refused: list[tuple[Recipe, str]]) -> list[_Job]:
+    def _jobs(self, runner: Runner, refused: list[tuple[Recipe, str]]) -> list[Job]:
         seen = {runner.generation_id(recipe) for recipe, _ in refused}
         converged = self.suite.converged(self.baseline.exact_guidance)
-        jobs = [_Job(converged, "reference"), _Job(self.baseline, "baseline")]
+        jobs = [Job(converged, "reference"), Job(self.baseline, "baseline")]
         if runner.generation_id(converged) == runner.generation_id(self.baseline):
             del jobs[0]  # the table needs its baseline
-        jobs += [_Job(recipe, "cell") for recipe in self.cells]
+        jobs += [Job(recipe, "cell") for recipe in self.cells]
         unique = []
         for job in jobs:
             key = runner.generation_id(job.recipe)
@@ -185,21 +177,17 @@ class Study:
         self.suite.reference()  # a reference that differs fails here, not after hours of sampling
         return refused
 
-    def _control_job(self, runner: Runner, job: _Job, quality: dict[str, Any]) -> _Job | None:
+    def _control_job(self, runner: Runner, job: Job, quality: dict[str, Any]) -> Job | None:
         if job.role != "cell" or job.recipe.plain or not self.evaluation.controls:
             return None
-        return _Job(runner.control(job.recipe, quality["cost"]), "control", of=job.recipe.label)
+        return Job(runner.control(job.recipe, quality["cost"]), "control", of=job.recipe.label)
 
     def _track(self, quality: dict[str, Any], timing: dict[str, Any] | None) -> None:
         if self.wandb != "disabled":
-            from accel.results.tracking import log_record
-
             log_record(self.results, self.name, quality, timing, mode=self.wandb)
 
     def _track_study(self) -> str | None:
         """Log the study to wandb; how to upload the runs that are offline."""
-        from accel.results.tracking import log_study, upload_command
-
         logged = log_study(self.results, self.name, mode=self.wandb)
         offline = logged and self.wandb == "offline"
         return f"offline wandb runs; to upload them: {upload_command(self.results.root)}" if offline else None
@@ -231,71 +219,3 @@ class _Progress(Progress):
         super().__enter__()
         self.samples = self.add_task("samples", total=None)
         return self
-
-
-@dataclass
-class _Job:
-    recipe: Recipe
-    role: str
-    of: str | None = None
-    deferred: bool = False
-
-
-class _Rows:
-    """The manifest of a study while it runs."""
-
-    def __init__(self, study: Study) -> None:
-        self.study, self.failures = study, 0
-        old = study.results.load_study(study.name) if study.merge else None
-        self.rows: list[dict[str, Any]] = list(old["rows"]) if old else []
-
-    def add(self, job: _Job, quality: dict[str, Any], timing: dict[str, Any] | None) -> None:
-        self._put(job.recipe.label, job.role, quality["id"], timing and timing["id"], job.of)
-
-    def add_floor(self, record: dict[str, Any] | None) -> None:
-        if record:
-            self._put(record["label"], "floor", record["id"])
-
-    def add_refusal(self, recipe: Recipe, reason: str) -> None:
-        self._put(recipe.label, "cell", refused=reason)
-
-    def add_failure(self, job: _Job, error: Exception) -> None:
-        self.failures += 1
-        self._put(job.recipe.label, job.role, of=job.of, refused=f"failed: {error}")
-
-    def _put(self, label, role, quality=None, timing=None, of=None, refused=None) -> None:
-        row = {"label": label, "role": role, "quality": quality, "timing": timing, "of": of, "refused": refused}
-        same = [i for i, r in enumerate(self.rows) if (r["quality"], r["label"], r["of"]) == (quality, label, of)]
-        if same:
-            self.rows[same[0]] = row
-        else:
-            self.rows.append(row)
-
-    def save(self) -> None:
-        s = self.study
-        s.results.save_study({"name": s.name, "title": s.title, "suite": s.suite.name, "n": s.evaluation.n,
-                              "rows": self.rows})  # fmt: skip
-
-
-def rows_per_image(recipe: Recipe) -> int:
-    """Upper bound of denoiser rows for an image: evaluations, twice under guidance."""
-    guiding = len(recipe.guidance.models) if recipe.guidance else 0
-    return recipe.sampler.evaluations * ((2 if recipe.guidance_scale > 1 else 1) + guiding)
-
-
-def seconds_per_row(runner: Runner) -> float:
-    """Seconds of one denoiser row on this device now, from two short plain trajectories."""
-    from accel.core.recipe import accelerate
-    from accel.evaluation.generate import generate
-    from accel.evaluation.timing import stopwatch
-
-    recipe = runner.suite.converged(None)
-    recipe = replace(recipe, sampler=replace(recipe.sampler, steps=2))
-    batch = min(runner.evaluation.batch, runner.evaluation.n)
-
-    def once() -> None:
-        with accelerate(runner.pipe, recipe):
-            generate(runner.pipe, runner.suite, recipe, 0, 0, batch, batch)
-
-    once()
-    return stopwatch(once, runner.device) / (2 * batch)

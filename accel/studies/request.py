@@ -1,0 +1,40 @@
+"""What a command asks for, whatever is then done with its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from accel.core.recipe import Recipe
+from accel.errors import check_name
+from accel.records import Results
+from accel.studies.runner import Evaluation
+from accel.suites.base import Suite
+
+
+@dataclass
+class Request:
+    """A study by name, of one suite, evaluated in one way into one results folder; differences are to `baseline`.
+
+    `merge`: keep the rows that an earlier command put into the same study. ConfigError for a name that is none.
+    """
+
+    name: str
+    title: str
+    suite: Suite
+    evaluation: Evaluation
+    results: Results
+    baseline: Recipe
+    cells: Sequence[Any]
+    merge: bool = False
+    console: Console = field(default_factory=Console)
+
+    def __post_init__(self) -> None:
+        self.name = check_name("study", self.name)
+
+    def say(self, message: str) -> None:
+        """Print a message as it is."""
+        self.console.print(message, markup=False, highlight=False)
