@@ -214,7 +214,9 @@ def check_sweep(overrides: list[str]) -> None:
     with Refusals() as refusals:
         left = _readable(overrides, refusals)
         first = expand_cells([left])[0] if left else []
-        refusals.ask(compose, first)
+        cfg = refusals.ask(compose, first)
+        if cfg is not None and cfg.cells:
+            refusals.ask(expand_cells, cfg.cells)
 
 
 def groups() -> dict[str, list[str]]:
