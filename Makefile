@@ -33,7 +33,7 @@ lint: $(READY) ## ruff: rules and format
 	$(PY) -m ruff format --check .
 
 train: $(READY) ## train the shipped weights again: make train SUITE=digits ARGS="--part small"
-	$(PY) scripts/train.py --suite $(SUITE) $(ARGS)
+	$(PY) -m accel train --suite $(SUITE) $(ARGS)
 
 sweep: $(READY) ## Hydra multirun: make sweep ARGS="sampler=ddim,unipc sampler.steps=5,10"
 	$(PY) -m accel --multirun results=$(RESULTS) $(ARGS)
@@ -42,10 +42,10 @@ plan: $(READY) ## what the demo would run, what is done and how long it takes; r
 	$(PY) -m accel experiment=demo plan=true results=$(RESULTS) $(ARGS)
 
 tables: $(READY) ## rebuild the tables of every study from its records
-	$(PY) scripts/rebuild.py tables --results $(RESULTS)
+	$(PY) -m accel rebuild tables --results $(RESULTS)
 
 figures: $(READY) ## rebuild the figures of every study from its records
-	$(PY) scripts/rebuild.py figures --results $(RESULTS)
+	$(PY) -m accel rebuild figures --results $(RESULTS)
 
 STUDIES := demo axes judge judge_cfg samplers_digits samplers_digits_cfg2 samplers_digits_cfg4 flow_digits reference_digits dmcmc guidance_digits \
   caching_digits stitching_digits caching_dit stitching_dit \
@@ -55,23 +55,25 @@ STUDIES := demo axes judge judge_cfg samplers_digits samplers_digits_cfg2 sample
 
 results: $(READY) ## compute the tracked tables in results/ (all studies, extras search, torchao, openvino; about eight hours)
 	for study in $(STUDIES); do $(PY) -m accel experiment=$$study results=results $(ARGS) || exit 1; done
-	$(PY) scripts/compatibility.py --results results
-	$(PY) scripts/convergence.py --results results
-	$(PY) scripts/cascade.py --results results
-	$(PY) scripts/bench.py --results results
-	$(PY) scripts/bench.py --results results --only precision --sizes tiny --repetitions 20
-	$(PY) scripts/bench.py --results results --only precision --sizes "mid-size,Stable Diffusion 1.5" --repetitions 16
-	$(PY) scripts/macs.py --results results
-	$(PY) scripts/adherence.py --results results
+	$(PY) -m accel bench compatibility --results results
+	$(PY) -m accel bench convergence --results results
+	$(PY) -m accel bench cascade --results results
+	$(PY) -m accel bench overhead --results results
+	$(PY) -m accel bench schedulers --results results
+	$(PY) -m accel bench precision --results results --sizes tiny --repetitions 20
+	$(PY) -m accel bench precision --results results --sizes "mid-size,Stable Diffusion 1.5" --repetitions 16
+	$(PY) -m accel bench architectures --results results
+	$(PY) -m accel bench adherence --results results
 
 convergence: $(READY) ## error of every sampler on every grid against the exact ODE: table and figure
-	$(PY) scripts/convergence.py --results $(RESULTS)
+	$(PY) -m accel bench convergence --results $(RESULTS)
 
 cascade: $(READY) ## DC-Solver: search ratios for many (steps, scale) pairs, fit the cascade regression, compare
-	$(PY) scripts/cascade.py --results $(RESULTS) --suite $(SUITE) $(ARGS)
+	$(PY) -m accel bench cascade --results $(RESULTS) --suite $(SUITE) $(ARGS)
 
-bench: $(READY) ## overhead of the harness and of the schedulers; ARGS="--only precision": executed precisions
-	$(PY) scripts/bench.py --results $(RESULTS) $(ARGS)
+BENCH   ?= overhead
+bench: $(READY) ## a benchmark by hand (BENCH=overhead schedulers deepcache precision architectures adherence ...)
+	$(PY) -m accel bench $(BENCH) --results $(RESULTS) $(ARGS)
 
 clean: ## remove the environment, caches and everything under outputs/
 	rm -rf $(VENV) outputs .pytest_cache .ruff_cache *.egg-info

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from accel.recipe import Recipe, Run, accelerate
+    from accel.core.recipe import Recipe, Run, accelerate
 
 __version__ = "0.1.0"
 __all__ = ["Recipe", "Run", "accelerate"]
@@ -17,7 +17,7 @@ def __getattr__(name: str) -> Any:
     """The public names and the rooms (`accel.samplers`), loaded when first asked for: torch and diffusers take seconds,
     and help, lists and typos need neither (PEP 562)."""
     if name in __all__:
-        found = getattr(import_module("accel.recipe"), name)
+        found = getattr(import_module("accel.core.recipe"), name)
         globals()[name] = found
         return found
     if not name.startswith("_") and find_spec(f"{__name__}.{name}"):

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from accel.cli.words import COMMANDS, Words, call, split
+from accel.cli.words import COMMANDS, LIGHT, Words, call, split
 from accel.config import CONF, check_sweep, compose
 from accel.errors import AccelError, check_installed
 from accel.registry import extend
@@ -32,14 +32,15 @@ def main() -> None:
 
 def _main(arguments: list[str]) -> int:
     words = split(extend(arguments))  # without the config folders that it names, which hold from here on
-    if words.command in COMMANDS:
-        return call(words.command, words.rest)
     if words.command == "version":
         from accel import __version__
 
         print(f"accel {__version__}")
         return 0
-    check_installed(NEEDED, "bench", "the command line")
+    if words.command not in LIGHT:
+        check_installed(NEEDED, "bench", "the command line")
+    if words.command in COMMANDS:
+        return call(words.command, words.rest)
     if words.flags:
         return _hydra(words)
     return run(compose(words.overrides), words.overrides)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.records import canonical, describe
+
 
 def settings_digest(config: Any) -> torch.Tensor:
     """Sixteen bytes (uint8) that change with a method's class, EPOCH or settings."""
-    from accel.results.records import canonical, describe
-
     return _sixteen(hashlib.sha256(canonical(describe(config)).encode()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from importlib import import_module
@@ -10,6 +11,8 @@ from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")  # no name of a folder above, nor a path
 
 
 class AccelError(Exception):
@@ -83,6 +86,15 @@ def check_float(name: str, value: object, low: float, high: float | None = None)
     if not number or value < low or (high is not None and value > high):
         allowed = f"a number >= {low}" if high is None else f"a number in [{low}, {high}]"
         raise ConfigError(f"{name} is {value!r}; allowed: {allowed}.")
+
+
+def check_name(name: str, value: object) -> str:
+    """`value`, which names a file, as text. ConfigError for one that could lead out of the folder."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not NAME.fullmatch(text):
+        allowed = "1 to 100 of the letters A-Z and a-z, digits, _ . and -, the first of them no dot"
+        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}.")
+    return text
 
 
 class Refusals:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:  # tables are written without torch
     import torch
 
 Tensors = dict[str, "torch.Tensor"]
+
+
+def file_name(text: str) -> str:
+    """`text` as part of a file's name: whatever a name may not hold (accel.errors.check_name) becomes _."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", text)[:80]
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -65,3 +72,18 @@ def _digest(tensors: Tensors) -> str:
         total.update(f"{name}:{t.dtype}:{tuple(t.shape)};".encode())
         total.update(t.view(torch.uint8).numpy().tobytes() if t.dim() else t.numpy().tobytes())
     return total.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _file_hash(path: Path, size: int, modified: int) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:  # weights may be larger than memory
+        while block := file.read(2**22):
+            total.update(block)
+    return total.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, remembered while its size and time stay the same."""
+    stat = path.stat()
+    return _file_hash(path, stat.st_size, stat.st_mtime_ns)

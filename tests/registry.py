@@ -6,13 +6,12 @@ import json
 import tempfile
 from pathlib import Path
 
-from accel import samplers
-from accel.compatibility import methods
+from accel.benches.compatibility import methods
 from accel.config import choice_of
+from accel.core.recipe import Recipe
 from accel.precision import FakeQuant
-from accel.precision.whole import Whole
-from accel.recipe import Recipe
-from accel.samplers.noise import STOCHASTIC
+from accel.precision.executed.whole import Whole
+from accel.samplers.noise import draws_noise
 from accel.samplers.noise_schedule import noise_schedule
 
 _DIGITS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -109,7 +108,8 @@ def _clocks() -> set[str]:
     for axis, choice in METHODS:
         if axis == "sampler":
             made = recipe(sampler=choice).sampler
-            own, noisy = hasattr(samplers, getattr(made, "scheduler", "")), getattr(made, "scheduler", "") in STOCHASTIC
+            cls = getattr(made, "scheduler_class", type(None))
+            own, noisy = cls.__module__.startswith("accel."), draws_noise(cls)
             flow = choice.startswith(("flow", "rf"))  # which this suite's model is not for
             key = (type(made), own, made.evaluations // made.steps, made.calibrated, noisy, flow)
             found.setdefault(key, choice)

@@ -147,7 +147,7 @@ def test_what_the_model_cannot_run_is_said_beside_what_is_wrong_anyway(accel):
     assert code == 2
     assert "2 things to mend" in printed
     assert "'small' has 6 skip connections" in printed
-    cells = 'cells=[["sampler=heun","sampler.steps=1001"],["sampler=heun","sampler.steps=0"],["sampler=ddim","grid=karras"]]'
+    cells = 'cells=[["sampler=heun","sampler.steps=1001"],["sampler.steps=0"],["sampler=ddim","grid=karras"]]'
     code, printed = accel(cells, "evaluation.n=30")
     assert "3 things to mend" in printed, printed
     assert "1..1000" in printed

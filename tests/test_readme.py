@@ -12,7 +12,7 @@ from accel.config import compose, expand_cells
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 FINDINGS = (ROOT / "docs/findings.md").read_text()
-DOCUMENTS = ["README.md", "docs/findings.md", "docs/design.md", "docs/hub.md"]
+DOCUMENTS = ["README.md", "docs/findings.md", "docs/design.md", "docs/hub.md", "docs/extending.md"]
 
 
 def rows(text: str, heading: str) -> list[dict[str, str]]:
@@ -102,13 +102,13 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
     """Rebuilding from the tracked records gives the tracked bytes."""
     import shutil
 
-    from accel.results.adherence import write_adherence
-    from accel.results.architectures import write_architectures
-    from accel.results.cascade import write_cascade
-    from accel.results.convergence import write_convergence
-    from accel.results.overhead import write_deepcache, write_overhead, write_schedulers
-    from accel.results.precision import write_precision
-    from accel.results.records import Results
+    from accel.benches.adherence_table import write_adherence
+    from accel.benches.architectures_table import write_architectures
+    from accel.benches.cascade_table import write_cascade
+    from accel.benches.convergence_table import write_convergence
+    from accel.benches.overhead_table import write_deepcache, write_overhead, write_schedulers
+    from accel.benches.precision_table import write_precision
+    from accel.records import Results
     from accel.results.search import write_searches
     from accel.results.tables import write_tables
 

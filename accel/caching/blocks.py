@@ -11,7 +11,7 @@ stem, output and embeddings. With `mode` = `reuse` a unit returns its last outpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import nn
 
 from accel.caching.inheritance import LEVELS
 from accel.caching.module_cache import ModuleCache, replaced_forward
-from accel.denoiser import Denoise, Inputs, Node
+from accel.core.denoiser import Denoise, Inputs, Node
 from accel.errors import ConfigError, IncompatibleError, check_int, unknown
 
 MODES = ("remove", "reuse")
@@ -107,7 +107,7 @@ class BlockTable(ModuleCache):
             raise ConfigError(
                 f"cache.table has {len(self.table)} steps, but the sampler has {num_steps}; give one list for each."
             )
-        return [frozenset(m for i, m in enumerate(modules) if i not in row) for row in self.table]
+        return [remaining(modules, row) for row in self.table]
 
     def attach(self, node: Node, inner: Denoise) -> Denoise:
         if self.mode == "reuse":
@@ -132,6 +132,11 @@ class BlockTable(ModuleCache):
                 absent.clear()
 
         return denoise
+
+
+def remaining(there: Sequence[str], row: Collection[int]) -> frozenset[str]:
+    """The units that run at a step: all of `there` but those whose numbers the table's `row` holds."""
+    return frozenset(unit for number, unit in enumerate(there) if number not in row)
 
 
 def _passable(name: str, module: nn.Module, forward: Callable[..., Any], absent: set[str]) -> Callable[..., Any]:

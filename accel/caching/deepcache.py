@@ -22,7 +22,8 @@ import torch
 from accel.caching.rows import Kept, rows_of
 from accel.caching.schedules import Schedule, Uniform
 from accel.caching.unet_view import ShallowView, capture, skip_count
-from accel.denoiser import LATER, Denoise, Inputs, Method, Node
+from accel.core.denoiser import Denoise, Inputs, Node
+from accel.core.method import LATER, Method
 from accel.errors import ConfigError, check_int, unknown
 
 # What has to be added to a branch number to give live skip connections: Table 12 of the paper, the `cache_branch_id` of
@@ -71,7 +72,7 @@ class BranchCache(Method):
             kept = [stored[key] for k in keys if (key := (*k, branch)) in stored]
             if len(kept) == len(keys) and (entry := rows_of(kept, inputs)):
                 return node.evaluate(inputs, lambda **kwargs: views[branch].forward(*entry, **kwargs), "shallow")
-            branches = _coming(plan, clock.step)
+            branches = needed(plan, clock.step)
             prediction, entries = capture([views[b] for b in branches], lambda: inner(inputs))
             for b, entry in zip(branches, entries, strict=True):
                 parts = entry.chunk(len(keys)) if len(keys) > 1 else (entry,)
@@ -81,7 +82,12 @@ class BranchCache(Method):
         return denoise
 
 
-def _coming(plan: Sequence[int], step: int) -> list[int]:
+def branch_at(step: int, full: frozenset[int], live: int) -> int:
+    """What runs at solver step `step`: FULL, the whole UNet, at the steps `full`, elsewhere `live` skips' layers."""
+    return FULL if step in full else live
+
+
+def needed(plan: Sequence[int], step: int) -> list[int]:
     """Branches that reuse what is stored at `step`: those of this step and the next ones up to a full step."""
     found = {plan[step]}
     for branch in plan[step + 1 :]:
@@ -124,7 +130,7 @@ class DeepCache(BranchCache):
 
     def plan(self, num_steps: int) -> list[int]:
         full = self._schedule.full(num_steps)
-        return [FULL if step in full else self._live for step in range(num_steps)]
+        return [branch_at(step, full, self._live) for step in range(num_steps)]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.denoiser import Denoise, Inputs, Method, Node, Sample
+from accel.core.denoiser import Denoise, Inputs, Node, Sample
+from accel.core.method import Method
+from accel.core.recipe import accelerate
 from accel.errors import ConfigError, IncompatibleError, unknown
 
 HOOKS = {  # name: config class and function of diffusers.hooks, and whether it needs a transformer
@@ -107,8 +109,6 @@ class DiffusersCache(Method):
 
         `sample(recipe, start, stop)` generates those samples of `pipe`, which runs that recipe meanwhile.
         """
-        from accel.recipe import accelerate
-
         measured = _Ratios()
         with accelerate(pipe, replace(recipe, cache=measured)):
             sample(recipe, 0, SAMPLES)
@@ -171,15 +171,25 @@ class _Ratios(Method):
 
             at = TransformerBlockRegistry.get(type(module)).return_hidden_states_index
             hidden = output[at] if isinstance(output, tuple) else output
-            norm = (hidden - entry["x"]).float().norm(dim=-1).flatten()
+            norm = residual_norm(entry["x"], hidden)
             key = clock.slot, clock.call, len(norm)
             if clock.step and key in self.norms:
-                self.found.setdefault(clock.step, []).append(norm / (self.norms[key] + 1e-8))
+                self.found.setdefault(clock.step, []).append(magnitude_ratio(norm, self.norms[key]))
             self.norms[key] = norm
 
         node.undo.callback(blocks[0].register_forward_pre_hook(before, with_kwargs=True).remove)
         node.undo.callback(blocks[-1].register_forward_hook(after).remove)
         return inner
+
+
+def residual_norm(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """|after - before| of each token (B N,), hidden states (B, N, C) before the first block and after the last."""
+    return (after - before).float().norm(dim=-1).flatten()
+
+
+def magnitude_ratio(norm: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """Of each token's residual norm to that of the step before (MagCache, eq. 4, before the mean over tokens)."""
+    return norm / (last + 1e-8)
 
 
 def is_list(value: Any) -> bool:

@@ -16,6 +16,7 @@ guidance needs rows that are not stored is a key step. Works on class-conditiona
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +25,8 @@ from accel.caching.decoder_view import DecoderView
 from accel.caching.rows import Kept, rows_of
 from accel.caching.schedules import Schedule, Uniform
 from accel.caching.unet_view import skip_count
-from accel.denoiser import Denoise, Inputs, Method, Node
+from accel.core.denoiser import Denoise, Inputs, Node
+from accel.core.method import Method
 from accel.errors import IncompatibleError, check_float, check_int
 from accel.samplers.noise import adds_noise
 
@@ -73,8 +75,8 @@ class EncoderPropagation(Method):
         @functools.wraps(step)
         def noisy_step(model_output, timestep, sample, *args, **kwargs):
             start = initial.setdefault("latents", sample)
-            if 2 * clock.step >= clock.num_steps and clock.slot == 0:
-                sample = sample + self.prior_noise * start
+            if injects(clock.step, clock.num_steps) and clock.slot == 0:
+                sample = injected(sample, start, self.prior_noise)
             return step(model_output, timestep, sample, *args, **kwargs)
 
         scheduler.step = noisy_step
@@ -92,24 +94,15 @@ class EncoderPropagation(Method):
             found = [kept.get((where, clock.call, part)) for part in inputs.parts]
             return None if None in found else rows_of(found, inputs)
 
-        def coming() -> list[int]:
-            # This stage and the next ones that are no key steps, as far as the group goes.
-            stages = [clock.stage]
-            while len(stages) < self.group and (later := stages[-1] + 1) < clock.stages:
-                if clock.step_of(later) in key_steps:
-                    break
-                stages.append(later)
-            return stages
-
         def decode(inputs: Inputs, stages: list[int]) -> torch.Tensor | None:
             tensors = [gathered(features, clock.slot_of(stage), inputs) for stage in stages]
             if None in tensors:
                 return None
-            together = tuple(torch.cat(same) if len(stages) > 1 else same[0] for same in zip(*tensors, strict=True))
+            joint = tuple(torch.cat(same) if len(stages) > 1 else same[0] for same in zip(*tensors, strict=True))
             if len(stages) > 1:
                 times = clock.timesteps[stages].repeat_interleave(inputs.rows).to(inputs.sample.device)
                 inputs = inputs.tiled(len(stages)).given(timestep=times)
-            return node.evaluate(inputs, lambda **kwargs: view.forward(together, **kwargs), "decoder")
+            return node.evaluate(inputs, lambda **kwargs: view.forward(joint, **kwargs), "decoder")
 
         def denoise(inputs: Inputs) -> torch.Tensor:
             if not key_steps:
@@ -118,7 +111,8 @@ class EncoderPropagation(Method):
             if clock.step not in key_steps:
                 if ready := gathered(ahead, clock.stage, inputs):
                     return ready[0]
-                stages = coming()
+                keys = [clock.step_of(stage) in key_steps for stage in range(clock.stages)]
+                stages = together(keys, clock.stage, self.group)
                 predictions = decode(inputs, stages)
                 if predictions is not None:
                     own = predictions.chunk(len(stages))
@@ -135,3 +129,22 @@ class EncoderPropagation(Method):
                 kept[where, clock.call, part] = Kept(own, inputs.members)
 
         return denoise
+
+
+def together(keys: Sequence[bool], stage: int, group: int) -> list[int]:
+    """Stages whose decoders run in one batch: `stage` and those after it up to a key step, `group` at most.
+
+    keys: for each stage of the trajectory whether it belongs to a key step.
+    """
+    end = next((later for later in range(stage + 1, len(keys)) if keys[later]), len(keys))
+    return list(range(stage, min(end, stage + group)))
+
+
+def injects(step: int, num_steps: int) -> bool:
+    """Whether prior noise enters at solver step `step`: in the later half of the steps."""
+    return 2 * step >= num_steps
+
+
+def injected(x: torch.Tensor, initial: torch.Tensor, alpha: float) -> torch.Tensor:
+    """x_t + alpha z_T, both (B, C, ...)."""
+    return x + alpha * initial

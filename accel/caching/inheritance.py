@@ -28,8 +28,8 @@ from torch import nn
 
 from accel.caching.module_cache import ModuleCache
 from accel.caching.schedules import Schedule, Uniform
+from accel.core.window import Window
 from accel.errors import ConfigError, IncompatibleError, check_int, unknown
-from accel.window import Window
 
 _BLOCK = re.compile(r"(down_blocks|up_blocks|transformer_blocks|single_transformer_blocks)\.\d+|mid_block")
 _LAYER = re.compile(r"((down_blocks|up_blocks)\.\d+|mid_block)\.(resnets|attentions)\.\d+")
@@ -100,6 +100,10 @@ class FeatureInheritance(ModuleCache):
         return found
 
     def runs(self, modules: Sequence[str], num_steps: int) -> list[frozenset[str]]:
-        full, every = self.schedule.full(num_steps), frozenset(modules)
-        inherits = [step not in full and self.window.holds(step, num_steps) for step in range(num_steps)]
-        return [frozenset() if inherit else every for inherit in inherits]
+        full, every, window = self.schedule.full(num_steps), frozenset(modules), self.window
+        return [frozenset() if inherits(k, num_steps, full, window) else every for k in range(num_steps)]
+
+
+def inherits(step: int, num_steps: int, full: frozenset[int], window: Window) -> bool:
+    """Whether modules inherit at solver step `step` of `num_steps`: within the window, but at its `full` steps."""
+    return step not in full and window.holds(step, num_steps)

@@ -36,12 +36,18 @@ from torch import nn
 
 from accel.caching.inheritance import FeatureInheritance
 from accel.caching.module_cache import ModuleCache, Shape
-from accel.denoiser import Denoise, Inputs, Method, Node, Sample, denoiser_name, replaced_forward
+from accel.core.denoiser import Denoise, Inputs, Node, Sample, denoiser_name, replaced_forward
+from accel.core.guidance import guided
+from accel.core.method import Method
+from accel.core.recipe import accelerate
 from accel.digests import settings_digest, weights_digest
 from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
-from accel.guidance.base import halves
 
-OBJECTIVES = ("harmonica", "l2c")
+# The steps of so many at which everything runs, by objective.
+OBJECTIVES: Mapping[str, Callable[[int], list[int]]] = {
+    "harmonica": lambda steps: [0],
+    "l2c": lambda steps: list(range(0, steps, 2)),
+}
 CERTAIN = 5.0  # the logit of a step that always runs; logits stay within +-CERTAIN
 
 
@@ -137,8 +143,6 @@ class LearnedRouter(ModuleCache):
 
         `sample(recipe, start, stop)` generates those samples of `pipe`, which runs that recipe meanwhile.
         """
-        from accel.recipe import accelerate
-
         torch.manual_seed(0)
         training = _Training(self, recipe.guidance_scale)
         with accelerate(pipe, replace(recipe, cache=training)):
@@ -150,7 +154,7 @@ class LearnedRouter(ModuleCache):
         scores = training.logits.detach().sigmoid()
         return {
             "scores": scores,
-            "table": (scores > self.threshold).to(torch.uint8),
+            "table": gate(training.logits.detach(), self.threshold).to(torch.uint8),
             "loss": torch.tensor(training.losses),
             **self._made_for(pipe, recipe),
         }
@@ -179,8 +183,7 @@ class _Training(Method):
             images[step] = sample().double()
         self.only = None
         change = [float((images[i] - images[-1]).square().mean()) for i in range(len(self.logits))]
-        mean = sum(change) / len(change)
-        self.weights = [c / mean for c in change] if mean > 0 else None
+        self.weights = step_weights(change)
 
     def attach(self, node: Node, inner: Denoise) -> Denoise:
         clock, names, router = node.clock, self.router.modules(node.net, node.name), self.router
@@ -194,19 +197,20 @@ class _Training(Method):
                 inputs, step = inputs.cloned(), clock.step
                 if self.logits is None:
                     self._start(clock.num_steps, len(names))
-                runs = (self.logits[step].sigmoid() > router.threshold).tolist()
+                runs = gate(self.logits[step], router.threshold).tolist()
                 running = {name for name, runs_now in zip(names, runs, strict=True) if runs_now}
                 if self.only is not None:
                     running = running if step == self.only else set(names)
                     return mixer.run(inputs, dict.fromkeys(set(names) - running, 0.0), running)
-                if step in self._always(clock.num_steps):
+                if step in OBJECTIVES[router.objective](clock.num_steps):
                     return mixer.run(inputs, {}, names)
                 teacher = mixer.run(inputs, {}, ())
                 follows = router.objective == "harmonica"
                 with torch.enable_grad():
                     scores = self.logits[step].sigmoid()
                     student = mixer.run(inputs, dict(zip(names, scores, strict=True)), running if follows else ())
-                    loss = self._loss(student, teacher, scores, inputs, step)
+                    pair = (guided(prediction, inputs, self.scale) for prediction in (student, teacher))
+                    loss = router_loss(*pair, scores, 1.0 if self.weights is None else self.weights[step], router.beta)
                 self.optimizer.zero_grad()
                 loss.backward()
                 self.optimizer.step()
@@ -218,25 +222,33 @@ class _Training(Method):
 
     def _start(self, steps: int, modules: int) -> None:
         logits = torch.randn(steps, modules)
-        logits[self._always(steps)] = CERTAIN
+        logits[OBJECTIVES[self.router.objective](steps)] = CERTAIN
         self.logits = nn.Parameter(logits)
         self.optimizer = torch.optim.AdamW([self.logits], lr=self.router.lr, weight_decay=0.0)
 
-    def _always(self, steps: int) -> list[int]:
-        """Steps at which everything runs."""
-        return [0] if self.router.objective == "harmonica" else list(range(0, steps, 2))
 
-    def _loss(self, student, teacher, scores, inputs: Inputs, step: int) -> torch.Tensor:
-        wanted = self._guided(teacher, inputs)
-        error = (self._guided(student, inputs) - wanted).square().mean() / wanted.square().mean()
-        weight = 1.0 if self.weights is None else self.weights[step]
-        return weight * error + self.router.beta * scores.mean()
+def gate(logits: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Whether each module runs, by its logit r: sigmoid(r) > threshold."""
+    return logits.sigmoid() > threshold
 
-    def _guided(self, prediction: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        if len(inputs.parts) == 1:
-            return prediction
-        uncond, cond = halves(prediction, inputs)
-        return uncond + self.scale * (cond - uncond)
+
+def mixed(fresh: torch.Tensor, kept: torch.Tensor, weight: torch.Tensor | float) -> torch.Tensor:
+    """w F + (1 - w) C of a module's fresh and kept outputs, of one shape."""
+    return weight * fresh + (1 - weight) * kept
+
+
+def router_loss(
+    student: torch.Tensor, teacher: torch.Tensor, scores: torch.Tensor, weight: float, beta: float
+) -> torch.Tensor:
+    """lambda |student - teacher|^2 / |teacher|^2 + beta mean_m w_m, of predictions (B, C, ...) and scores (M,)."""
+    error = (student - teacher).square().mean() / teacher.square().mean()
+    return weight * error + beta * scores.mean()
+
+
+def step_weights(change: Sequence[float]) -> list[float] | None:
+    """lambda of each step: the image's change by that step alone over its mean; None where nothing changes."""
+    mean = sum(change) / len(change)
+    return [c / mean for c in change] if mean > 0 else None
 
 
 class _Mixer:
@@ -251,7 +263,7 @@ class _Mixer:
         node.clock.on_reset(self.kept.clear)
         for name in names:
             module = node.net.get_submodule(name)
-            node.undo.enter_context(replaced_forward(module, self._mixed(name, module.forward)))
+            node.undo.enter_context(replaced_forward(module, self._mixing(name, module.forward)))
 
     def run(self, inputs: Inputs, weights: Mapping[str, Any], keep: Collection[str]) -> torch.Tensor:
         """One evaluation; modules without a weight run plainly, and fresh outputs of `keep` become the kept ones."""
@@ -261,10 +273,10 @@ class _Mixer:
         self.pending.clear()
         return prediction
 
-    def _mixed(self, name: str, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def _mixing(self, name: str, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         clock = self.node.clock
 
-        def mixed(*args: Any, **kwargs: Any) -> Any:
+        def mixing(*args: Any, **kwargs: Any) -> Any:
             output, key = forward(*args, **kwargs), (clock.slot, clock.call, name)
             shape, fresh = Shape.of(output)  # joint attention returns two tensors
             if name in self.keep:
@@ -272,6 +284,6 @@ class _Mixer:
             old, weight = self.kept.get(key), self.weights.get(name)
             if weight is None or old is None:
                 return output
-            return shape.restored([weight * a + (1 - weight) * b for a, b in zip(fresh, old, strict=True)])
+            return shape.restored([mixed(a, b, weight) for a, b in zip(fresh, old, strict=True)])
 
-        return mixed
+        return mixing

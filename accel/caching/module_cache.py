@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from accel.caching.rows import Kept, rows_of
-from accel.denoiser import Denoise, Inputs, Method, Node, replaced_forward
+from accel.core.denoiser import Denoise, Inputs, Node, replaced_forward
+from accel.core.method import Method
 
 Key = tuple[int, int, str]  # stage within the step, call within the stage, part of the batch
 
@@ -118,18 +119,34 @@ class History:
 
     def add(self, step: int, output: Kept, order: int) -> None:
         """Take the output of a run at `step`; the order grows by one with each run, up to `order`."""
-        new = [output.tensors]
-        if output.members == self.members and step > self.step >= 0:
-            for old in self.factors[:order]:
-                new.append(tuple((a - b) / (step - self.step) for a, b in zip(new[-1], old, strict=True)))
-        self.step, self.members, self.factors = step, output.members, new
+        follows = output.members == self.members and step > self.step >= 0
+        before = zip(*self.factors, strict=True) if follows else [()] * len(output.tensors)
+        pairs = zip(output.tensors, before, strict=True)
+        new = [differences(tensor, old, step - self.step, order) for tensor, old in pairs]
+        self.step, self.members, self.factors = step, output.members, list(zip(*new, strict=True))
 
     def at(self, step: int) -> Kept:
         """The forecast for `step`."""
-        k, (first, *rest) = step - self.step, self.factors
-        for j, factor in enumerate(rest, 1):
-            first = tuple(a + b * (k**j / math.factorial(j)) for a, b in zip(first, factor, strict=True))
-        return Kept(first, self.members)
+        return Kept(tuple(taylor(own, step - self.step) for own in zip(*self.factors, strict=True)), self.members)
+
+
+def taylor(factors: Sequence[torch.Tensor], k: int) -> torch.Tensor:
+    """F(k) = sum_j D_j k^j / j!, k solver steps after the run that left the factors D_0, D_1, ..., of one shape."""
+    value = factors[0]
+    for j, factor in enumerate(factors[1:], 1):
+        value = value + factor * (k**j / math.factorial(j))
+    return value
+
+
+def differences(value: torch.Tensor, before: Sequence[torch.Tensor], gap: int, order: int) -> list[torch.Tensor]:
+    """[D_0, D_1, ...]: D_0 = value, D_j = (D_{j-1} - D_{j-1} of the run before) / gap, j up to `order`.
+
+    before: D_0, D_1, ... of the run before, `gap` solver steps ago; there is one order more than it has.
+    """
+    found = [value]
+    for old in before[:order]:
+        found.append((found[-1] - old) / gap)
+    return found
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from accel.denoiser import Inputs
+from accel.core.denoiser import Inputs
 
 
 class Kept(NamedTuple):

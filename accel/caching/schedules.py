@@ -14,9 +14,6 @@ from dataclasses import dataclass
 
 from accel.errors import ConfigError, check_float, check_int, unknown
 
-# Ma, Fang & Wang 2024 (arXiv:2312.00858), eq. 7: l -> l^power for knots l on both sides of 0.
-READINGS = ("signed", "released")
-
 
 class Schedule(ABC):
     """A set of full steps for any number of solver steps; frozen dataclasses, so that records hold their settings."""
@@ -46,6 +43,24 @@ class Uniform(Schedule):
     @property
     def label(self) -> str:
         return str(self.interval)
+
+
+def signed_powers(count: int, below: int, above: int, power: float) -> list[float]:
+    """sgn(l) |l|^p of `count` knots l, evenly spaced from -below^(1/p) to above^(1/p) without the end."""
+    last, first = above ** (1 / power), below ** (1 / power)
+    knots = [-first + (last + first) * j / count for j in range(count)]
+    return [math.copysign(abs(knot) ** power, knot) for knot in knots]
+
+
+def released_powers(count: int, below: int, above: int, power: float) -> list[float]:
+    """Re l^p of `count` complex knots l, evenly spaced from (-below)^(1/p) to above^(1/p) without the end."""
+    last, first = above ** (1 / power), below ** (1 / power)
+    root = first * cmath.exp(1j * math.pi / power)
+    return [((root + (last - root) * j / count) ** power).real for j in range(count)]
+
+
+# Ma, Fang & Wang 2024 (arXiv:2312.00858), eq. 7: l -> l^power for knots l on both sides of 0.
+READINGS = {"signed": signed_powers, "released": released_powers}
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,8 @@ class NonUniform(Schedule):
             )
         count, power = math.ceil(num_steps / self.interval), self.power
         while power > 1:
-            steps = {0, *self._knots(num_steps, count, power)[1:]}
+            powers = READINGS[self.reading](count, self.centre, num_steps - self.centre, power)
+            steps = {0, *(int(value) + self.centre for value in powers[1:])}
             if len(steps) == count:
                 return frozenset(steps)
             power -= 0.02
@@ -86,17 +102,6 @@ class NonUniform(Schedule):
             f"DeepCache's non-uniform schedule has no {count} different steps of {num_steps} for centre {self.centre} "
             f"and power {self.power:g}; use a larger cache.schedule.interval, or cache.schedule.power nearer to 1."
         )
-
-    def _knots(self, num_steps: int, count: int, power: float) -> list[int]:
-        centre, last = self.centre, (num_steps - self.centre) ** (1 / power)
-        first = self.centre ** (1 / power)
-        if self.reading == "released":
-            root = first * cmath.exp(1j * math.pi / power)
-            values = [((root + (last - root) * j / count) ** power).real for j in range(count)]
-        else:
-            knots = [-first + (last + first) * j / count for j in range(count)]
-            values = [math.copysign(abs(knot) ** power, knot) for knot in knots]
-        return [int(value) + centre for value in values]
 
     @property
     def label(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.denoiser import first_output
+from accel.core.denoiser import first_output
 from accel.errors import AccelError, IncompatibleError
 
 

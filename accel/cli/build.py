@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from accel.config import AXES, NO_METHOD, compose, expand_cells, instantiate, recipe_of, resolved
-from accel.errors import AccelError, ConfigError, IncompatibleError, Refusals, check_bool, check_int, unknown
+from accel.errors import (
+    AccelError,
+    ConfigError,
+    IncompatibleError,
+    Refusals,
+    check_bool,
+    check_int,
+    check_name,
+    unknown,
+)
 from accel.grammar import check_overrides
+from accel.records import Results
 
 WANDB = ("offline", "online", "disabled")
 OWN = (*AXES, "search", "optimiser", "transfer", "experiment")  # what a cell may choose for itself
@@ -54,8 +64,7 @@ def searches(cfg: Any) -> bool:
 
 
 def _study(cfg: Any, parts: dict[str, Any], cells: list[Any]) -> Any:
-    from accel.results.records import Results
-    from accel.study import Study
+    from accel.studies.study import Study
 
     return Study(
         name=cfg.study,
@@ -103,9 +112,8 @@ def _check_settings(cfg: Any) -> None:
             refusals.ask(check_bool, name, cfg[name])
         if cfg.plan and cfg.explain:
             refusals.add(ConfigError("plan=true and explain=true are both given; choose one."))
-        for name, example in (("study", "mine"), ("results", "outputs")):
-            if not isinstance(cfg[name], str) or not cfg[name].strip():
-                refusals.add(ConfigError(f"{name} is {cfg[name]!r}; allowed: text, such as {name}={example}."))
+        refusals.ask(check_name, "study", cfg.study)
+        refusals.ask(Results, cfg.results)
         if isinstance(cfg.results, str) and not (cfg.plan or cfg.explain):
             refusals.ask(_check_folder, Path(cfg.results))
     if cfg.threads is not None:

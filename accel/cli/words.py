@@ -15,7 +15,13 @@ COMMANDS = {
     "help": "accel.cli.help",
     "list": "accel.cli.listing",
     "completion": "accel.cli.completion",
+    "rebuild": "accel.cli.rebuild",
+    "bench": "accel.cli.bench",
+    "train": "accel.cli.train",
+    "reference": "accel.cli.reference",
+    "convert": "accel.cli.convert",
 }
+LIGHT = ("help", "list", "completion")  # which need no package of the extra `bench`
 OURS = {"--help": "help", "-h": "help", "--version": "version", "-V": "version"}
 # Hydra's flags: the name that is used here, and whether a value belongs to them (always, perhaps, never).
 FLAGS = {

@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from accel.core.precision import plain_bytes
+from accel.core.recipe import Recipe, Run, accelerate
 from accel.evaluation.generate import generate
-from accel.precision.base import plain_bytes
-from accel.precision.bits import Counted, bit_operations
-from accel.recipe import Recipe, Run, accelerate
+from accel.precision.simulated.bits import Counted, bit_operations
 from accel.suites.base import Suite
 
 VARYING = 20  # samples over which a cost that differs from sample to sample is averaged

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from accel.core.environment import out_of_memory
+from accel.core.recipe import Recipe, run_pipeline
+from accel.core.seeds import generators
 from accel.errors import AccelError, ConfigError, DivergedError
-from accel.recipe import Recipe, run_pipeline
 from accel.suites.base import Suite
-
-
-def sample_seed(base: int, index: int) -> int:
-    """63-bit seed of sample `index` of base seed `base`; neighbouring seeds give unrelated streams."""
-    return int.from_bytes(hashlib.sha256(f"{base}:{index}".encode()).digest()[:8], "big") >> 1
-
-
-def generators(base: int, start: int, stop: int) -> list[torch.Generator]:
-    """One CPU generator for each of samples start..stop-1; it draws the initial noise and then any step noise."""
-    return [torch.Generator().manual_seed(sample_seed(base, i)) for i in range(start, stop)]
 
 
 def batches(start: int, stop: int, batch: int) -> Iterator[tuple[int, int]]:
@@ -59,11 +50,3 @@ def generate(pipe: Any, suite: Suite, recipe: Recipe, seed: int, start: int, sto
         bad = int((~torch.isfinite(stacked)).flatten(1).any(1).sum())
         raise DivergedError(f"{recipe.label}: {bad} of {len(stacked)} images are not finite; the recipe diverges.")
     return stacked
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out (torch has several ways to say so)."""
-    text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        s in text for s in ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
-    )

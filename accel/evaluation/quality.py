@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.errors import ConfigError, check_int, needs
-from accel.evaluation.statistics import Estimate, groups, jackknife
+from accel.metrics.statistics import Estimate, groups, jackknife
 
 NEIGHBOURS = 3
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0

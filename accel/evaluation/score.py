@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from accel.evaluation.quality import quality
-from accel.evaluation.statistics import Estimate, mean_estimate
 from accel.files import Tensors
+from accel.metrics.statistics import Estimate, mean_estimate
 from accel.suites.base import Suite
 
 EPOCH = 1  # raise when a change alters the values that are computed from the same shards

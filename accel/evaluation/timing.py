@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError
 from accel.evaluation.generate import generate
-from accel.recipe import Recipe, accelerate
 from accel.suites.base import Suite
 
 Clock = Callable[[], float]

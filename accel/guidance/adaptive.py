@@ -19,17 +19,22 @@ numbers from the device, which waits for it. Shapes: predictions (2 B, C, ...).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
+from accel.core.guidance import Guidance, Scaled, halves, joined
 from accel.errors import check_float, check_int, unknown
-from accel.guidance.base import Guidance, Scaled, halves, joined
 from accel.guidance.cfg import CFG
 from accel.guidance.spaces import SPACES, exactly, level, own
 
-DECISIONS = ("per_sample", "batch")
+# What is held against the threshold, of the samples' similarities (B,).
+DECISIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "per_sample": lambda gamma: gamma,
+    "batch": lambda gamma: gamma.mean().expand(len(gamma)),
+}
 OFF = "guidance off"  # the event's name
 
 
@@ -72,8 +77,7 @@ class AdaptiveGuidance(Scaled):
             x = inputs.take("cond").sample
             reached = self._reached(own(uncond, x)[guided], own(cond, x)[guided], x[guided], node)
             if off := [i for i, over in zip(guided, reached, strict=True) if over]:
-                uncond = uncond.clone()
-                uncond[off] = cond[off]
+                uncond = unguided(uncond, cond, off)
                 node.clock.mark(OFF, off)
                 node.memory["guided"] = [i for i in guided if i not in off]
         return joined(uncond, cond, inputs)
@@ -90,8 +94,17 @@ class AdaptiveGuidance(Scaled):
 
     def _reached(self, uncond: torch.Tensor, cond: torch.Tensor, x: torch.Tensor, node) -> list[bool]:
         at = level(node.clock)
-        both = [at.to(self.space, v.to(exactly(v)), x.to(exactly(v))).flatten(1) for v in (uncond, cond)]
-        cosine = torch.cosine_similarity(*both, dim=1)
-        if self.decision == "batch":
-            cosine = cosine.mean().expand(len(cosine))
-        return (cosine >= self.threshold).tolist()
+        u, c = (at.to(self.space, v.to(exactly(v)), x.to(exactly(v))) for v in (uncond, cond))
+        return (DECISIONS[self.decision](similarity(u, c)) >= self.threshold).tolist()
+
+
+def similarity(u: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """gamma = <u, c> / (|u| |c|) (B,), over all elements of each sample of u and c (B, C, ...)."""
+    return torch.cosine_similarity(u.flatten(1), c.flatten(1), dim=1)
+
+
+def unguided(u: torch.Tensor, c: torch.Tensor, off: list[int]) -> torch.Tensor:
+    """u with c in the rows `off`, so that u + s (c - u) is c there, whatever s."""
+    u = u.clone()
+    u[off] = c[off]
+    return u

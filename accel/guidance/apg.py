@@ -23,8 +23,8 @@ from typing import ClassVar
 
 import torch
 
+from accel.core.guidance import Scaled, halves, joined
 from accel.errors import ConfigError, check_float
-from accel.guidance.base import Scaled, halves, joined
 from accel.guidance.spaces import exactly, level, own, shifted
 
 
@@ -59,20 +59,23 @@ class APG(Scaled):
         given = own(cond, x), own(uncond, x)
         cond_x0, uncond_x0 = (at.to("x0", v.to(exactly(v)), x.to(exactly(v))) for v in given)
         plain = cond_x0 - uncond_x0
-        update = self.update(plain, cond_x0, node.memory)
+        past = node.memory.get("difference", 0.0)
+        update, node.memory["difference"] = apg(plain, cond_x0, past, self.eta, self.norm, self.momentum)
         change = at.change("x0", (self.scale - 1) * (update - plain))
         return joined(shifted(uncond, change), shifted(cond, change), inputs)
 
-    def update(self, difference: torch.Tensor, cond: torch.Tensor, memory: dict) -> torch.Tensor:
-        """What replaces `difference` = D_c - D_u (B, ...) given D_c (B, ...); `memory` keeps m between evaluations."""
-        if self.momentum:
-            difference = difference + self.momentum * memory.get("difference", 0.0)
-            memory["difference"] = difference
-        if self.norm:
-            length = _dot(difference, difference).sqrt()
-            difference = difference * (self.norm / length).clamp(max=1)
-        parallel = (_dot(difference, cond) / _dot(cond, cond)).nan_to_num(0.0) * cond
-        return difference - (1 - self.eta) * parallel
+
+def apg(
+    d: torch.Tensor, cond: torch.Tensor, past: torch.Tensor | float, eta: float, norm: float, momentum: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(d_APG, m): what replaces d = D_c - D_u (B, C, ...) beside D_c, and the m to come as `past` next time (first: 0).
+
+    m = d + momentum past,   d = m min(1, norm / |m|) (norm 0: no clip),   d_APG = d - (1 - eta) <d, D_c> / |D_c|^2 D_c
+    """
+    m = d + momentum * past if momentum else d
+    d = m * (norm / _dot(m, m).sqrt()).clamp(max=1) if norm else m
+    parallel = (_dot(d, cond) / _dot(cond, cond)).nan_to_num(0.0) * cond
+    return d - (1 - eta) * parallel, m
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

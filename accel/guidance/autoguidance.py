@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
+from accel.core.guidance import Guidance
+from accel.core.networks import check_shared
 from accel.errors import IncompatibleError, check_float
-from accel.guidance.base import Guidance
-from accel.stitching import check_shared
 
 
 @dataclass(frozen=True)
@@ -63,4 +64,9 @@ class AutoGuidance(Guidance):
     def guide(self, inputs, inner, node):
         good = inner(inputs)
         bad = node.guides[self.model](inputs)
-        return bad + self.weight * (good - bad)
+        return autoguidance(bad, good, self.weight)
+
+
+def autoguidance(d0: torch.Tensor, d1: torch.Tensor, weight: float) -> torch.Tensor:
+    """D_0 + w (D_1 - D_0) of the worse and the better network's predictions, of one shape; w = 1 is D_1 (eq. 3)."""
+    return d0 + weight * (d1 - d0)

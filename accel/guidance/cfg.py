@@ -1,6 +1,6 @@
 """Classifier-free guidance, on all steps or on an interval of noise levels.
 
-CFG: Ho & Salimans 2022 (arXiv:2207.12598), eps = u + s (c - u).
+CFG: Ho & Salimans 2022 (arXiv:2207.12598), eps = u + s (c - u): `classifier_free`, which the pipeline itself computes.
 Interval: Kynkaanniemi et al. 2024 (arXiv:2404.07724), eq. 5: s applies where sigma_lo < sigma <= sigma_hi, 1 elsewhere.
 Outside the interval only the conditional half is evaluated and returned for both halves: u + s (c - u) = c.
 Deviation: none; sigma is sigma / alpha, as in the paper's EDM notation.
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from accel.core.guidance import Scaled
 from accel.errors import ConfigError, check_float
-from accel.guidance.base import Scaled
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,12 @@ class IntervalCFG(Scaled):
         return f"cfg{self.scale:g}({self.sigma_lo:g},{self.sigma_hi:g}]"
 
     def guide(self, inputs, inner, node):
-        if self.sigma_lo < node.clock.sigma <= self.sigma_hi:
+        if in_interval(node.clock.sigma, self.sigma_lo, self.sigma_hi):
             return inner(inputs)
         cond = inner(inputs.take("cond"))
         return torch.cat([cond, cond])
+
+
+def in_interval(sigma: float, lo: float, hi: float) -> bool:
+    """Whether guidance applies at noise level sigma: lo < sigma <= hi (Kynkaanniemi et al. 2024, eq. 5)."""
+    return lo < sigma <= hi

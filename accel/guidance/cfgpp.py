@@ -32,8 +32,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from accel.core.guidance import Guidance, classifier_free, halves, joined
 from accel.errors import IncompatibleError, check_float
-from accel.guidance.base import Guidance, halves, joined
 from accel.guidance.spaces import level, own, shifted
 
 DOUBLED = 2.0  # any scale above 1: the pipeline doubles the batch, and both halves hold the same prediction
@@ -115,10 +115,8 @@ class CFGPlusPlus(Guidance):
 
     def guide(self, inputs, inner, node):
         uncond, cond = halves(inner(inputs), inputs)
-        guided = uncond + self.weight * (cond - uncond)
-        x = inputs.take("cond").sample
-        difference = own(uncond, x) - own(guided, x)
-        node.memory["renoise"] = level(node.clock).weights("eps")[1] * difference
+        guided, difference = cfgpp(uncond, cond, self.weight, level(node.clock).weights("eps")[1])
+        node.memory["renoise"] = own(difference, inputs.take("cond").sample)
         return joined(guided, guided, inputs)
 
     def follow(self, scheduler, node) -> None:
@@ -132,6 +130,15 @@ class CFGPlusPlus(Guidance):
             return result if change is None or sigma == 0 else _moved(result, sigma * change)
 
         scheduler.step = renoising_step
+
+
+def cfgpp(u: torch.Tensor, c: torch.Tensor, weight: float, slope: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(guided output, eps_u - eps_g), both (B, C, ...), of the outputs u and c; `slope` = d eps / d output at this x.
+
+    The step is taken with the first; sigma' times the second renoises what it leads to (alg. 2).
+    """
+    g = classifier_free(u, c, weight)
+    return g, slope * (u - g)
 
 
 def _moved(result: Any, change: torch.Tensor) -> Any:

@@ -24,19 +24,24 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from accel.denoiser import Inputs, Node, signature_of
+from accel.core.denoiser import Inputs, Node, signature_of
+from accel.core.guidance import Scaled, guided
 from accel.errors import ConfigError, IncompatibleError, check_float, unknown
-from accel.guidance.base import Scaled, halves
 from accel.guidance.spaces import level, own, shifted
 from accel.samplers.noise_schedule import is_flow
 
-JACOBIANS = ("prior", "one")
+# h of (alpha, sigma): what a gradient at x_0 is multiplied by, for dx_0/dx = alpha / (alpha^2 + sigma^2) or 1.
+JACOBIANS: Mapping[str, Callable[[float, float], float]] = {
+    "prior": lambda alpha, sigma: sigma**2 / (alpha**2 + sigma**2),
+    "one": lambda alpha, sigma: sigma**2 / alpha,
+}
 CLASSES = ("num_class_embeds", "num_embeds_ada_norm")  # config entries of denoisers that get `class_labels`
 
 
@@ -109,13 +114,10 @@ class ClassifierGuidance(ByClassifier):
         rows, x, at = conditional(inputs), conditional(inputs).sample, level(node.clock)
         x0 = at.to("x0", own(guided(prediction, inputs, self.scale), x), x)
         gradient = self.gradient(node, x0, rows.kwargs["class_labels"])
-        posterior = at.sigma**2 / (at.alpha if self.jacobian == "one" else at.alpha**2 + at.sigma**2)
-        change = at.change("x0", self.strength * self.wave(node.clock) * posterior * gradient)
+        wave = sine_weight(node.clock.timestep, node.clock.scheduler.config.num_train_timesteps, self.sine)
+        moved = elucd(gradient, self.strength, wave, JACOBIANS[self.jacobian](at.alpha, at.sigma))
+        change = at.change("x0", moved)
         return shifted(prediction, change.repeat(len(inputs.parts), *[1] * (change.ndim - 1)))
-
-    def wave(self, clock: Any) -> float:
-        """1 + sine sin(pi t / T) at the current timestep."""
-        return 1 + self.sine * math.sin(math.pi * clock.timestep / clock.scheduler.config.num_train_timesteps)
 
     def gradient(self, node: Node, x0: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """g (B, C, ...) at x_0 (B, C, ...) for `labels` (B,)."""
@@ -125,28 +127,34 @@ class ClassifierGuidance(ByClassifier):
                 at = x0.detach().clone()
                 at = (at.clamp(-1, 1) if self.clip else at).requires_grad_()
                 # A copy, because the hooks that count MACs take no leaves of the graph.
-                value = self.evidence(logits_of(node.classifier, at.clone(), labels), labels).sum()
+                logits = logits_of(node.classifier, at.clone(), labels)
+                value = evidence(logits, labels, self.joint_temperature, self.margin_discount).sum()
                 return torch.autograd.grad(value, at)[0]
 
         return node.aside("classifier", "gradient", len(x0), work).to(x0.dtype)
 
-    def evidence(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """ln [exp(tau_1 f_y) / sum_k exp(tau_2 f_k)] (B,) of logits (B, K)."""
-        joint = self.joint_temperature * logits.gather(1, labels[:, None])[:, 0]
-        return joint - torch.logsumexp(self.joint_temperature * self.margin_discount * logits, 1)
+
+def evidence(
+    logits: torch.Tensor, labels: torch.Tensor, joint_temperature: float, margin_discount: float
+) -> torch.Tensor:
+    """ln [exp(tau_1 f_y) / sum_k exp(tau_2 f_k)] (B,) of logits f (B, K) and labels y (B,); tau_2 = tau_1 discount."""
+    joint = joint_temperature * logits.gather(1, labels[:, None])[:, 0]
+    return joint - torch.logsumexp(joint_temperature * margin_discount * logits, 1)
+
+
+def sine_weight(timestep: float, timesteps: int, sine: float) -> float:
+    """w(t) = 1 + sine sin(pi t / T), T training timesteps."""
+    return 1 + sine * math.sin(math.pi * timestep / timesteps)
+
+
+def elucd(gradient: torch.Tensor, strength: float, wave: float, posterior: float) -> torch.Tensor:
+    """The move of x_0: s w(t) h g (B, C, ...), g the gradient of the evidence, h one of JACOBIANS."""
+    return strength * wave * posterior * gradient
 
 
 def conditional(inputs: Inputs) -> Inputs:
     """The conditional rows of a call, doubled or not."""
     return inputs.take("cond")
-
-
-def guided(prediction: torch.Tensor, inputs: Inputs, scale: float) -> torch.Tensor:
-    """What the pipeline will step with: u + scale (c - u), or the prediction itself where the batch is not doubled."""
-    if len(inputs.parts) == 1:
-        return prediction
-    uncond, cond = halves(prediction, inputs)
-    return uncond + scale * (cond - uncond)
 
 
 def logits_of(classifier: nn.Module, x0: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -23,8 +23,8 @@ from typing import ClassVar
 
 import torch
 
+from accel.core.guidance import halves
 from accel.errors import IncompatibleError, check_float
-from accel.guidance.base import halves
 from accel.guidance.classifier import ByClassifier, conditional, logits_of
 from accel.guidance.spaces import level, own, shifted
 
@@ -67,16 +67,30 @@ class GradientFreeClassifierGuidance(ByClassifier):
         change = torch.zeros_like(own(cond, x))
         asked = rows.pick(unsure).given(class_labels=reference[unsure].to(labels.dtype))
         other = inner(asked.with_parts(("reference",)))
-        difference = own(cond, x)[unsure] - own(other, x)
-        change[unsure] = (weight[unsure].reshape(-1, *[1] * (change.ndim - 1)) * difference).to(change.dtype)
+        change[unsure] = gfcg(own(cond, x)[unsure], own(other, x), weight[unsure]).to(change.dtype)
         return shifted(prediction, change.repeat(len(inputs.parts), *[1] * (change.ndim - 1)))
 
     def decide(self, node, x0: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(w, r): weight and reference class of each sample, both (B,)."""
         at = x0.clamp(-1, 1)
         logits = node.aside("classifier", "forward", len(x0), lambda: logits_of(node.classifier, at, labels))
-        p = logits.softmax(1)
-        wanted = p.gather(1, labels[:, None])
-        reference = p.scatter(1, labels[:, None], -1.0).argmax(1)
-        weight = self.strength * (1 - wanted[:, 0])
-        return torch.where(wanted[:, 0] < self.confident, weight, torch.zeros_like(weight)), reference
+        return against(logits, labels, self.strength, self.confident)
+
+
+def against(
+    logits: torch.Tensor, labels: torch.Tensor, strength: float, confident: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(w, r), both (B,), of logits (B, K) and wanted classes y (B,), with p = softmax(logits):
+
+    w = strength (1 - p_y) where p_y < confident, else 0;   r = argmax_{k != y} p_k
+    """
+    p = logits.softmax(1)
+    wanted = p.gather(1, labels[:, None])
+    reference = p.scatter(1, labels[:, None], -1.0).argmax(1)
+    weight = strength * (1 - wanted[:, 0])
+    return torch.where(wanted[:, 0] < confident, weight, torch.zeros_like(weight)), reference
+
+
+def gfcg(cond: torch.Tensor, other: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """w (D_c - D_r): what is added to the prediction; cond and other (B, C, ...), weight (B,)."""
+    return weight.reshape(-1, *[1] * (cond.ndim - 1)) * (cond - other)

@@ -22,16 +22,17 @@ about which they know nothing. Shapes: predictions (2 B, C, ...), coefficients (
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 
-from accel.denoiser import denoiser_name
+from accel.core.denoiser import denoiser_name
+from accel.core.guidance import Guidance, Scaled, halves, joined
+from accel.core.recipe import accelerate
 from accel.digests import settings_digest, weights_digest
 from accel.errors import AccelError, ConfigError, check_float, check_int, unknown
-from accel.guidance.base import Guidance, Scaled, halves, joined
 from accel.guidance.cfg import CFG
 from accel.guidance.spaces import SPACES, level, own, replaced
 
@@ -100,13 +101,13 @@ class LinearAG(Scaled):
             cond = inner(inputs.take("cond"))
             return joined(cond, cond, inputs)
         past: Past = node.memory.setdefault("past", {})
-        if j % 2 == 0:
+        if j not in estimating(first):
             prediction = inner(inputs)
             past[j] = observed(prediction, inputs, self.space, node.clock)
             return prediction
         cond, x, at = inner(inputs.take("cond")), inputs.take("cond").sample, level(node.clock)
         past[j] = (at.to(self.space, own(cond, x), x), None)
-        estimate = sum(w * v for w, v in zip(self.fitted.rows[j], regressors(past, j), strict=True))
+        estimate = linear_ag(self.fitted.rows[j], regressors(past, j))
         return joined(replaced(cond, at.back(self.space, estimate, x)), cond, inputs)
 
     def _check_timesteps(self, found: list[float]) -> None:
@@ -126,8 +127,6 @@ class LinearAG(Scaled):
         relative, root mean square, for each estimating evaluation: `fit` and `held_out` against u, `missed` against
         u - c on held-out samples, where 1 is as far off as no guidance.
         """
-        from accel.recipe import accelerate
-
         recorder = _Recorder(self.scale, self.space)
         plain = replace(recipe, guidance=recorder)
         systems: dict[int, LeastSquares] = defaultdict(LeastSquares)
@@ -139,7 +138,7 @@ class LinearAG(Scaled):
                     recorder.trajectories.clear()
                     sample(plain, a, min(a + FIT_BATCH, stop))
                     for past in recorder.trajectories:
-                        for j in range(1, self.first(run.clock.stages), 2):
+                        for j in estimating(self.first(run.clock.stages)):
                             cond, uncond = (_column(v) for v in past[j])
                             yield j, torch.cat([_column(v) for v in regressors(past, j)], 1), uncond, cond
 
@@ -194,6 +193,16 @@ def observed(prediction: torch.Tensor, inputs: Any, space: str, clock: Any) -> t
     uncond, cond = halves(prediction, inputs)
     x, at = inputs.take("cond").sample, level(clock)
     return at.to(space, own(cond, x), x), at.to(space, own(uncond, x), x)
+
+
+def estimating(first: int) -> range:
+    """Which evaluations of the `first` ones estimate u: 1, 3, 5, ...; the others evaluate it."""
+    return range(1, first, 2)
+
+
+def linear_ag(weights: Sequence[float], values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """u_j = sum_i w_i v_i: the weights (a_0, ..., a_j, b_0, b_2, ...) of one row of the fit, v its `regressors`."""
+    return sum(w * v for w, v in zip(weights, values, strict=True))
 
 
 def regressors(past: Past, j: int) -> list[torch.Tensor]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from accel.core.trajectory import Trajectory
 from accel.samplers.noise_schedule import is_flow, noise_schedule
 from accel.samplers.scheduler import convert
-from accel.trajectory import Trajectory
 
 SPACES = ("x0", "eps", "v")
 

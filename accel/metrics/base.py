@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.errors import ConfigError, check_int
-from accel.evaluation.statistics import Estimate
+from accel.metrics.statistics import Estimate
 
 BATCH = 32  # images or captions in one forward pass; changes no value beyond rounding
 

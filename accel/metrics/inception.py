@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from accel.errors import ConfigError
-from accel.evaluation.statistics import Estimate, groups
+from accel.files import file_hash
 from accel.metrics.base import BATCH, FeatureNetwork, frozen
 from accel.metrics.inception_network import FEATURES, InceptionV3
-from accel.suites.base import file_hash
+from accel.metrics.statistics import Estimate, groups
 
 # InceptionV3 of the TensorFlow graph, converted by torch-fidelity (Apache License 2.0).
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from accel.errors import ConfigError
-from accel.suites.base import file_hash
+from accel.files import file_hash
 
 WEIGHTS, SHARDS = "model.safetensors", "model-*.safetensors"
 FETCHED = ["*.json", "*.txt", WEIGHTS, SHARDS]  # of a hub repository: no pickles, no code

@@ -8,7 +8,7 @@ packages bring (entry points of group `accel.methods`); those that a command lin
 """
 
 from accel.registry.build import build, load, locate, method
-from accel.registry.folders import CONF, ENTRY_POINTS, Folder, extend, file_of, folders, groups, named_in
+from accel.registry.config_folders import CONF, ENTRY_POINTS, Folder, extend, file_of, folders, groups, named_in
 
 __all__ = [
     "CONF",

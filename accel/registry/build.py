@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from accel.errors import AccelError, ConfigError, unknown
-from accel.registry.folders import file_of, package_of
+from accel.registry.config_folders import file_of, package_of
 
 TARGET = "_target_"
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")

@@ -1,4 +1,4 @@
-"""The same config folders for Hydra: a search path plugin that accel registers itself; other applications have none."""
+"""The same config folders for Hydra: a search path plugin that accel registers by itself, for itself alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from accel.registry.folders import folders
+from accel.registry.config_folders import folders
 
 
 class AccelSearchPath(SearchPathPlugin):

@@ -16,8 +16,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from accel.errors import unknown
-from accel.evaluation.statistics import Estimate, paired
-from accel.results.records import Results
+from accel.metrics.statistics import Estimate, paired
+from accel.records import Results
 
 ACCELERATING = ("cache", "stitch", "precision", "skip")  # axes beside sampler and guidance
 COMPETES = ("baseline", "cell", "control")

@@ -17,8 +17,8 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from accel.files import write_atomic
+from accel.records import Results
 from accel.results.comparison import ACCELERATING, COMPETES, Row, Study
-from accel.results.records import Results
 from accel.results.text import device_text, interval, macs_unit, metric_name, parts
 
 if TYPE_CHECKING:

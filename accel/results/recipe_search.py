@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accel.evaluation.statistics import Estimate, paired
 from accel.files import write_atomic
+from accel.metrics.statistics import Estimate, paired
+from accel.records import Results
 from accel.results.comparison import PROMPTED, searched, speed_tie
-from accel.results.records import Results
 from accel.results.text import interval, metric_name, plus_minus, significant
 
 HEAD = """# {title}: the front

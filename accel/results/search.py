@@ -11,10 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from accel.evaluation.statistics import Estimate, paired
 from accel.files import write_atomic
+from accel.metrics.statistics import Estimate, paired
+from accel.records import Results
 from accel.results.comparison import HIGHER, PROMPTED, metric_of, searched, verdict
-from accel.results.records import Results
+from accel.results.recipe_search import write_front
 from accel.results.text import device_text, interval, metric_name, plus_minus, point
 
 HEAD = """# {title}
@@ -58,8 +59,6 @@ class Line:
 
 def write_searches(results: Results) -> list[Path]:
     """Write tables/<study>.{md,csv} for every study of searches, and the fronts of recipe searches."""
-    from accel.results.recipe_search import write_front
-
     paths = []
     for record in results.all("search_study"):
         paths += _write(results, record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from accel.trajectory import Event, NetworkCall
+from accel.core.trajectory import Event, NetworkCall
 
 NOTHING = "·"
 LETTERS = {"full": "F", "shallow": "s", "decoder": "d", "partial": "p"}

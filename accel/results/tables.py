@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from accel.files import write_atomic
+from accel.records import Results
 from accel.results.comparison import COMPETES, PROMPTED, UNKNOWN, Row, Study, device_of, metric_of, speed_tie, verdict
-from accel.results.records import Results
 from accel.results.text import (
     Interval,
     device_text,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from accel.evaluation.statistics import Estimate
+from accel.metrics.statistics import Estimate
 from accel.results.comparison import Study
 
 Interval = Estimate | Mapping[str, Any]  # quality values carry replicates, timings only value, lo, hi

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from accel.errors import unknown
+from accel.records import Results, digest
 from accel.results.comparison import Study, metric_of
-from accel.results.records import Results, digest
 from accel.results.tables import AXES, study_frame
 
 PROJECT = "accel"

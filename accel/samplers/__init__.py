@@ -1,6 +1,6 @@
 """Samplers: what is put at the scheduler seam."""
 
-from accel.samplers.base import Sampler
+from accel.core.sampler import Sampler
 from accel.samplers.dc_solver import DCSolverScheduler
 from accel.samplers.deis import DEISScheduler
 from accel.samplers.diffusers_schedulers import DiffusersSampler

@@ -41,6 +41,64 @@ MAX_DC_ORDER = 4
 MAX_RATIO = 100.0  # far beyond any extrapolation that makes sense; infinity and NaN end here
 
 
+def unipc_weights(
+    alpha: Sequence[float], sigma: Sequence[float], lambda_: np.ndarray, end: float, data: bool, kind: str
+) -> list[tuple[float, ...]]:
+    """[weights of (x_i, m_i, m_{i-1}, ...) in UniP-p, those of the same and m_{i+1} in UniC-p], from i to i + 1.
+
+        UniP-p  x_{i+1} = base - s B sum_{j=1..p-1} a_j (m_{i-j} - m_i) / r_j
+        UniC-p  the same sum with the a of p conditions, and - s B a_p (m_{i+1} - m_i);   r_p = 1
+        base = sigma_{i+1} / sigma_i x_i - s E m_i (data) or alpha_{i+1} / alpha_i x_i - s E m_i (noise)
+
+    alpha, sigma: at i and i + 1; lambda_ (p,): of m_i, m_{i-1}, ...; end: lambda_{i+1}; data: m is x_0, else eps; kind:
+    B(h), bh1 | bh2. To sigma = 0, where end is infinite, p is 1 and there is no UniC.
+    """
+    if data:
+        x, own, scale, sign = sigma[1] / sigma[0], alpha[1] - alpha[0] * sigma[1] / sigma[0], alpha[1], -1
+    else:
+        x, own, scale, sign = alpha[1] / alpha[0], sigma[1] - sigma[0] * alpha[1] / alpha[0], sigma[1], 1
+    # `own` is - s E, written without E: it is finite where lambda is not, at alpha = 0 and at sigma = 0.
+    h = end - lambda_[0]
+    if math.isinf(h):
+        return [(float(x), float(own))]
+    z, r = sign * h, (lambda_[1:] - lambda_[0]) / h
+    b, unit = (z, -scale * z) if kind == "bh1" else (math.expm1(z), own)  # B and - s B
+    pair = []
+    for nodes in (r, np.append(r, 1.0)):
+        c = unit * _solved(nodes, z, b) / nodes if len(nodes) else nodes
+        pair.append((x, own - c.sum(), *c))
+    return [tuple(map(float, weights)) for weights in pair]
+
+
+def unipc_predict(x: torch.Tensor, outputs: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """UniP: x_{i+1} = w_x x_i + w_0 m_i + w_1 m_{i-1} + ..., all (B, ...); outputs: m_i, m_{i-1}, ..., newest first."""
+    return _combined(weights, (x, *outputs))
+
+
+def unipc_correct(
+    x: torch.Tensor, outputs: Sequence[torch.Tensor], new: torch.Tensor, weights: Sequence[float]
+) -> torch.Tensor:
+    """UniC: x_{i+1} as `unipc_predict`, with one more term, w_p m_{i+1}; new: m_{i+1}, of the predicted x_{i+1}."""
+    return _combined(weights, (x, *outputs, new))
+
+
+def dynamic_compensation(
+    outputs: Sequence[torch.Tensor], positions: Sequence[float], ratio: float | torch.Tensor
+) -> torch.Tensor:
+    """m_i compensated: the polynomial in t through (t_{i-k}, m_{i-k}), k = 0..K, taken at q t_i + (1 - q) t_{i-1}.
+
+        sum_k m_{i-k} prod_{l != k} (u - u_l) / (u_k - u_l),   u = 1 - q
+
+    outputs: m_i, m_{i-1}, ..., each (B, ...); positions (K + 1,): u_k, where t_i is 0 and t_{i-1} is 1; ratio: q, a
+    number, or a tensor that broadcasts against the outputs, then differentiable. Lagrange, as in Zhao et al. 2024.
+    """
+    at = 1 - ratio
+    weights = [math.prod((at - v) / (u - v) for v in positions if v != u) for u in positions]
+    if isinstance(ratio, torch.Tensor):
+        return sum(w * m for w, m in zip(weights, outputs, strict=False))
+    return _combined(weights, outputs)
+
+
 class DCSolverScheduler(BaseScheduler):
     """UniPC with dynamic compensation.
 
@@ -116,7 +174,7 @@ class DCSolverScheduler(BaseScheduler):
         old, last = state.get("outputs", []), index - 1
         if old and self.corrects(last):
             order = min(self._orders[last], len(old))
-            sample = _combined(self._weights_of(last, order)[1], (state["sample"], *old[:order], new))
+            sample = unipc_correct(state["sample"], old[:order], new, self._weights_of(last, order)[1])
         kept = max(self.config.solver_order - 1, self.config.dc_order)
         return {"sample": sample, "outputs": [new, *old[:kept]]}
 
@@ -133,19 +191,14 @@ class DCSolverScheduler(BaseScheduler):
         outputs, positions = state["outputs"], self._positions[index]
         if len(outputs) <= self.config.dc_order:
             return state
-        at = 1 - ratio
-        weights = [math.prod((at - v) / (u - v) for v in positions if v != u) for u in positions]
-        if isinstance(ratio, torch.Tensor):
-            new = sum(w * m for w, m in zip(weights, outputs, strict=False))
-        else:
-            new = _combined(weights, outputs)
+        new = dynamic_compensation(outputs, positions, ratio)
         return {"sample": state["sample"], "outputs": [new, *outputs[1:]]}
 
     def predict(self, index: int, state: dict[str, Any]) -> torch.Tensor:
         """The predicted x_{index+1}, (B, ...), from x_index and the outputs of the state."""
         outputs = state["outputs"]
         order = min(self._orders[index], len(outputs))
-        return _combined(self._weights_of(index, order)[0], (state["sample"], *outputs[:order]))
+        return unipc_predict(state["sample"], outputs[:order], self._weights_of(index, order)[0])
 
     def _advance(self, index: int, output: torch.Tensor, sample: torch.Tensor, generator: Any) -> torch.Tensor:
         state = self.absorb(index, self.memory, output, sample)
@@ -187,26 +240,13 @@ class DCSolverScheduler(BaseScheduler):
         return nodes.t[:-1]
 
     def _weights_of(self, i: int, order: int) -> list[tuple[float, ...]]:
-        # Of the step from i: (x_i, m_i, m_{i-1}, ...) for the predictor, the same and m_{i+1} for the corrector.
         if (i, order) not in self._weights:
-            alpha, sigma = self.nodes.alpha[i : i + 2], self.nodes.sigma[i : i + 2]
-            if self.config.predict_x0:
-                x, own, scale, sign = sigma[1] / sigma[0], alpha[1] - alpha[0] * sigma[1] / sigma[0], alpha[1], -1
-            else:
-                x, own, scale, sign = alpha[1] / alpha[0], sigma[1] - sigma[0] * alpha[1] / alpha[0], sigma[1], 1
-            # `own` is - s E, written without E: it is finite where lambda is not, at alpha = 0 and at sigma = 0.
-            span = self._lambda[i : i - order : -1] if i >= order else self._lambda[i::-1]
-            h = self._lambda[i + 1] - span[0]
-            if math.isinf(h):  # to sigma = 0, always of order 1; its end is never evaluated
-                pair = [(x, own)]
-            else:
-                z, r = sign * h, (span[1:] - span[0]) / h
-                b, unit = (z, -scale * z) if self.config.solver_type == "bh1" else (math.expm1(z), own)  # B and - s B
-                pair = []
-                for nodes in (r, np.append(r, 1.0)):
-                    c = unit * _solved(nodes, z, b) / nodes if len(nodes) else nodes
-                    pair.append((x, own - c.sum(), *c))
-            self._weights[i, order] = [tuple(map(float, weights)) for weights in pair]
+            ends = slice(i, i + 2)
+            lambda_ = self._lambda[i : i - order : -1] if i >= order else self._lambda[i::-1]
+            self._weights[i, order] = unipc_weights(
+                self.nodes.alpha[ends], self.nodes.sigma[ends], lambda_, self._lambda[i + 1],
+                self.config.predict_x0, self.config.solver_type,
+            )  # fmt: skip
         return self._weights[i, order]
 
 

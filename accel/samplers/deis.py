@@ -18,7 +18,9 @@ in t (theirs: alpha_bar).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,11 +28,10 @@ import torch
 from diffusers.configuration_utils import register_to_config
 
 from accel.errors import AccelError, ConfigError, check_int, unknown
+from accel.samplers.noise_schedule import NoiseSchedule
 from accel.samplers.quadrature import adams_bashforth
 from accel.samplers.scheduler import BaseScheduler, Nodes, with_schedule_options
 
-COORDINATES = {"tab": "t", "rhoab": "rho", "logrhoab": "logrho"}
-VARIANTS = (*COORDINATES, "rhork", "ipndm")
 MAX_ORDER = 3
 SHORT = 15  # steps below which diffusers lowers the order of the last ones
 IPNDM = (
@@ -39,6 +40,24 @@ IPNDM = (
     (23 / 12, -16 / 12, 5 / 12),
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
+
+
+def constant_steps(schedule: NoiseSchedule, rho: np.ndarray, end: float) -> np.ndarray:
+    """C_j = c_j (end - rho_i), (K,), with the Adams-Bashforth weights c of equal steps, whatever the steps are.
+
+    `rho` (K,): the noise levels of eps, newest first. Liu et al. 2022 (arXiv:2202.09778).
+    """
+    return np.array(IPNDM[len(rho) - 1]) * (end - rho[0])
+
+
+# C_j of each multistep variant, a function of (schedule, rho=, end=).
+MULTISTEP: dict[str, Callable[..., np.ndarray]] = {
+    "tab": partial(adams_bashforth, coordinate="t"),
+    "rhoab": partial(adams_bashforth, coordinate="rho"),
+    "logrhoab": partial(adams_bashforth, coordinate="logrho"),
+    "ipndm": constant_steps,
+}
+VARIANTS = (*MULTISTEP, "rhork")
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,51 @@ TABLEAUX = {
         (0.0, 1 / 2, 1 / 2, 1.0), ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4
     ),
 }
+
+
+def adams_bashforth_weights(
+    c: np.ndarray, alpha: float, sigma: float, conversion: Sequence[float]
+) -> tuple[float, float, tuple[float, ...]]:
+    """(a, b, w) of `adams_bashforth_step`, which make it the exponential integrator of Zhang & Chen 2023.
+
+        x_{i+1} = alpha x_0 + sigma eps_i + alpha sum_{j=1..k} C_j (eps_{i-j} - eps_i)
+                = alpha / alpha_i x_i + alpha sum_{j=0..k} C_j eps_{i-j},   for the C_j add up to rho_{i+1} - rho_i
+
+    In the first form everything is finite at alpha_i = 0. c (k,): C_1..C_k; alpha, sigma: at i + 1; conversion: (p, q,
+    r, s) of x_0 = p x_i + q output and eps_i = r x_i + s output.
+    """
+    p, q, r, s = conversion
+    c = alpha * c
+    own = sigma - c.sum()
+    return float(alpha * p + own * r), float(alpha * q + own * s), tuple(map(float, c))
+
+
+def adams_bashforth_step(
+    x: torch.Tensor, output: torch.Tensor, earlier: Sequence[torch.Tensor], a: float, b: float, w: Sequence[float]
+) -> torch.Tensor:
+    """x_{i+1} = a x_i + b output_i + sum_{j=1..k} w_j eps_{i-j}; all (B, ...), earlier: eps_{i-1}, eps_{i-2}, ..."""
+    result = (a * x).add_(output, alpha=b)
+    for weight, eps in zip(w, earlier, strict=False):
+        result.add_(eps, alpha=weight)
+    return result
+
+
+def runge_kutta_stage(
+    x0: torch.Tensor, slopes: Sequence[torch.Tensor], weights: Sequence[float], alpha: float, sigma: float, h: float
+) -> torch.Tensor:
+    """The state (B, ...) at (alpha, sigma) of a Runge-Kutta step of width h in rho: its next stage, or its end.
+
+        x = alpha x_0 + sigma eps_1 + alpha h sum_{s>1} w_s (eps_s - eps_1)
+          = alpha (x_i / alpha_i + h sum_s w_s eps_s),   for the w_s add up to (sigma / alpha - rho_i) / h
+
+    x0 (B, ...): the prediction of the first stage; slopes: eps_1, eps_2, ... of the stages so far; weights: as many, a
+    row of the tableau. In the first form everything is finite at alpha_i = 0.
+    """
+    result = (float(alpha) * x0).add_(slopes[0], alpha=float(sigma))
+    for weight, slope in zip(weights[1:], slopes[1:], strict=True):
+        if weight:
+            result.add_(slope - slopes[0], alpha=float(alpha * weight * h))
+    return result
 
 
 class DEISScheduler(BaseScheduler):
@@ -132,34 +196,27 @@ class DEISScheduler(BaseScheduler):
         nodes = self.nodes
         output = self.thresholded(output, sample, nodes.alpha[index], nodes.sigma[index])
         history = self.memory.setdefault("eps", [])  # newest first
-        a, b, r, s, c = self._weights_of(index, min(int(self._orders[index]), len(history)))
-        result = (a * sample).add_(output, alpha=b)
-        for weight, eps in zip(c, history, strict=False):
-            result.add_(eps, alpha=weight)
+        weights, (r, s) = self._weights_of(index, min(int(self._orders[index]), len(history)))
+        result = adams_bashforth_step(sample, output, history, *weights)
         if self.config.ab_order:
             history.insert(0, output if r == 0 and s == 1 else (r * sample).add_(output, alpha=s))
             del history[self.config.ab_order :]
         return result
 
-    def _weights_of(self, i: int, k: int) -> tuple[float, float, float, float, tuple[float, ...]]:
-        # x' = a x + b output + sum c_j eps_{i-j}, j = 1..k; the current eps is r x + s output. Written around
-        # alpha' x_0 + sigma' eps, which is finite where alpha = 0.
+    def _weights_of(self, i: int, k: int) -> tuple[tuple[Any, ...], tuple[float, float]]:
+        # Of the step from i with k earlier predictions: those of `adams_bashforth_step`, and (r, s) of eps_i.
         if (i, k) not in self._weights:
             nodes = self.nodes
-            p, q, r, s = self.conversion(nodes.alpha[i], nodes.sigma[i])
-            alpha, sigma = nodes.alpha[i + 1], nodes.sigma[i + 1]
-            c = alpha * self._coefficients(nodes.rho[i - k : i + 1][::-1], nodes.rho[i + 1])[1:]
-            own = sigma - c.sum()
-            weights = (alpha * p + own * r, alpha * q + own * s, r, s)
-            self._weights[i, k] = (*map(float, weights), tuple(map(float, c)))
+            conversion = self.conversion(nodes.alpha[i], nodes.sigma[i])
+            c = self._coefficients(nodes.rho[i - k : i + 1][::-1], nodes.rho[i + 1])
+            weights = adams_bashforth_weights(c[1:], nodes.alpha[i + 1], nodes.sigma[i + 1], conversion)
+            self._weights[i, k] = weights, tuple(map(float, conversion[2:]))
         return self._weights[i, k]
 
     def _coefficients(self, rho: np.ndarray, end: float) -> np.ndarray:
         if len(rho) == 1:
             return np.array([end - rho[0]])
-        if self.config.variant == "ipndm":
-            return np.array(IPNDM[len(rho) - 1]) * (end - rho[0])
-        return adams_bashforth(self.schedule, COORDINATES[self.config.variant], rho, end)
+        return MULTISTEP[self.config.variant](self.schedule, rho=rho, end=end)
 
     def _plan_stages(self, nodes: Nodes) -> np.ndarray:
         # One entry an evaluation: (step, stage, timestep, alpha, sigma). A step to sigma = 0 is Euler's.
@@ -190,15 +247,12 @@ class DEISScheduler(BaseScheduler):
         if s == 0:
             self.memory["x0"] = p * sample + q * output
         slopes.append(r * sample + o * output)
-        # Written around alpha x_0 + sigma eps of the first stage, which is finite where alpha = 0.
         last = s + 1 == len(tableau.b)
         weights = tableau.b if last else tableau.a[s + 1]
         nodes = self.nodes
         alpha, sigma = (nodes.alpha[step + 1], nodes.sigma[step + 1]) if last else self._stages[index + 1][4:]
-        result = (float(alpha) * self.memory["x0"]).add_(slopes[0], alpha=float(sigma))
-        for weight, slope in zip(weights[1:], slopes[1:], strict=True):
-            if weight:
-                result.add_(slope - slopes[0], alpha=float(alpha * weight * (nodes.rho[step + 1] - nodes.rho[step])))
+        h = nodes.rho[step + 1] - nodes.rho[step]
+        result = runge_kutta_stage(self.memory["x0"], slopes, weights, alpha, sigma, h)
         if last:
             self.memory = {}
         return result

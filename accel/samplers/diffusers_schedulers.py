@@ -1,4 +1,4 @@
-"""Any scheduler class as a recipe's sampler: accel's own, and diffusers' as baselines with comparable settings.
+"""Any scheduler class as a recipe's sampler: accel's, anybody's, and diffusers' as baselines with comparable settings.
 
 diffusers' own: each starts at the last training timestep (`trailing` grid), ends at sigma = 0 and leaves the
 predictions unclipped, so that a difference between two rows is a difference of the solver. Deviations:
@@ -19,11 +19,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from accel.core.sampler import Sampler
 from accel.errors import ConfigError, IncompatibleError, check_int, unknown
-from accel.samplers.base import Sampler
 from accel.samplers.grids import Grid
 from accel.samplers.noise_schedule import NoiseSchedule, is_flow, noise_schedule
 from accel.samplers.scheduler import BaseScheduler
+from accel.samplers.scheduler_classes import evaluations_a_step, scheduler_class, scheduler_name
 
 # Over the model's own config where the class has the option; only some classes can clip.
 COMPARABLE = {"timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
@@ -33,7 +34,11 @@ LINEAR = ("trailing", "linspace", "leading")
 
 @dataclass(frozen=True)
 class DiffusersSampler(Sampler):
-    """A scheduler by class name, diffusers' or accel's: `steps` solver steps, `options` over the model's config."""
+    """A scheduler by class name, diffusers' or accel's: `steps` solver steps, `options` over the model's config.
+
+    A scheduler of anybody else is given by its dotted path, `mypkg.samplers.MyScheduler`, or as the class itself, of
+    which the field keeps the path (of accel's and diffusers' classes the name). ConfigError for what is no scheduler.
+    """
 
     scheduler: str
     steps: int
@@ -42,13 +47,20 @@ class DiffusersSampler(Sampler):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
-        object.__setattr__(self, "name", self.name or self.scheduler.removesuffix("Scheduler"))
+        cls = scheduler_class(self.scheduler)
+        object.__setattr__(self, "scheduler", scheduler_name(cls))
+        object.__setattr__(self, "name", self.name or cls.__name__.removesuffix("Scheduler"))
         check_int("sampler.steps", self.steps, 1)
-        cls = self._class()
         accepted = inspect.signature(cls).parameters
         for key in self.options:
             if key not in accepted:
                 raise unknown(f"option of {self.scheduler}", key, accepted)
+        evaluations_a_step(cls, self.options)  # says what is wrong with a class that does not tell
+
+    @property
+    def scheduler_class(self) -> type:
+        """The class that `scheduler` names."""
+        return scheduler_class(self.scheduler)
 
     @property
     def label(self) -> str:
@@ -56,8 +68,7 @@ class DiffusersSampler(Sampler):
 
     @property
     def evaluations(self) -> int:
-        cls = self._class()
-        return self.steps * (cls.stages(self.options) if hasattr(cls, "stages") else cls.order)
+        return self.steps * evaluations_a_step(self.scheduler_class, self.options)
 
     def build(self, config: Mapping[str, Any], grid: Grid | None = None) -> Any:
         """The scheduler on the model's own noise schedule; ConfigError when `steps` exceeds it."""
@@ -67,7 +78,7 @@ class DiffusersSampler(Sampler):
                 f"sampler.steps is {self.steps}, more than the {total} timesteps of the model's schedule; "
                 f"allowed: 1..{total}."
             )
-        cls = self._class()
+        cls = self.scheduler_class
         if not issubclass(cls, BaseScheduler) and (_for_flows(cls) or is_flow(config)):
             return self._build_flow(cls, dict(config), grid)
         own = {k: v for k, v in COMPARABLE.items() if k in inspect.signature(cls).parameters}
@@ -111,20 +122,9 @@ class DiffusersSampler(Sampler):
             scheduler.set_timesteps = _fixed(scheduler.set_timesteps, sigmas=(times / total).tolist())
         return scheduler
 
-    def _class(self) -> type:
-        import diffusers
-
-        import accel.samplers
-
-        cls = getattr(accel.samplers, self.scheduler, None) or getattr(diffusers, self.scheduler, None)
-        if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin) and hasattr(cls, "from_config")):
-            names = {n for n in (*dir(diffusers), *dir(accel.samplers)) if n.endswith("Scheduler") and n[:4] != "Flax"}
-            raise unknown("scheduler", self.scheduler, names)
-        return cls
-
 
 def _for_flows(cls: type) -> bool:
-    return cls.__name__.startswith("FlowMatch")
+    return any(base.__name__.startswith("FlowMatch") for base in cls.__mro__)
 
 
 def _fixed(set_timesteps: Callable[..., None], **values: list[float]) -> Callable[..., None]:

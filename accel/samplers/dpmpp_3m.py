@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,6 +43,29 @@ def _with_diffusers_options(init):
 
     wrapped.__signature__ = shown
     return wrapped
+
+
+def missing_curvature(
+    outputs: Sequence[torch.Tensor], lambda_: Sequence[float], scale: float, data: bool
+) -> torch.Tensor:
+    """What the shipped update, with c = 1, lacks of the Taylor term of the second derivative, where c = 2, (B, ...).
+
+        data   -alpha' phi_3 D2,   phi_3 = (e^-h - 1 + h) / h^2 - 1/2
+        noise  -sigma' psi_3 D2,   psi_3 = (e^h - 1 - h) / h^2 - 1/2
+        D2 = ((m_i - m_{i-1}) / r_0 - (m_{i-1} - m_{i-2}) / r_1) / (r_0 + r_1)
+
+    outputs: m_{i-2}, m_{i-1}, m_i, each (B, ...); lambda_: theirs and lambda_{i+1}; scale: alpha' (data) or sigma'
+    (noise). Lu et al. 2022 (see the module).
+    """
+    early, before, now, end = lambda_
+    h = end - now
+    r0, r1 = (now - before) / h, (before - early) / h
+    z = -h if data else h
+    weight = -scale * ((math.expm1(z) - z) / z**2 - 0.5)
+    m2, m1, m0 = outputs
+    weight /= r0 + r1
+    missing = (weight / r0) * m0
+    return missing.add_(m1, alpha=-weight / r0 - weight / r1).add_(m2, alpha=weight / r1)
 
 
 class CorrectedDPMSolver3MScheduler(DPMSolverMultistepScheduler):
@@ -70,18 +94,8 @@ class CorrectedDPMSolver3MScheduler(DPMSolverMultistepScheduler):
         shipped = super().multistep_dpm_solver_third_order_update(model_output_list, *args, sample=sample, **kwargs)
         sigmas = self.sigmas[self.step_index - 2 : self.step_index + 2].double()
         alphas, sigmas = (v.tolist() for v in self._sigma_to_alpha_sigma_t(sigmas))
-        early, before, now, end = (math.log(a / s) for a, s in zip(alphas, sigmas, strict=True))
-        h = end - now
-        if h == 0:  # diffusers repeats the last sigma of some grids; there is nothing to correct
+        lambda_ = [math.log(a / s) for a, s in zip(alphas, sigmas, strict=True)]
+        if lambda_[-1] == lambda_[-2]:  # diffusers repeats the last sigma of some grids; there is nothing to correct
             return shipped
-        r0, r1 = (now - before) / h, (before - early) / h
-        if self.config.algorithm_type == "dpmsolver++":
-            weight = -alphas[-1] * ((math.expm1(-h) + h) / h**2 - 0.5)
-        else:
-            weight = -sigmas[-1] * ((math.expm1(h) - h) / h**2 - 0.5)
-        m2, m1, m0 = model_output_list[-3:]
-        # weight * D2 with D2 = ((m0 - m1) / r0 - (m1 - m2) / r1) / (r0 + r1)
-        weight /= r0 + r1
-        missing = (weight / r0) * m0
-        missing.add_(m1, alpha=-weight / r0 - weight / r1).add_(m2, alpha=weight / r1)
-        return shipped + missing
+        data = self.config.algorithm_type == "dpmsolver++"
+        return shipped + missing_curvature(model_output_list[-3:], lambda_, (alphas if data else sigmas)[-1], data)

@@ -195,7 +195,7 @@ class SearchedGrid(_Explicit):
     path: str = ""
     name: str = "searched"
     keyed = True
-    transfer: bool = field(default=False, metadata={"later": True})  # accel.denoiser.LATER
+    transfer: bool = field(default=False, metadata={"later": True})  # accel.core.denoiser.LATER
 
     def check(self, weights: Mapping[str, str]) -> None:
         made_for = self._content().get("weights")

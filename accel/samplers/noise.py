@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+# diffusers' own; accel's and anybody's say it themselves, by a class attribute `stochastic`.
 STOCHASTIC = {
     "CMStochasticIterativeScheduler",
     "DDPMParallelScheduler",
@@ -14,7 +15,6 @@ STOCHASTIC = {
     "FlowMatchLCMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "LCMScheduler",
-    "PredictorCorrectorScheduler",
     "SASolverScheduler",
     "SCMScheduler",
     "TCDScheduler",
@@ -22,8 +22,13 @@ STOCHASTIC = {
 }
 
 
+def draws_noise(cls: type) -> bool:
+    """Whether schedulers of this class, or of one that it is derived from, always add noise."""
+    return bool(getattr(cls, "stochastic", False)) or any(base.__name__ in STOCHASTIC for base in cls.__mro__)
+
+
 def adds_noise(scheduler: Any) -> bool:
     """Whether `scheduler` adds noise, by its class and config; what a pipeline passes to `step` (eta) is not known."""
     config = scheduler.config
     sde = str(config.get("algorithm_type") or "").startswith("sde")
-    return type(scheduler).__name__ in STOCHASTIC or sde or bool(config.get("stochastic_sampling"))
+    return draws_noise(type(scheduler)) or sde or bool(config.get("stochastic_sampling"))

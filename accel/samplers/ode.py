@@ -13,6 +13,7 @@ the tolerance.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +22,42 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from scipy.integrate import solve_ivp
 
+from accel.core.denoiser import denoiser_name
+from accel.core.sampler import Sampler
+from accel.core.trajectory import Trajectory
 from accel.errors import AccelError, IncompatibleError, check_float, check_int, unknown
-from accel.samplers.base import Sampler
 from accel.samplers.deis import DEISScheduler
 from accel.samplers.grids import ExplicitGrid, Grid
-from accel.samplers.noise_schedule import noise_schedule
-from accel.trajectory import Trajectory
+from accel.samplers.noise_schedule import NoiseSchedule, noise_schedule
+from accel.samplers.predictor import Predictor
 
 METHODS = ("RK45", "DOP853", "RK23")
+
+
+def probability_flow(
+    state: torch.Tensor,
+    u: float,
+    schedule: NoiseSchedule,
+    predict: Callable[[torch.Tensor, float], torch.Tensor],
+) -> torch.Tensor:
+    """The slope (B, ...) of the probability-flow ODE at `u`, for a `state` (B, ...).
+
+        diffusion   d x_bar / d u = rho eps(x, t(rho)),   x_bar = x / alpha, rho = e^u
+        flow        d x / d s = v(x, s),                  u = s = sigma
+
+    predict(x, t): eps of a diffusion model or v = eps - x_0 of a flow, for x (B, ...) at timestep t. Song et al. 2021,
+    eq. 13 in the variables of Karras et al. 2022 (arXiv:2206.00364).
+    """
+    t = timestep(u, schedule)
+    if schedule.flow:
+        return predict(state, t)
+    rho = float(np.exp(u))
+    return rho * predict(state * float(schedule.of_rho(rho)[0]), t)
+
+
+def timestep(u: float, schedule: NoiseSchedule) -> float:
+    """The timestep at u = ln(sigma / alpha), or at u = sigma of a flow."""
+    return u * schedule.total if schedule.flow else float(schedule.timestep(np.exp(u)))
 
 
 @dataclass(frozen=True)
@@ -76,8 +105,6 @@ class AdaptiveODE(Sampler):
     @torch.no_grad()
     def run(self, pipe: Any, clock: Trajectory, call: dict[str, Any]) -> Any:
         """The pipeline's result for the arguments `call`, which may hold `latents` (B, ...) of unit variance."""
-        from accel.predictor import Predictor
-
         call = dict(call)
         x = call.pop("latents", None)
         x = initial_latents(pipe, call) if x is None else x
@@ -98,15 +125,16 @@ class AdaptiveODE(Sampler):
         ends = np.array([schedule.t_max, schedule.t_min])
         span = ends / schedule.total if flow else np.log(schedule.rho(ends))
 
-        def slope(u: float, flat: np.ndarray) -> np.ndarray:
-            t = u * schedule.total if flow else float(schedule.timestep(np.exp(u)))
-            scale = 1.0 if flow else float(schedule.of_rho(np.exp(u))[0])
-            at = torch.from_numpy(flat).reshape(x.shape) * scale
+        def predicted(at: torch.Tensor, t: float) -> torch.Tensor:
             at = at.to(x)
             output = evaluate(at, t)
-            change = predict.to_flow(output, at, t) if flow else float(np.exp(u)) * predict.to_eps(output, at, t)
+            return predict.to_flow(output, at, t) if flow else predict.to_eps(output, at, t)
+
+        def slope(u: float, flat: np.ndarray) -> np.ndarray:
+            change = probability_flow(torch.from_numpy(flat).reshape(x.shape), u, schedule, predicted)
             change = change.double().flatten().cpu().numpy()
             if not np.isfinite(change).all():  # it would make the solver's next time NaN as well
+                t = timestep(u, schedule)
                 raise AccelError(f"the adaptive ODE solver stopped: the prediction at timestep {t:g} is not finite.")
             return change
 
@@ -122,15 +150,11 @@ class AdaptiveODE(Sampler):
 
 def initial_latents(pipe: Any, call: dict[str, Any]) -> torch.Tensor:
     """The unit-variance noise that the pipeline would draw for `call`, from its generators, one sample each."""
-    from accel.denoiser import denoiser_name
-
     net = getattr(pipe, denoiser_name(pipe))
     generators = call.get("generator")
     if not isinstance(generators, list):
         raise AccelError("the sampler needs `generator` as a list with one generator for each sample, or `latents`.")
     if "prompt" in call or type(net).__name__ == "DiTTransformer2DModel":
-        from accel.predictor import Predictor
-
         return Predictor(pipe, **call).initial_noise()  # its size is the pipeline's business
     size = net.config.sample_size
     shape = (len(generators), net.config.in_channels, *([size, size] if isinstance(size, int) else size))

@@ -24,6 +24,8 @@ N = 20 steps, and with fewer the samples are NaN); the last step leads to sigma 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,9 +36,78 @@ from diffusers.utils.torch_utils import randn_tensor
 from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
 from accel.samplers.scheduler import BaseScheduler, Nodes, with_schedule_options
 
-PREDICTORS = ("reverse_diffusion", "ancestral", "euler_maruyama", "none")
 CORRECTORS = ("langevin", "none")
 SDES = ("vp", "ve")
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Noise levels of the predictor steps, arrays (steps,): rho and sigma where each begins, rho where it ends."""
+
+    rho: np.ndarray
+    sigma: np.ndarray
+    end: np.ndarray
+
+    @property
+    def d(self) -> np.ndarray:
+        return self.rho**2 - self.end**2
+
+    @property
+    def beta(self) -> np.ndarray:
+        return self.d / (1 + self.rho**2)
+
+    @property
+    def kept(self) -> np.ndarray:
+        """1 - beta = alpha_bar_i / alpha_bar_{i+1}."""
+        return (1 + self.end**2) / (1 + self.rho**2)
+
+    @property
+    def integral(self) -> np.ndarray:
+        """B = -ln(1 - beta)."""
+        return -np.log(self.kept)
+
+    @property
+    def one(self) -> np.ndarray:
+        return np.ones_like(self.rho)
+
+
+# The module's table with g = -eps / sigma (vp) or -eps / rho (ve): (a, b, c), each (steps,), of `reverse_sde_step`.
+Coefficients = Callable[[Levels], tuple[np.ndarray, np.ndarray, np.ndarray]]
+PREDICTORS: dict[str, dict[str, Coefficients]] = {
+    "reverse_diffusion": {
+        "vp": lambda v: (2 - np.sqrt(v.kept), -v.beta / v.sigma, np.sqrt(v.beta)),
+        "ve": lambda v: (v.one, -v.d / v.rho, np.sqrt(v.d)),
+    },
+    "ancestral": {
+        "vp": lambda v: (1 / np.sqrt(v.kept), -v.beta / (v.sigma * np.sqrt(v.kept)), np.sqrt(v.beta)),
+        "ve": lambda v: (v.one, -v.d / v.rho, v.end / v.rho * np.sqrt(v.d)),
+    },
+    "euler_maruyama": {
+        "vp": lambda v: (1 + v.integral / 2, -v.integral / v.sigma, np.sqrt(v.integral)),
+        "ve": lambda v: (v.one, -v.d / v.rho, np.sqrt(v.d)),
+    },
+    "none": dict.fromkeys(SDES, lambda v: (v.one, 0 * v.one, 0 * v.one)),
+}
+
+
+def reverse_sde_step(
+    x: torch.Tensor, eps: torch.Tensor, z: torch.Tensor | None, a: float, b: float, c: float
+) -> torch.Tensor:
+    """x' = a x + b eps + c z: one predictor step of the reverse SDE; all (B, ...), z: fresh noise, None for none."""
+    mean = (a * x).add_(eps, alpha=b)
+    return mean if z is None else mean.add_(z, alpha=c)
+
+
+def langevin_correct(x: torch.Tensor, score: torch.Tensor, z: torch.Tensor, snr: float, a: float) -> torch.Tensor:
+    """x + e g + sqrt(2 e) z with e = 2 a (snr |z| / |g|)^2 for each sample: a Langevin step at one noise level.
+
+    x, score g, fresh noise z: (B, ...); a: 1 - beta (vp) or 1 (ve). Song et al. 2021, algorithms 4 and 5. Where the
+    score vanishes there is no scale for a step, and none is taken.
+    """
+    norm_z, norm_g = (v.flatten(1).norm(dim=1) for v in (z, score))
+    ratio = torch.where(norm_g > 0, norm_z / norm_g, torch.zeros_like(norm_g))
+    e = (2 * a * (snr * ratio) ** 2).reshape(-1, *[1] * (x.ndim - 1))
+    return x + e * score + (2 * e).sqrt() * z
 
 
 class PredictorCorrectorScheduler(BaseScheduler):
@@ -50,6 +121,8 @@ class PredictorCorrectorScheduler(BaseScheduler):
     None, one generator, or a list with one for each sample. Further options: `BaseScheduler`. Raises IncompatibleError
     for a flow model, ConfigError for values out of range.
     """
+
+    stochastic = True
 
     @register_to_config
     @with_schedule_options
@@ -90,7 +163,7 @@ class PredictorCorrectorScheduler(BaseScheduler):
     def stages(options: Any) -> int:
         """Evaluations a step of a scheduler with these options."""
         corrections = options.get("corrector_steps", 1) if options.get("corrector", "langevin") != "none" else 0
-        return corrections + (options.get("predictor", PREDICTORS[0]) != "none")
+        return corrections + (options.get("predictor", "reverse_diffusion") != "none")
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """x_t, which is what the model takes, from the state at `timestep`."""
@@ -113,14 +186,13 @@ class PredictorCorrectorScheduler(BaseScheduler):
         return 1.0 if self.config.sde == "vp" else float(np.sqrt(1 + rho**2))
 
     def _plan(self, nodes: Nodes) -> np.ndarray:
-        """Predictor i as x' = a x + b eps + c z, and the corrector's a_i; `_advance` combines them."""
+        """(a, b, c) of each predictor step and a of each corrector step."""
         self.init_noise_sigma = self._initial_scale(nodes.rho[0])
-        d = nodes.rho[:-1] ** 2 - nodes.rho[1:] ** 2
-        kept = (1 + nodes.rho[1:] ** 2) / (1 + nodes.rho[:-1] ** 2)  # 1 - beta = alpha_bar_i / alpha_bar_{i+1}
-        a, b, c = _predictor(self.config.predictor, self.config.sde, nodes, d, kept)
+        levels = Levels(nodes.rho[:-1], nodes.sigma[:-1], nodes.rho[1:])
+        a, b, c = PREDICTORS[self.config.predictor][self.config.sde](levels)
         c[-1] = 0.0
         self._steps = [tuple(map(float, row)) for row in zip(a, b, c, strict=True)]
-        self._damping = [float(v) for v in (kept if self.config.sde == "vp" else np.ones_like(kept))]
+        self._damping = [float(v) for v in (levels.kept if self.config.sde == "vp" else levels.one)]
         return np.repeat(nodes.t[:-1], self.order)
 
     def _advance(self, index: int, output: torch.Tensor, sample: torch.Tensor, generator: Any) -> torch.Tensor:
@@ -131,38 +203,12 @@ class PredictorCorrectorScheduler(BaseScheduler):
         _, _, r, s = self.conversion(alpha, sigma)
         eps = (r * x).add_(output, alpha=s)
         if self.config.predictor == "none" or slot < self.order - 1:
+            if not self.config.snr:
+                return sample  # and no noise drawn, so that the predictor's is what it would be alone
             score = eps / -(sigma if self.config.sde == "vp" else float(self.nodes.rho[step]))
-            return self._corrected(sample, score, self._damping[step], generator)
+            return langevin_correct(sample, score, _noise(sample, generator), self.config.snr, self._damping[step])
         a, b, c = self._steps[step]
-        mean = (a * sample).add_(eps, alpha=b)
-        return mean.add_(_noise(sample, generator), alpha=c) if c else mean
-
-    def _corrected(self, sample: torch.Tensor, score: torch.Tensor, a: float, generator: Any) -> torch.Tensor:
-        if not self.config.snr:
-            return sample  # and no noise drawn, so that the predictor's is what it would be alone
-        z = _noise(sample, generator)
-        norm_z, norm_g = (v.flatten(1).norm(dim=1) for v in (z, score))
-        # Where the score vanishes there is no scale for a step, and none is taken.
-        ratio = torch.where(norm_g > 0, norm_z / norm_g, torch.zeros_like(norm_g))
-        e = (2 * a * (self.config.snr * ratio) ** 2).reshape(-1, *[1] * (sample.ndim - 1))
-        return sample + e * score + (2 * e).sqrt() * z
-
-
-def _predictor(kind: str, sde: str, nodes: Nodes, d: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, ...]:
-    """(a, b, c), each (steps,), of x' = a x + b eps + c z: the module's table with g = -eps / sigma or -eps / rho."""
-    rho, beta = nodes.rho[:-1], d / (1 + nodes.rho[:-1] ** 2)
-    if kind == "none":
-        return np.ones_like(d), np.zeros_like(d), np.zeros_like(d)
-    if sde == "ve":
-        share = nodes.rho[1:] / rho if kind == "ancestral" else 1.0
-        return np.ones_like(d), -d / rho, share * np.sqrt(d)
-    sigma = nodes.sigma[:-1]
-    if kind == "reverse_diffusion":
-        return 2 - np.sqrt(kept), -beta / sigma, np.sqrt(beta)
-    if kind == "ancestral":
-        return 1 / np.sqrt(kept), -beta / (sigma * np.sqrt(kept)), np.sqrt(beta)
-    rate = -np.log(kept)
-    return 1 + rate / 2, -rate / sigma, np.sqrt(rate)
+        return reverse_sde_step(sample, eps, _noise(sample, generator) if c else None, a, b, c)
 
 
 def _noise(like: torch.Tensor, generator: Any) -> torch.Tensor:

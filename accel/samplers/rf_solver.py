@@ -13,6 +13,7 @@ sharing of attention features for editing are not part of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,22 @@ from diffusers.configuration_utils import register_to_config
 
 from accel.errors import AccelError, IncompatibleError
 from accel.samplers.scheduler import BaseScheduler, Nodes, with_schedule_options
+
+
+def flow_velocity(x: torch.Tensor, output: torch.Tensor, conversion: Sequence[float]) -> torch.Tensor:
+    """v = eps - x_0 (B, ...) of a model's output on x; conversion: its (p, q, r, s), see `convert`."""
+    p, q, r, s = conversion
+    return ((r - p) * x).add_(output, alpha=s - q)
+
+
+def half_step(x: torch.Tensor, velocity: torch.Tensor, width: float) -> torch.Tensor:
+    """x_mid = x + D/2 v(x, sigma_i): where the second evaluation is; all (B, ...), D = `width` in sigma."""
+    return x.add(velocity, alpha=width / 2)
+
+
+def midpoint_step(x: torch.Tensor, velocity: torch.Tensor, width: float) -> torch.Tensor:
+    """x' = x + D v(x_mid, sigma_i + D/2), x from the beginning of the step; all (B, ...), D = `width` in sigma."""
+    return x.add(velocity, alpha=width)
 
 
 class RFSolverScheduler(BaseScheduler):
@@ -59,14 +76,13 @@ class RFSolverScheduler(BaseScheduler):
         step, slot = divmod(index, 2)
         alpha, sigma = self._at[index]
         output = self.thresholded(output, sample, alpha, sigma)
-        p, q, r, s = self.conversion(alpha, sigma)
-        velocity = ((r - p) * sample).add_(output, alpha=s - q)  # eps - x_0
+        velocity = flow_velocity(sample, output, self.conversion(alpha, sigma))
         if slot == 0:
             self.memory = {"start": sample}
-            return sample.add(velocity, alpha=self._width[step] / 2)
+            return half_step(sample, velocity, self._width[step])
         if "start" not in self.memory:
             raise AccelError(
                 f"the trajectory begins at evaluation {index}, in the middle of step {step}; begin at an even one "
                 "(set_begin_index(2 * step))."
             )
-        return self.memory.pop("start").add(velocity, alpha=self._width[step])
+        return midpoint_step(self.memory.pop("start"), velocity, self._width[step])

@@ -103,6 +103,7 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
     _compatibles: ClassVar = [e.name for e in KarrasDiffusionSchedulers]
     ignore_for_config: ClassVar = []
     order = 1
+    stochastic: ClassVar[bool] = False  # whether steps draw noise
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 
 from accel.caching.blocks import MODES, BlockTable, units
-from accel.denoiser import denoiser_name
+from accel.core.denoiser import denoiser_name
+from accel.core.recipe import Recipe
 from accel.errors import IncompatibleError, check_float, unknown
-from accel.recipe import Recipe
 from accel.search.base import Room, schedule_of
 from accel.search.objective import Objective, Trial
 from accel.search.spaces import Space, Subset, TimestepSpace, Vector

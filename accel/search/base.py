@@ -19,17 +19,19 @@ from typing import Any
 
 import torch
 
+from accel.core.recipe import Recipe
 from accel.digests import weights_digest
 from accel.errors import ConfigError, check_int
-from accel.recipe import Recipe
-from accel.results.records import describe, digest
-from accel.runner import Evaluation
+from accel.files import load_tensors, save_tensors
+from accel.records import describe, digest
+from accel.samplers.noise_schedule import noise_schedule
 from accel.search.evaluations import Evaluator, Task
 from accel.search.objective import BudgetSpent, Halving, Ledger, Objective, Trial
 from accel.search.optimisers.base import Optimiser, Teacher
 from accel.search.spaces import Space
 from accel.search.teacher import jump_costs, teacher_times
-from accel.study import rows_per_image
+from accel.studies.runner import Evaluation
+from accel.studies.study import rows_per_image
 from accel.suites.base import Suite
 
 SEARCH_SEED, FRESH_SEED = 2_000_003, 3_000_017  # the search's `seed` is added; no evaluation may have them
@@ -185,8 +187,6 @@ class Room:
 
     def _jumps(self, evaluator: Evaluator, grid: str, nodes: int, samples: int, metric: str):
         # One teacher serves every sampler and number of steps: what it found is kept.
-        from accel.files import load_tensors, save_tensors
-
         runner, schedule = evaluator.runner, schedule_of(evaluator.runner.pipe)
         times = teacher_times(schedule, grid, nodes)
         alone = describe(Recipe(guidance=self.base.guidance, stitch=self.base.stitch))
@@ -214,8 +214,6 @@ def command(overrides: Iterable[str]) -> str:
 
 def schedule_of(pipe: Any) -> Any:
     """The noise schedule of a pipeline's model."""
-    from accel.samplers.noise_schedule import noise_schedule
-
     return noise_schedule(pipe.scheduler.config)
 
 

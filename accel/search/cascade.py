@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from accel.errors import ConfigError
-from accel.results.records import read_json, write_json
+from accel.records import read_json, write_json
 
 DEGREES = (3, 2, 2)  # of s, g, n
 STEPS_UNIT, SCALE_UNIT = 50.0, 12.0
@@ -98,7 +98,7 @@ class Cascade:
     def load(cls, path: Path) -> Cascade:
         """Read what `save` wrote; ConfigError if there is no such file, IntegrityError if it is damaged."""
         if not path.exists():
-            raise ConfigError(f"there is no cascade regression at {path}; make one with scripts/cascade.py.")
+            raise ConfigError(f"there is no cascade regression at {path}; make one with accel bench cascade.")
         c = read_json(path)
         try:
             ranges = (tuple(c[k]) for k in ("steps", "scales", "ratios"))

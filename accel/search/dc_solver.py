@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 
-from accel.denoiser import denoiser_name
+from accel.core.denoiser import denoiser_name
+from accel.core.recipe import Recipe, accelerate
+from accel.core.sampler import Sampler
 from accel.digests import settings_digest, weights_digest
 from accel.errors import ConfigError, IncompatibleError, check_int
+from accel.files import load_tensors
 from accel.guidance.cfg import CFG
-from accel.predictor import Predictor
-from accel.samplers.base import Sampler
 from accel.samplers.dc_solver import DCSolverScheduler
 from accel.samplers.grids import Grid
+from accel.samplers.predictor import Predictor
 from accel.search.cascade import Cascade
 from accel.search.ratios import RatioSearch, search_ratios
 
@@ -92,8 +94,6 @@ class DCSolver(Sampler):
         self, pipe: Any, recipe: Any, call: Mapping[str, Any], noise: torch.Tensor, on_step: Callable[[int, int], None]
     ) -> dict[str, torch.Tensor]:
         """The artefact of a ratio search: ratios, what they are for, and the errors without and with them."""
-        from accel.recipe import Recipe, accelerate
-
         scheduler = self.build(pipe.scheduler.config, recipe.grid)
         with accelerate(pipe, Recipe(guidance=recipe.guidance)) as run:
             predict = Predictor(pipe, run.clock, **call)
@@ -124,8 +124,6 @@ class DCSolver(Sampler):
             found = Cascade.load(Path(self.ratios)).predict(self.steps, recipe.guidance_scale, self.dc_order)
             return replace(self, ratios=tuple(found))
         if self.ratios.endswith(".safetensors"):
-            from accel.files import load_tensors
-
             artefact = load_tensors(Path(self.ratios))
             if artefact is None or "ratios" not in artefact:
                 raise ConfigError(f"{self.ratios} does not exist, is damaged, or holds no ratios; use ratios=search.")

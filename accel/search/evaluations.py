@@ -24,14 +24,15 @@ from typing import Any
 
 import torch
 
+from accel.core.recipe import Recipe
 from accel.errors import ConfigError, DivergedError, check_int, unknown
 from accel.evaluation.quality import FrechetDistance
 from accel.evaluation.score import distances
 from accel.evaluation.shards import locked
-from accel.recipe import Recipe
-from accel.results.records import Results, canonical, digest
-from accel.runner import Evaluation, Runner
-from accel.study import rows_per_image
+from accel.files import file_name
+from accel.records import Results, canonical, digest
+from accel.studies.runner import Evaluation, Runner
+from accel.studies.study import rows_per_image
 from accel.suites.base import Suite
 
 EPOCH = 1  # raise when a change alters the scores of the same samples
@@ -195,7 +196,7 @@ class Evaluator(AbstractContextManager):
         self.scorer = Scorer(self.task, self.say)
         identity = {"metric": self.task.metric, "epoch": EPOCH, "shard": self.task.evaluation.shard}
         folder = self.task.root / "artefacts" / "search"
-        self.memory = Memory(folder / f"{self.task.suite.name}-{digest(identity | self._compared())}.jsonl")
+        self.memory = Memory(folder / f"{file_name(self.task.suite.name)}-{digest(identity | self._compared())}.jsonl")
         self._pool: ProcessPoolExecutor | None = None
 
     def _compared(self) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from accel.core.recipe import Recipe
 from accel.errors import ConfigError, check_float, check_int
-from accel.recipe import Recipe
 from accel.search.evaluations import Evaluator
 from accel.search.pareto import order
 from accel.search.spaces import Space, Vector
-from accel.study import rows_per_image
+from accel.studies.study import rows_per_image
 
 STALLED = 100  # batches without a new candidate that may be run, after which a search counts as exhausted
 OVER = 1e9  # above any score: of candidates over the limit

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.denoiser import denoiser_name
+from accel.core.denoiser import denoiser_name
 from accel.errors import ConfigError, check_float, check_int
-from accel.predictor import Predictor
 from accel.samplers.dc_solver import DCSolverScheduler
+from accel.samplers.predictor import Predictor
 from accel.search.trajectories import converged_states
 
 

@@ -20,18 +20,20 @@ from typing import Any
 import numpy as np
 
 from accel.config import AXES, choice_of, expand_cells
+from accel.core.recipe import Recipe
 from accel.errors import ConfigError, IncompatibleError, unknown
-from accel.evaluation.statistics import paired
-from accel.recipe import Recipe
+from accel.evaluation.cost import counted_cost
+from accel.files import file_name
+from accel.metrics.statistics import paired
+from accel.records import Results, digest
 from accel.results.comparison import PROMPTED, Row, Study, metric_of, verdict
-from accel.results.records import Results, digest
-from accel.runner import Evaluation, Runner
 from accel.search.base import Room, Search, command
 from accel.search.evaluations import Memory
 from accel.search.objective import Objective
 from accel.search.pareto import front
 from accel.search.spaces import Space, Vector
 from accel.search.timesteps import finite, history
+from accel.studies.runner import Evaluation, Runner
 
 FEW = 4  # steps
 
@@ -80,8 +82,6 @@ def recipe_from(overrides: tuple[str, ...]) -> Recipe:
 
 def _counted(key: str) -> Callable[[Runner, Recipe, Recipe], float]:
     def cost(runner: Runner, recipe: Recipe, baseline: Recipe) -> float:
-        from accel.evaluation.cost import counted_cost
-
         artefacts = runner.artefacts(recipe)[0]
         return float(counted_cost(runner.pipe, runner.suite, recipe, runner.models, artefacts)[key])
 
@@ -212,7 +212,8 @@ class _Prices:
         self.search, self.room, self.runner = search, room, runner
         where = {} if search.cost != "ms" else {"timing": runner.timing_id(room.base, room.base)}
         key = digest({"cost": search.cost, "weights": room.suite.fingerprint()} | where)
-        self.memory = Memory(room.root / "artefacts" / "search" / f"{room.suite.name}-{search.cost}-{key}.jsonl")
+        name = f"{file_name(room.suite.name)}-{search.cost}-{key}.jsonl"
+        self.memory = Memory(room.root / "artefacts" / "search" / name)
 
     def recipe(self, vector: Vector) -> Recipe:
         return recipe_from(tuple(o for own, i in zip(self.search.choices, vector, strict=True) for o in own[i]))

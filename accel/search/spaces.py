@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from accel.core.recipe import Recipe
 from accel.errors import ConfigError, check_int
-from accel.recipe import Recipe
 from accel.samplers.grids import ExplicitGrid, Grid
 from accel.samplers.noise_schedule import NoiseSchedule
 

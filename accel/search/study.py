@@ -19,16 +19,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from accel.config import spelled_out
-from accel.errors import AccelError, ConfigError
-from accel.evaluation.environment import provenance
-from accel.recipe import Recipe
-from accel.results.records import Results, check_writable, describe, digest
+from accel.core.environment import provenance
+from accel.core.recipe import Recipe
+from accel.errors import AccelError, ConfigError, check_name
+from accel.records import Results, check_writable, describe, digest
 from accel.results.search import write_searches
-from accel.runner import Evaluation, Runner
 from accel.search.base import Room, Search, command
 from accel.search.objective import Objective
 from accel.search.optimisers.base import Optimiser
-from accel.study import Study, seconds_per_row
+from accel.search.recipes import conclude
+from accel.studies.runner import Evaluation, Runner
+from accel.studies.study import Study, seconds_per_row
 from accel.suites.base import Suite
 
 
@@ -65,6 +66,7 @@ class SearchStudy:
     console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
+        self.name = check_name("study", self.name)
         for cell in self.cells:
             cell.search.check_seed(self.evaluation)
         if len(self.cells) > 1 and any(cell.search.several for cell in self.cells):
@@ -195,8 +197,6 @@ class SearchStudy:
 
     def _validated(self, cell: Cell, record: dict[str, Any]) -> int:
         """The front of a recipe search as a study of its own, on fresh seeds, beside every single method."""
-        from accel.search.recipes import conclude
-
         recipes = cell.search.recipes_of(record)
         study = Study(self.name, self.title, self.suite, self.evaluation, self.results, self.baseline, recipes,
                       console=self.console, wandb="disabled")  # fmt: skip

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from accel.evaluation.generate import generators
-from accel.recipe import Recipe, accelerate
-from accel.runner import Runner
+from accel.core.recipe import Recipe, accelerate
+from accel.core.seeds import generators
 from accel.samplers.deis import DEISScheduler
 from accel.samplers.grids import ExplicitGrid, Grid
 from accel.samplers.ode import initial_latents
+from accel.samplers.predictor import Predictor
+from accel.studies.runner import Runner
 
 
 def _off_chord(x: torch.Tensor, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
@@ -44,8 +45,6 @@ def teacher_times(schedule: Any, grid: str, nodes: int) -> np.ndarray:
 def jump_costs(runner: Runner, recipe: Recipe, times: np.ndarray, samples: int, metric: str) -> np.ndarray:
     """c(i, j), (N + 1, N + 1): mean error of the jump from node i to node j, over `samples` trajectories of the
     runner's seed; node N is the end. NaN where j <= i. `recipe`: the model and guidance; its sampler is left out."""
-    from accel.predictor import Predictor
-
     suite, pipe = runner.suite, runner.pipe
     scheduler = DEISScheduler.from_config(
         dict(pipe.scheduler.config), variant="tab", ab_order=2, grid=ExplicitGrid(timesteps=tuple(times)).spec(),

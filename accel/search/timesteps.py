@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from accel.config import choice_of
+from accel.core.recipe import Recipe
 from accel.errors import IncompatibleError
-from accel.recipe import Recipe
 from accel.samplers.grids import ExplicitGrid
 from accel.search.base import Room, Search, schedule_of, weights_of
 from accel.search.objective import Objective

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from accel.predictor import Predictor
 from accel.samplers.dc_solver import DCSolverScheduler
+from accel.samplers.predictor import Predictor
 from accel.samplers.scheduler import BaseScheduler
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from accel.core.guidance import CLASSIFIER, Guidance
+from accel.core.recipe import Recipe
 from accel.errors import ConfigError, IntegrityError
-from accel.evaluation.statistics import Estimate
-from accel.guidance.base import CLASSIFIER, Guidance
-from accel.recipe import Recipe
+from accel.files import file_hash
+from accel.metrics.statistics import Estimate
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -41,7 +40,12 @@ class Reference:
 
 
 class Suite(ABC):
-    """A benchmark task. Subclasses are frozen dataclasses, so that a suite is its configuration."""
+    """A benchmark task. Subclasses are frozen dataclasses, so that a suite is its configuration.
+
+    Networks have owners. What `pipeline`, `models` and `classifier` return belongs to the caller, who may move it to
+    another device: it shares no tensor with what scores, nor with what another call returned. What scores (`features`,
+    `per_sample`) is the suite's own, kept between calls, and stays where it was loaded; images come to it.
+    """
 
     name: str
     period: ClassVar[int] = 1  # after so many samples the conditions repeat
@@ -56,7 +60,8 @@ class Suite(ABC):
         return {}
 
     def classifier(self) -> nn.Module | None:
-        """Logits (B, K) of clean images as the denoiser predicts them (pixels: -1..1), one for each class; or None."""
+        """Logits (B, K) of clean images as the denoiser predicts them (pixels: -1..1), one for each class; or None. The
+        caller's own: one that is kept for scoring is copied."""
         return None
 
     def networks(self) -> dict[str, nn.Module]:
@@ -110,7 +115,7 @@ class Suite(ABC):
         raise ConfigError(f"suite {self.name!r} has no exact solution; its reference is the converged sampler.")
 
     def features(self, images: torch.Tensor) -> torch.Tensor | None:
-        """Features (B, D) of pipeline output (B, C, H, W); None without a feature space."""
+        """Features (B, D), on the CPU, of pipeline output (B, C, H, W) on any device; None without a feature space."""
         return None
 
     def feature_scores(self, features: torch.Tensor) -> dict[str, Estimate]:
@@ -118,7 +123,7 @@ class Suite(ABC):
         return {}
 
     def per_sample(self, images: torch.Tensor, conditions: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Further scores of each sample under its condition, by metric name, each (B,)."""
+        """Further scores of each sample under its condition, by metric name, each (B,) on the CPU."""
         return {}
 
     def reference(self) -> Reference | None:
@@ -143,19 +148,9 @@ class Suite(ABC):
         return images
 
 
-@lru_cache(maxsize=64)
-def _file_hash(path: Path, size: int, modified: int) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as file:  # weights may be larger than memory
-        while block := file.read(2**22):
-            total.update(block)
-    return total.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, remembered while its size and time stay the same."""
-    stat = path.stat()
-    return _file_hash(path, stat.st_size, stat.st_mtime_ns)
+def beside(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`x` on the device of the network: who borrows a network brings the input to it, and never moves the network."""
+    return x.to(next(net.parameters(), x).device)
 
 
 def write_manifest(folder: Path, extra: Mapping[str, str] | None = None) -> None:
@@ -200,7 +195,10 @@ def load_frozen(make: Callable[[], nn.Module], path: Path) -> nn.Module:
 
 
 def load_pipeline(cls: type, folder: Path | str, **kwargs: Any) -> Any:
-    """`cls.from_pretrained` on a local folder: safetensors only, no network, quiet; ConfigError if that fails."""
+    """`cls.from_pretrained` on a local folder: safetensors only, no network, quiet; ConfigError if that fails.
+
+    It says nothing about code that a folder may bring along: accel/suites/hub/index.py must have looked before.
+    """
     from diffusers.utils import logging
 
     folder = Path(folder)
@@ -211,9 +209,10 @@ def load_pipeline(cls: type, folder: Path | str, **kwargs: Any) -> Any:
         pipe = cls.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, **{"low_cpu_mem_usage": False} | kwargs
         )
-    except OSError as error:
+    except Exception as error:  # each layer below has errors of its own, and none is of interest but as text
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise ConfigError(
-            f"cannot load {folder}: {error} Only safetensors weights are loaded, never pickles."
+            f"cannot load {folder}: {reason} Only safetensors weights are loaded, never pickles."
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe

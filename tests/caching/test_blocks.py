@@ -7,8 +7,8 @@ import torch
 
 from accel.caching import BlockTable
 from accel.caching.blocks import RESIDUALS, units
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 from tests.caching.test_unet_view import unet_sd
 from tests.tiny import dit, dit_pipeline, run_dit

@@ -8,9 +8,9 @@ from tiny import run_stable_diffusion, stable_diffusion
 
 from accel.caching import DeepCache, EncoderPropagation, FeatureInheritance
 from accel.caching.schedules import Uniform
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import IncompatibleError
 from accel.guidance import CFG
-from accel.recipe import Recipe, accelerate
 
 CACHES = {
     "deepcache": DeepCache(2, 1),

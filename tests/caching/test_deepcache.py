@@ -10,10 +10,10 @@ import torch
 from accel.caching import BranchTable, DeepCache
 from accel.caching.schedules import Explicit, NonUniform, Squares
 from accel.caching.unet_view import ShallowView
+from accel.core.macs import count_macs
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError
-from accel.evaluation.macs import count_macs
 from accel.guidance import CFG, IntervalCFG
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 
 

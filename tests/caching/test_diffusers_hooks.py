@@ -8,8 +8,8 @@ from snapshots import assert_same, snapshot
 from tiny import dit_pipeline, run_dit
 
 from accel.caching import DiffusersCache
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 
 DDIM = DiffusersSampler("DDIMScheduler", 8)

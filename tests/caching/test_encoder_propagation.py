@@ -9,9 +9,9 @@ from accel.caching import EncoderPropagation
 from accel.caching.decoder_view import DecoderView
 from accel.caching.schedules import Explicit, Uniform
 from accel.config import choice_of
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
 from accel.guidance import CFG, IntervalCFG
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch
 from tests.caching.test_unet_view import KINDS

@@ -10,10 +10,10 @@ from accel.caching import FeatureInheritance
 from accel.caching.module_cache import History, Shape
 from accel.caching.rows import Kept
 from accel.caching.schedules import Explicit, Uniform
-from accel.denoiser import Inputs, Node
+from accel.core.denoiser import Inputs, Node
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
 from accel.guidance import CFG, IntervalCFG
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 from tests.caching.test_unet_view import unet_sd
 

@@ -8,9 +8,9 @@ from tiny import dit_pipeline, run_dit
 
 from accel.caching import LearnedRouter
 from accel.caching.learned_router import Table
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
 from accel.guidance import CFG
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch
 

@@ -17,7 +17,7 @@ from diffusers import (
 
 from accel.caching import BranchTable, DeepCache, EncoderPropagation, FeatureInheritance
 from accel.caching.schedules import Squares, Uniform
-from accel.recipe import Recipe, accelerate
+from accel.core.recipe import Recipe, accelerate
 from accel.suites.pipeline import PixelPipeline
 
 SCHEDULERS = (DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler, PNDMScheduler)

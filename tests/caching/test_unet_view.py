@@ -99,7 +99,7 @@ def test_a_full_evaluation_that_bypasses_the_network_is_an_error():
 
 
 def test_deeper_branches_cost_more_and_the_deepest_saves_least():
-    from accel.evaluation.macs import count_macs
+    from accel.core.macs import count_macs
 
     net, condition = unet_sd()
     _, full = count_macs(lambda: net(torch.randn(2, 1, 16, 16), 1, **condition))

@@ -124,7 +124,7 @@ def test_importing_accel_loads_neither_torch_nor_diffusers():
         "assert not {'torch', 'diffusers', 'hydra'} & set(sys.modules), sorted(sys.modules)\n"
         "assert {'Recipe', 'Run', 'accelerate', '__version__'} <= set(dir(accel))\n"
         "from accel import *\n"
-        "from accel.recipe import Recipe as same\n"
+        "from accel.core.recipe import Recipe as same\n"
         "assert Recipe is same is accel.Recipe\n"
         "assert accelerate.__module__ == Recipe.__module__\n"
         "assert accel.samplers.DiffusersSampler.__name__ == 'DiffusersSampler'\n"

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from accel.caching import DeepCache
+from accel.core.macs import count_macs
+from accel.core.precision import plain_bytes
+from accel.core.recipe import Recipe
 from accel.evaluation.cost import PeakTensorMemory, counted_cost
-from accel.evaluation.macs import count_macs
 from accel.guidance import CFG
 from accel.precision import Cast, FakeQuant
-from accel.precision.base import plain_bytes
-from accel.recipe import Recipe
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch
 

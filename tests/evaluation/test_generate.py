@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from accel.calibration import CALIBRATION_SEED
+from accel.core.environment import out_of_memory
+from accel.core.recipe import Recipe, accelerate
+from accel.core.seeds import generators, sample_seed
 from accel.errors import AccelError, ConfigError
-from accel.evaluation.generate import batches, generate, generators, out_of_memory, sample_seed
+from accel.evaluation.generate import batches, generate
 from accel.guidance import CFG
-from accel.recipe import Recipe, accelerate
+from accel.studies.calibration import CALIBRATION_SEED
 
 RECIPE = Recipe()
 

@@ -20,7 +20,7 @@ from accel.evaluation.quality import (
     precision_recall_estimate,
     quality,
 )
-from accel.evaluation.statistics import groups, jackknife, paired
+from accel.metrics.statistics import groups, jackknife, paired
 
 DIM = 12
 

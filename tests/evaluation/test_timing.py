@@ -10,11 +10,11 @@ import pytest
 from snapshots import assert_same, snapshot
 
 from accel.caching import DeepCache
+from accel.core.recipe import Recipe
 from accel.errors import ConfigError
 from accel.evaluation import timing
 from accel.evaluation.timing import interleave, median_interval, stopwatch, time_recipe
 from accel.precision import Cast, FakeQuant
-from accel.recipe import Recipe
 from accel.samplers import DiffusersSampler
 
 DDIM = DiffusersSampler("DDIMScheduler", 4, "ddim", {"set_alpha_to_one": True})

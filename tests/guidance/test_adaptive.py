@@ -10,9 +10,9 @@ from diffusers import DDIMScheduler
 from tiny import Rotating, pixels, run_pixels
 
 from accel.caching import DeepCache
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError
 from accel.guidance import CFG, AdaptiveGuidance, IntervalCFG
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 
 OPTIONS = {"set_alpha_to_one": True, "clip_sample": False}

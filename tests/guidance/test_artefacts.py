@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from accel.core.recipe import Recipe, accelerate
 from accel.files import load_tensors
 from accel.guidance import CFG, AdaptiveGuidance, CFGPlusPlus, ClassifierGuidance, LinearAG
-from accel.recipe import Recipe, accelerate
-from accel.results.records import Results
-from accel.runner import Evaluation, Runner
+from accel.records import Results
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid
-from accel.suites.digits_flow import DigitsFlowSuite
+from accel.studies.runner import Evaluation, Runner
+from accel.suites.digits.flow import DigitsFlowSuite
 from accel.suites.mixture import MixtureSuite
 
 EVALUATION = Evaluation(n=60, distance_n=60, timing=False, device="cpu")

@@ -7,10 +7,10 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
 from accel.caching import DeepCache
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
 from accel.guidance import AutoGuidance
 from accel.precision import FakeQuant
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch
 

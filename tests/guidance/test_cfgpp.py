@@ -8,9 +8,9 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from tiny import Proportional, dit_pipeline, pixels, run_dit, run_pixels
 
 from accel.config import choice_of
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
 from accel.guidance import CFG, CFGPlusPlus
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 from accel.suites.mixture import MixtureSuite
 

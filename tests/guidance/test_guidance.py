@@ -10,10 +10,10 @@ from snapshots import assert_same, snapshot
 from tiny import dit, dit_pipeline, run_dit
 
 from accel.caching import DeepCache
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import AccelError, IncompatibleError
 from accel.guidance import CFG, IntervalCFG
 from accel.precision import Cast, FakeQuant
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 
 DDIM = DiffusersSampler("DDIMScheduler", 4, "ddim", {"set_alpha_to_one": True, "clip_sample": False})

@@ -7,10 +7,10 @@ import torch
 from diffusers import DDIMScheduler
 from tiny import Proportional, pixels, run_pixels
 
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import AccelError, ConfigError, IncompatibleError
 from accel.guidance import CFG, LinearAG
 from accel.guidance.linear_ag import LeastSquares, regressors
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 
 DDIM = DiffusersSampler("DDIMScheduler", 8, "ddim", {"set_alpha_to_one": True, "clip_sample": False})

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import dit_pipeline, pixels, run_dit, run_pixels, run_stable_diffusion, stable_diffusion
 
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import AccelError
 from accel.guidance import (
     APG,
@@ -20,7 +21,6 @@ from accel.guidance import (
     IntervalCFG,
     LinearAG,
 )
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 
 DDIM = DiffusersSampler("DDIMScheduler", 6, "ddim", {"set_alpha_to_one": True, "clip_sample": False})

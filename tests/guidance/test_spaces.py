@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
+from accel.core.trajectory import Trajectory
 from accel.guidance.spaces import Level, level, own, replaced, shifted
-from accel.trajectory import Trajectory
 
 X0, EPS = torch.tensor([[0.3, -1.2]], dtype=torch.float64), torch.tensor([[0.7, 0.4]], dtype=torch.float64)
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from accel.errors import ConfigError
-from accel.evaluation.statistics import groups
 from accel.metrics import feature_network
 from accel.metrics.inception import URL, inception_score
 from accel.metrics.inception_network import InceptionV3, resize_like_tensorflow
+from accel.metrics.statistics import groups
 
 
 def logits(n: int = 130, classes: int = 7, scale: float = 2.0, seed: int = 0) -> torch.Tensor:

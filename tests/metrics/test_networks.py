@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from accel.errors import ConfigError
+from accel.files import file_hash
 from accel.metrics import ClipScore, feature_network
 from accel.metrics.base import exact_arithmetic, resolve_device
 from accel.metrics.weights import files_sha256
-from accel.suites.base import file_hash
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from accel.evaluation.statistics import Estimate
 from accel.files import write_atomic
-from accel.results.records import Results, digest
+from accel.metrics.statistics import Estimate
+from accel.records import Results, digest
 
 AXES = dict.fromkeys(("sampler", "grid", "guidance", "cache", "stitch", "precision"), "none")
 CPU = {"device": "cpu", "device_name": "Testchip 9 (AVX2)", "threads": 1, "packages": {"torch": "2.13.0"}}

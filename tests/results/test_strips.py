@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from accel.caching import DeepCache, EncoderPropagation
 from accel.caching.schedules import Uniform
+from accel.core.recipe import Recipe, accelerate
 from accel.guidance import CFG, AdaptiveGuidance
-from accel.recipe import Recipe, accelerate
 from accel.results.strips import strip
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 
-from accel.results.cascade import write_cascade
-from accel.results.convergence import write_convergence
-from accel.results.overhead import write_schedulers
-from accel.results.records import Results
+from accel.benches.cascade_table import write_cascade
+from accel.benches.convergence_table import write_convergence
+from accel.benches.overhead_table import write_schedulers
+from accel.records import Results
 
 WHERE = {"device_name": "CPU", "threads": 2}
 HALF = {"value": 0.5, "lo": 0.4, "hi": 0.6}

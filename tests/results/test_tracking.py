@@ -211,7 +211,7 @@ def test_online_without_a_key_falls_back_to_offline_with_one_line(demo, warnings
 def test_disabled_imports_nothing(demo):
     code = (
         "import sys\n"
-        "from accel.results.records import Results\n"
+        "from accel.records import Results\n"
         "from accel.results.tracking import log_record, log_study\n"
         "results = Results(sys.argv[1])\n"
         "record = results.all('quality')[0]\n"

@@ -21,7 +21,7 @@ from accel.samplers import DCSolverScheduler, DiffusersSampler
 from accel.samplers.dc_solver import phi
 from accel.samplers.grids import PowerGrid
 from accel.suites.mixture import MixtureSuite
-from accel.suites.mixture_exact import exact_solution
+from accel.suites.mixture.exact import exact_solution
 
 KINDS = ("epsilon", "sample", "v_prediction")
 SQUARE = PowerGrid(kappa=2.0).spec()

@@ -15,8 +15,8 @@ from accel.errors import AccelError, ConfigError
 from accel.samplers import DEISScheduler, DiffusersSampler
 from accel.samplers.deis import IPNDM, TABLEAUX
 from accel.samplers.grids import PowerGrid
-from accel.suites.mixture_exact import exact_solution
-from accel.suites.mixture_model import MixtureDenoiser
+from accel.suites.mixture.exact import exact_solution
+from accel.suites.mixture.model import MixtureDenoiser
 
 LINEAR = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 SD = LINEAR | {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

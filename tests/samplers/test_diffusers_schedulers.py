@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from accel.config import compose, groups, instantiate
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DEISScheduler, DiffusersSampler
 from accel.samplers.grids import Grid
 from accel.suites.mixture import MixtureSuite

@@ -17,7 +17,7 @@ from accel.samplers import CorrectedDPMSolver3MScheduler
 from accel.samplers.grids import PowerGrid
 from accel.samplers.noise_schedule import noise_schedule
 from accel.suites.mixture import MixtureSuite
-from accel.suites.mixture_exact import exact_solution
+from accel.suites.mixture.exact import exact_solution
 
 ALGORITHMS = {
     "dpmsolver++": {"algorithm_type": "dpmsolver++", "prediction_type": "sample"},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 import shutil
 import warnings
 from dataclasses import dataclass, replace
@@ -16,18 +18,19 @@ from diffusers.configuration_utils import register_to_config
 from tiny import dit_pipeline, gaussian_flow
 
 from accel.config import choice_of
+from accel.core.recipe import Recipe, accelerate
+from accel.core.seeds import generators
 from accel.errors import ConfigError, IncompatibleError, IntegrityError
-from accel.evaluation.generate import generate, generators
+from accel.evaluation.generate import generate
 from accel.guidance import CFG, IntervalCFG
-from accel.predictor import Predictor
-from accel.recipe import Recipe, accelerate
-from accel.results.records import canonical, describe
+from accel.records import canonical, describe
 from accel.samplers import DenoisingLangevinGibbs, DiffusersSampler
 from accel.samplers.grids import ExplicitGrid, Grid, PowerGrid, TableGrid
-from accel.samplers.langevin_gibbs import LevelEstimator, _Chains, _chains, _conditions
+from accel.samplers.langevin_chain import Chains, LevelEstimator, _chains, _conditions
 from accel.samplers.noise_schedule import noise_schedule
+from accel.samplers.predictor import Predictor
 from accel.suites.base import ASSETS
-from accel.suites.digits_flow import DigitsFlowSuite
+from accel.suites.digits.flow import DigitsFlowSuite
 from accel.suites.mixture import MixtureSuite
 from accel.suites.pipeline import PixelPipeline
 
@@ -62,6 +65,7 @@ class Level(LevelEstimator):
     mean: float = 0.0
     bounds: tuple[float, float] = (0.001, 1000.0)
     sha256: str = "of a stub"
+    name: str = "stub"
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.sigma is not None:
@@ -79,7 +83,7 @@ INNER = {
 
 
 def dmcmc(inner: str = "dpmpp_2m", **settings) -> DenoisingLangevinGibbs:
-    settings = {"classifier": Level(0.5), "step_size": 0.1, "start_steps": 3, "sigma_start": 0.5} | settings
+    settings = {"estimator": Level(0.5), "step_size": 0.1, "start_steps": 3, "sigma_start": 0.5} | settings
     return DenoisingLangevinGibbs(INNER[inner], **settings)
 
 
@@ -109,8 +113,8 @@ def images(pipe, made, start=0, stop=12, batch=12, grid=None, guidance=None, sui
         return generate(pipe, suite or Suite(), recipe, 7, start, stop, batch), run
 
 
-def chains_of(pipe, run, made, count: int) -> _Chains:
-    chains = _Chains(made, pipe, run.clock, {"class_labels": [0] * count, "generator": generators(3, 0, count)})
+def chains_of(pipe, run, made, count: int) -> Chains:
+    chains = Chains(made, pipe, run.clock, {"class_labels": [0] * count, "generator": generators(3, 0, count)})
     chains._only(len(chains.chains))
     return chains
 
@@ -128,7 +132,7 @@ def test_langevin_step_by_hand(gaussians, scale):
     call = {"class_labels": [0, 1, 2], "generator": generators(3, 0, 3), "guidance_scale": scale}
     x = torch.randn(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with accelerate(gaussians, Recipe(made, guidance=CFG(scale))) as run:
-        chains, again = (_Chains(made, gaussians, run.clock, call | {"generator": generators(3, 0, 3)}) for _ in "ab")
+        chains, again = (Chains(made, gaussians, run.clock, call | {"generator": generators(3, 0, 3)}) for _ in "ab")
         chains._only(3)
         again._only(3)
         found, level = chains._langevin(x, sigma, chains._eps(x, sigma))
@@ -162,7 +166,7 @@ def test_a_known_limit_the_level_drifts_upwards():
     """sigma^4 grows by eta^2 / 2 a step where noise dominates and its level is measured exactly."""
     eta, steps, sigma_start = 4.0, 20, 3.0
     pipe = PixelPipeline(Gaussians(sample_size=16), DDPMScheduler(**BETAS, clip_sample=False))
-    made = dmcmc(step_size=eta, classifier=Level(shape=(1, 16, 16), mean=MEANS[0]), sigma_start=sigma_start)
+    made = dmcmc(step_size=eta, estimator=Level(shape=(1, 16, 16), mean=MEANS[0]), sigma_start=sigma_start)
     with accelerate(pipe, Recipe(made)) as run, torch.no_grad():
         chains = chains_of(pipe, run, made, 100)
         x = MEANS[0] + math.sqrt(STD**2 + sigma_start**2) * chains._noise()
@@ -217,10 +221,10 @@ def test_the_state_of_smallest_level_is_taken_and_no_state_twice(gaussians):
         def __call__(self, x):
             return torch.full((len(x),), next(levels), dtype=torch.float64)
 
-    made = dmcmc(classifier=Told(), chain=2, skip=3, sigma_start=0.5, step_size=0.01)
+    made = dmcmc(estimator=Told(), chain=2, skip=3, sigma_start=0.5, step_size=0.01)
     seen, brought = [], []
     with accelerate(gaussians, Recipe(made)) as run, torch.no_grad():
-        chains = _Chains(made, gaussians, run.clock, {"class_labels": [1, 1], "generator": generators(3, 0, 2)})
+        chains = Chains(made, gaussians, run.clock, {"class_labels": [1, 1], "generator": generators(3, 0, 2)})
         step, bring = chains._langevin, chains._brought
         chains._langevin = lambda x, sigma, eps: seen.append((x, eps, sigma)) or step(x, sigma, eps)
         chains._brought = lambda x, eps, sigma: brought.append((x, eps, sigma)) or bring(x, eps, sigma)
@@ -252,12 +256,12 @@ def test_every_sampler_starts_from_the_same_point_of_the_ode(gaussians, name, sc
 
     Guided, the score is linear, too: u + s (c - u) = -(x - m) / v with m = u + s (c - u) of the means.
     """
-    made = dmcmc(name, steps=60, start_steps=4, sigma_start=0.7, classifier=Level(0.6))
+    made = dmcmc(name, steps=60, start_steps=4, sigma_start=0.7, estimator=Level(0.6))
     guidance = CFG(scale) if scale > 1 else None
     x, run = images(gaussians, made, guidance=guidance)
     call = Suite().conditions(0, 12) | {"generator": generators(7, 0, 12), "guidance_scale": scale}
     with accelerate(gaussians, Recipe(made, guidance=guidance)) as again, torch.no_grad():
-        chains = _Chains(made, gaussians, again.clock, call)
+        chains = Chains(made, gaussians, again.clock, call)
         start = chains.latents()
     mean = torch.tensor([MEANS[3] + scale * (m - MEANS[3]) for m in MEANS[:3] * 4]).reshape(-1, 1, 1, 1)
     exact = mean + (start - mean) * STD / math.sqrt(STD**2 + chains.start**2)
@@ -299,11 +303,11 @@ def test_macs_of_the_chain_are_counted(digits, pipe):
 
 def test_a_sample_does_not_depend_on_its_batch(gaussians):
     """Single ones without chains; with chains any whole number of groups, also where the last group is cut."""
-    free = dmcmc(classifier=Level(), skip=2, burn_in=1)
+    free = dmcmc(estimator=Level(), skip=2, burn_in=1)
     whole, _ = images(gaussians, free, 0, 12, 12)
     for start, stop, batch in ((5, 6, 1), (3, 8, 5), (0, 12, 4)):
         torch.testing.assert_close(images(gaussians, free, start, stop, batch)[0], whole[start:stop])
-    chained = dmcmc(classifier=Level(), skip=2, chain=3)
+    chained = dmcmc(estimator=Level(), skip=2, chain=3)
     whole, _ = images(gaussians, chained, 0, 27, 27)
     torch.testing.assert_close(images(gaussians, chained, 9, 27, 9)[0], whole[9:])
     torch.testing.assert_close(images(gaussians, chained, 0, 13, 9)[0], whole[:13])
@@ -312,7 +316,7 @@ def test_a_sample_does_not_depend_on_its_batch(gaussians):
 
 
 def test_same_seeds_same_images_and_other_seeds_others(gaussians):
-    made = dmcmc(chain=2, classifier=Level())
+    made = dmcmc(chain=2, estimator=Level())
     one, again = (images(gaussians, made)[0] for _ in "ab")
     assert torch.equal(one, again)
     recipe = Recipe(made)
@@ -325,7 +329,7 @@ def test_same_seeds_same_images_and_other_seeds_others(gaussians):
 def test_what_the_sampler_draws_does_not_depend_on_the_length_of_the_chain(gaussians):
     """A stochastic sampler goes on with the first row's generator, of which a chain takes one number."""
     inner = DiffusersSampler("PredictorCorrectorScheduler", 6, "pc", {"predictor": "ancestral", "corrector": "none"})
-    made = DenoisingLangevinGibbs(inner, classifier=Level(0.5), sigma_start=0.5, start_steps=2, chain=4)
+    made = DenoisingLangevinGibbs(inner, estimator=Level(0.5), sigma_start=0.5, start_steps=2, chain=4)
     whole, _ = images(gaussians, made, 0, 12, 12)
     torch.testing.assert_close(images(gaussians, made, 0, 5, 12)[0], whole[:5])
 
@@ -359,7 +363,7 @@ def test_the_pipeline_may_be_called_as_usual_through_run(gaussians, generator):
 def test_a_flow_without_classes_is_sampled_too():
     """rho = sigma / alpha of a rectified flow; N(0.5, 0.3^2) in each element."""
     pipe = gaussian_flow()
-    made = dmcmc("deis_tab", chain=4, start_steps=8, steps=20, step_size=0.05, classifier=Level(0.5, (1, 2, 2)))
+    made = dmcmc("deis_tab", chain=4, start_steps=8, steps=20, step_size=0.05, estimator=Level(0.5, (1, 2, 2)))
     with accelerate(pipe, Recipe(made, PowerGrid(space="t", kappa=2.0))) as run:
         x = run(batch_size=2000, generator=torch.Generator().manual_seed(0), output_type="pt").images
     assert run.nfe == 8 / 4 + 1 + 20
@@ -420,7 +424,7 @@ def test_a_grid_from_pure_noise_is_refused_and_a_wrong_one_stays_an_error(gaussi
 
 @pytest.mark.parametrize("name", ["ddim", "deis", "unipc", "ode"])
 def test_a_sampler_that_cannot_start_in_the_middle_is_refused(gaussians, name):
-    made = DenoisingLangevinGibbs(choice_of("sampler", name), classifier=Level(0.5), sigma_start=0.5)
+    made = DenoisingLangevinGibbs(choice_of("sampler", name), estimator=Level(0.5), sigma_start=0.5)
     with pytest.raises(
         IncompatibleError, match=rf"starts {name} in the middle, at timestep 144, which it cannot: .*use"
     ):
@@ -432,7 +436,7 @@ def test_what_looks_at_the_noise_level_or_was_made_for_the_whole_way_is_refused(
     Recipe(made, guidance=CFG(2.0)).check(gaussians)
     with pytest.raises(IncompatibleError, match=r"may look at the noise level.* use guidance=cfg or none"):
         Recipe(made, guidance=IntervalCFG(2.0, 0.1, 5.0)).check(gaussians)
-    searched = DenoisingLangevinGibbs(choice_of("sampler", "dc_solver"), classifier=Level(0.5), sigma_start=0.5)
+    searched = DenoisingLangevinGibbs(choice_of("sampler", "dc_solver"), estimator=Level(0.5), sigma_start=0.5)
     with pytest.raises(IncompatibleError, match="belong to a trajectory from pure noise"):
         Recipe(searched).check(gaussians)
     given = choice_of("sampler", "dc_solver", "sampler.steps=4", "sampler.ratios=[1,1,1.1,0.9]")
@@ -459,7 +463,7 @@ def test_a_pipeline_of_other_samples_or_without_latents_is_refused():
 )  # fmt: skip
 def test_bad_settings_are_one_clear_error(settings, said):
     with pytest.raises(ConfigError, match=said):
-        DenoisingLangevinGibbs(**{"sampler": INNER["euler"], "classifier": Level(0.5)} | settings)
+        DenoisingLangevinGibbs(**{"sampler": INNER["euler"], "estimator": Level(0.5)} | settings)
 
 
 def test_a_level_that_the_model_does_not_know_is_refused(gaussians):
@@ -468,7 +472,7 @@ def test_a_level_that_the_model_does_not_know_is_refused(gaussians):
 
 
 def test_levels_beyond_the_model_are_taken_as_its_own_ends(gaussians):
-    made = dmcmc(classifier=Level(900.0))
+    made = dmcmc(estimator=Level(900.0))
     with accelerate(gaussians, Recipe(made)) as run:
         assert chains_of(gaussians, run, made, 1)._level(torch.zeros(1, 1, 4, 4)).item() == pytest.approx(
             157.4, abs=0.1
@@ -516,12 +520,40 @@ def test_records_depend_on_every_setting_and_on_the_classifiers_weights(tmp_path
 
     folder = tmp_path / "levels"
     shutil.copytree(ASSETS / "digits_levels", folder)
-    again = replace(made, classifier=str(folder))
-    assert again.sha256 == made.sha256
+    again = choice_of("sampler", "dmcmc", f"sampler.classifier={folder}")
+    assert (again.classifier, again.sha256) == (str(folder), made.sha256)
     path = folder / "levels.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(IntegrityError, match=r"damaged: sha256 .*make train SUITE=digits_levels"):
-        replace(made, classifier=str(folder) + "/")  # a path that was not loaded before
+        choice_of("sampler", "dmcmc", f"sampler.classifier={folder}/")  # a path that was not loaded before
+
+
+def test_the_identity_of_the_shipped_setting_is_that_of_the_records():
+    """As tracked records of dmcmc have it: the estimator's name and the hash of its weights, nothing else of it."""
+    told = describe(choice_of("sampler", "dmcmc"))
+    manifest = json.loads((ASSETS / "digits_levels" / "MANIFEST.json").read_text())
+    assert told == {
+        "type": "DenoisingLangevinGibbs", "epoch": 1, "steps": 10, "step_size": 1.0, "start_steps": 8, "burn_in": 0,
+        "skip": 1, "chain": 1, "sigma_start": 1.0, "classifier": "digits", "sha256": manifest["levels.safetensors"],
+        "sampler": describe(replace(choice_of("sampler", "dpmpp_2m"), steps=10)),
+    }  # fmt: skip
+
+
+def test_the_estimator_stays_in_copies():
+    """`replace`, pickle and deepcopy; the shipped one is pickled by its name."""
+    made = choice_of("sampler", "dmcmc")
+    for again in (replace(made, skip=1), copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert again == made
+        assert again.estimator is made.estimator
+    other = replace(dmcmc(), estimator=Level(0.3, name="another"))
+    assert (other.classifier, other.estimator.sigma) == ("another", 0.3)
+    assert other != dmcmc()
+
+
+@pytest.mark.parametrize("estimator", [None, "digits", lambda x: x])
+def test_what_tells_no_levels_is_refused(estimator):
+    with pytest.raises(ConfigError, match=r"sampler.estimator is .*allowed: what tells noise levels.*level_classifier"):
+        DenoisingLangevinGibbs(INNER["euler"], estimator=estimator)
 
 
 def test_the_chain_asks_the_model_what_the_predictor_says(pipe):
@@ -531,7 +563,7 @@ def test_the_chain_asks_the_model_what_the_predictor_says(pipe):
     x = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     with accelerate(pipe, Recipe(made)) as run, torch.no_grad():
         call = {"class_labels": [4, 5, 6], "generator": generators(0, 0, 3)}
-        chains = _Chains(made, pipe, run.clock, call)
+        chains = Chains(made, pipe, run.clock, call)
         chains._only(3)
         found = chains._eps(x, sigma)
         for i in range(3):

@@ -10,17 +10,18 @@ import pytest
 import torch
 from tiny import GaussianFlow, dit_pipeline, gaussian_flow
 
+from accel.core.recipe import Recipe, accelerate
+from accel.core.seeds import generators
 from accel.errors import AccelError, ConfigError, IncompatibleError
-from accel.evaluation.generate import generate, generators
+from accel.evaluation.generate import generate
 from accel.guidance import CFG, IntervalCFG
-from accel.predictor import Predictor
-from accel.recipe import Recipe, accelerate
 from accel.samplers import AdaptiveODE
 from accel.samplers.grids import Grid, PowerGrid
 from accel.samplers.ode import initial_latents
-from accel.suites.digits_flow import DigitsFlowSuite
+from accel.samplers.predictor import Predictor
+from accel.suites.digits.flow import DigitsFlowSuite
 from accel.suites.mixture import MixtureSuite
-from accel.suites.mixture_exact import exact_solution, guided_noise_prediction
+from accel.suites.mixture.exact import exact_solution, guided_noise_prediction
 from accel.suites.pipeline import PixelPipeline
 
 LABELS = [0, 1, 2, 3]

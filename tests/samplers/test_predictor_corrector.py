@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from accel.config import compose, instantiate
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import AccelError, ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler, PredictorCorrectorScheduler
 from accel.samplers.grids import Grid
 

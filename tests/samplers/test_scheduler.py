@@ -642,7 +642,7 @@ def test_transformers_is_imported_where_text_is_and_torchvision_nowhere():
         assert "transformers" not in imported(tree.body), path
         assert "torchvision" not in imported(ast.walk(tree)), path
     script = (
-        "import sys, accel, accel.__main__, accel.config, accel.recipe, accel.samplers\n"
+        "import sys, accel, accel.__main__, accel.config, accel.core.recipe, accel.samplers\n"
         "sys.exit(sorted({'transformers', 'torchvision'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

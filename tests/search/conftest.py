@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from accel.recipe import Recipe
-from accel.results.records import Results
-from accel.runner import Evaluation, Runner
+from accel.core.recipe import Recipe
+from accel.records import Results
 from accel.samplers import DiffusersSampler
 from accel.search.base import FRESH_SEED, SEARCH_SEED, Room
+from accel.studies.runner import Evaluation, Runner
 from accel.suites.mixture import MixtureSuite
 
 EVALUATION = Evaluation(n=60, seed=0, distance_n=60, shard=64, timing=False, device="cpu")

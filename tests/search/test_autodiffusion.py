@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from accel.caching.blocks import units
+from accel.core.recipe import Recipe
 from accel.errors import ConfigError, IncompatibleError
-from accel.recipe import Recipe
-from accel.runner import Evaluation
 from accel.samplers import DiffusersSampler
 from accel.search.autodiffusion import AutoDiffusion
 from accel.search.base import Room
 from accel.search.objective import Halving
 from accel.search.optimisers import RandomSearch
 from accel.stitching import TStitch
+from accel.studies.runner import Evaluation
 
 BASE = Recipe(DiffusersSampler("DEISScheduler", 3, "ddim_accel", {"variant": "tab", "ab_order": 0}))
 SMALL = Recipe(BASE.sampler, stitch=TStitch(fractions=(1.0,)))

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from accel.caching import DeepCache
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IntegrityError
 from accel.files import load_tensors, save_tensors
 from accel.guidance import CFG, IntervalCFG
 from accel.precision import Cast, FakeQuant
-from accel.recipe import Recipe, accelerate
-from accel.results.records import Results
-from accel.runner import Evaluation, Runner
+from accel.records import Results
 from accel.samplers.grids import Grid, PowerGrid
 from accel.search import Cascade, DCSolver, RatioSearch
 from accel.search.dc_solver import weights_digest
+from accel.studies.runner import Evaluation, Runner
 from accel.suites.mixture import MixtureSuite
 
 SEARCH = RatioSearch(noises=3, held_out=3, iterations=4, reference=24)

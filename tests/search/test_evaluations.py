@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from accel.core.recipe import Recipe
 from accel.errors import ConfigError
-from accel.recipe import Recipe
-from accel.runner import Evaluation
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import ExplicitGrid
 from accel.search.base import FRESH_SEED, SEARCH_SEED
@@ -17,6 +16,7 @@ from accel.search.evaluations import Evaluator, Memory, Scorer, Task
 from accel.search.objective import Halving
 from accel.search.optimisers import CoordinateDescent, DifferentialEvolution, OptunaSearch, RandomSearch
 from accel.search.timesteps import TimestepSearch
+from accel.studies.runner import Evaluation
 from accel.suites.mixture import MixtureSuite
 
 DDIM = Recipe(DiffusersSampler("DEISScheduler", 3, "ddim_accel", {"variant": "tab", "ab_order": 0}))

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from accel.core.recipe import Recipe
 from accel.errors import ConfigError, IncompatibleError
-from accel.recipe import Recipe
-from accel.results.records import Results
-from accel.runner import Evaluation, Runner
+from accel.records import Results
 from accel.samplers import DEISScheduler, DiffusersSampler
 from accel.search.optimisers import GITS
 from accel.search.optimisers.gits import least_path
 from accel.search.teacher import jump_costs, teacher_times
+from accel.studies.runner import Evaluation, Runner
 from accel.suites.mixture import MixtureSuite
 
 EULER = DiffusersSampler("DEISScheduler", 4, "ddim_accel", {"variant": "tab", "ab_order": 0})
@@ -53,9 +53,9 @@ def runner(tmp_path_factory):
 
 def test_a_jump_is_a_step_of_ddim(runner):
     """c(i, j) recomputed by the scheduler from the teacher's own states."""
-    from accel.evaluation.generate import generators
-    from accel.predictor import Predictor
+    from accel.core.seeds import generators
     from accel.samplers.ode import initial_latents
+    from accel.samplers.predictor import Predictor
 
     times = np.array([999, 700, 400, 100])
     costs = jump_costs(runner, Recipe(EULER), times, 3, "l2")

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from accel.core.recipe import Recipe
 from accel.errors import ConfigError
-from accel.recipe import Recipe
 from accel.samplers import DiffusersSampler
 from accel.search.evaluations import Score
 from accel.search.objective import STALLED, BudgetSpent, Halving, Objective

@@ -10,11 +10,11 @@ from diffusers import DDIMScheduler, UNet2DModel
 from scipy.optimize import minimize_scalar
 from tiny import gaussian_flow
 
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError
 from accel.guidance import CFG
-from accel.predictor import Predictor
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DCSolverScheduler
+from accel.samplers.predictor import Predictor
 from accel.search import ratios as module
 from accel.search.ratios import RatioSearch, search_ratios
 from accel.search.trajectories import converged_states, refined, trajectory

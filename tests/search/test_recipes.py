@@ -9,13 +9,13 @@ from rich.console import Console
 
 from accel.config import recipe_of
 from accel.errors import ConfigError, IncompatibleError
-from accel.evaluation.statistics import Estimate
-from accel.results.records import Results
-from accel.runner import Evaluation
+from accel.metrics.statistics import Estimate
+from accel.records import Results
 from accel.search.objective import Halving
 from accel.search.optimisers import OptunaSearch, RandomSearch
 from accel.search.recipes import RecipeSearch, _Prices, recipe_from
 from accel.search.study import Cell, SearchStudy
+from accel.studies.runner import Evaluation
 from accel.suites.mixture import MixtureSuite
 
 AXES = {

@@ -7,8 +7,8 @@ from itertools import combinations, pairwise, product
 import numpy as np
 import pytest
 
+from accel.core.recipe import Recipe
 from accel.errors import ConfigError
-from accel.recipe import Recipe
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid, PowerGrid
 from accel.samplers.noise_schedule import noise_schedule

@@ -11,7 +11,7 @@ from accel import __main__ as cli
 from accel.cli.build import build_search, searches
 from accel.config import compose, recipe_of
 from accel.errors import ConfigError
-from accel.results.records import Results
+from accel.records import Results
 from accel.results.search import write_searches
 
 QUICK = [

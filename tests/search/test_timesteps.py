@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from accel.core.recipe import Recipe
 from accel.errors import ConfigError, IncompatibleError
-from accel.recipe import Recipe
-from accel.results.records import Results, read_json
-from accel.runner import Evaluation, Runner
+from accel.records import Results, read_json
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import ExplicitGrid, SearchedGrid
 from accel.search import DCSolver
@@ -17,6 +16,7 @@ from accel.search.base import SEARCH_SEED
 from accel.search.objective import Halving
 from accel.search.optimisers import GITS, CoordinateDescent, DifferentialEvolution, RandomSearch
 from accel.search.timesteps import TimestepSearch
+from accel.studies.runner import Evaluation, Runner
 from accel.suites.mixture import MixtureSuite
 
 SEARCH = TimestepSearch("distance", Halving(8, 1), 2000, 2, 24, grids=("trailing", "karras"))

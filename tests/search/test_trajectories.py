@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny import GaussianFlow, gaussian_flow
 
-from accel.predictor import Predictor
 from accel.samplers import DCSolverScheduler
 from accel.samplers.grids import PowerGrid
+from accel.samplers.predictor import Predictor
 from accel.search.trajectories import converged_states, refined, trajectory
 from accel.suites.mixture import MixtureSuite
-from accel.suites.mixture_exact import exact_solution
+from accel.suites.mixture.exact import exact_solution
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 SQUARE = PowerGrid(kappa=2.0).spec()

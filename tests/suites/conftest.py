@@ -6,7 +6,7 @@ import pytest
 from hub_tiny import PROMPTS, save
 
 from accel.suites.hub import HubSuite
-from accel.suites.prompts import Prompts
+from accel.suites.hub.prompts import Prompts
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ from diffusers import (
     UNet2DModel,
 )
 
+from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError
 from accel.guidance import CFG
-from accel.recipe import Recipe, accelerate
 from accel.samplers import DiffusersSampler
 from accel.suites.base import load_pipeline
 from accel.suites.pipeline import PixelPipeline

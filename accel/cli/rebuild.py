@@ -1,0 +1,57 @@
+"""Rebuild tables or figures of every study in a results folder from its records; nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from accel.benches.adherence_table import write_adherence
+from accel.benches.architectures_table import write_architectures
+from accel.benches.cascade_table import write_cascade
+from accel.benches.convergence_table import write_convergence
+from accel.benches.options import parser
+from accel.benches.overhead_table import write_deepcache, write_overhead, write_schedulers
+from accel.benches.precision_table import write_precision
+from accel.errors import ConfigError
+from accel.records import Results
+from accel.results.search import write_searches
+
+TABLES = (
+    write_overhead,
+    write_schedulers,
+    write_cascade,
+    write_architectures,
+    write_deepcache,
+    write_adherence,
+    write_searches,
+    write_precision,
+)
+
+
+def main(words: Sequence[str]) -> int:
+    """`accel rebuild tables` or `figures`."""
+    options = parser(__doc__, "rebuild")
+    options.add_argument("what", choices=["tables", "figures"])
+    args = options.parse_args(words)
+    results = Results(args.results)
+    if not results.studies():
+        raise ConfigError(f"no study in {args.results}/studies; run one first, e.g. accel experiment=demo.")
+    for study in results.studies():
+        for path in _writer(args.what)(results, study):
+            print(path)
+    for write in TABLES if args.what == "tables" else ():
+        for path in write(results):
+            print(path)
+    for path in write_convergence(results):  # a table and a figure
+        print(path)
+    return 0
+
+
+def _writer(what: str) -> Callable[[Results, str], list[Path]]:
+    if what == "tables":
+        from accel.results.tables import write_tables
+
+        return write_tables
+    from accel.results.figures import write_figures
+
+    return write_figures

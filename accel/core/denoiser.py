@@ -1,0 +1,256 @@
+"""The denoiser seam: how guidance, stitching, caching and precision wrap a network, and how the wrap comes off.
+
+`pipe.unet` (or `pipe.transformer`) stays the very same object: only its instance attribute `forward` is shadowed while
+methods are attached, so its config, dtype, device and hooks keep working. Methods see normalised `Inputs` and return
+the prediction as one tensor.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel.core.conditioning import conditioning_of
+from accel.core.trajectory import Trajectory
+from accel.errors import IncompatibleError
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One denoiser call: all arguments by name. `parts` names the equal row blocks of the batch, in order.
+
+    `members`: which rows of its part are here, if not all; what is kept of a row is found by them.
+    """
+
+    kwargs: dict[str, Any]
+    sample_name: str
+    parts: tuple[str, ...] = ("all",)
+    members: tuple[int, ...] | None = None
+
+    @property
+    def sample(self) -> torch.Tensor:
+        return self.kwargs[self.sample_name]
+
+    @property
+    def rows(self) -> int:
+        return len(self.sample)
+
+    def take(self, part: str) -> Inputs:
+        """Only the rows of one part; every batched argument is sliced alike."""
+        size = self.rows // len(self.parts)
+        start = self.parts.index(part) * size
+        return replace(self._select(slice(start, start + size)), parts=(part,))
+
+    def pick(self, members: Sequence[int]) -> Inputs:
+        """Only these rows of inputs that have a single part, all of it."""
+        rows = torch.tensor(members, device=self.sample.device)
+        return replace(self._select(rows), members=tuple(members))
+
+    def tiled(self, times: int) -> Inputs:
+        """The whole batch `times` times over; every batched argument is repeated alike."""
+        return self._batched(lambda tensor: torch.cat([tensor] * times))
+
+    def cloned(self) -> Inputs:
+        """The same call on copies of all tensors."""
+        return replace(self, kwargs=mapped(self.kwargs, torch.clone))
+
+    def given(self, **kwargs: Any) -> Inputs:
+        """The same call with some arguments replaced."""
+        return replace(self, kwargs=self.kwargs | kwargs)
+
+    def _select(self, which: slice | torch.Tensor) -> Inputs:
+        return self._batched(lambda tensor: tensor[which])
+
+    def _batched(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
+        # Tensors with a row for each sample are changed, the others kept.
+        rows = self.rows
+        return replace(self, kwargs=mapped(self.kwargs, lambda t: change(t) if t.dim() and len(t) == rows else t))
+
+    def with_parts(self, parts: tuple[str, ...]) -> Inputs:
+        return replace(self, parts=parts)
+
+
+Denoise = Callable[[Inputs], torch.Tensor]
+Sample = Callable[[Any, int, int], torch.Tensor]  # (recipe, start, stop) -> images of those samples
+
+
+def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """`value` with every tensor in it changed, however dicts, lists and tuples nest."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {k: mapped(v, change) for k, v in value.items()}
+    return type(value)(mapped(v, change) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def first_output(output: Any) -> torch.Tensor:
+    """The tensor that a module is for, of whatever it returned: a tuple's first, an output object's `sample`."""
+    return output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        # The timestep keeps its precision: its embedding is computed in float32 whatever the weights are.
+        return {k: v if k == "timestep" else _cast(v, dtype) for k, v in value.items()}
+    return type(value)(_cast(v, dtype) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+@dataclass
+class Node:
+    """One network within a recipe: its module, its name in traces, the clock and the undo stack.
+
+    `dtype` is what floating-point inputs (not the timestep) are cast to for the network; predictions are cast back.
+    `evaluating` tells whether the network runs now, `within()` is entered for as long, `mode` is what the trace calls
+    an evaluation of it. For the guidance, which sits on the pipeline's own network: `guides` are the denoisers of the
+    further networks that it names, `classifier` gives logits of a clean image, and what it remembers while sampling is
+    in `memory`, emptied with every trajectory.
+    """
+
+    name: str
+    net: nn.Module
+    clock: Trajectory
+    undo: ExitStack
+    count_macs: bool = False
+    artefact: dict[str, torch.Tensor] | None = None
+    layout: str = "uncond_first"
+    dtype: torch.dtype | None = None
+    evaluating: bool = False
+    guides: dict[str, Denoise] = field(default_factory=dict)
+    classifier: nn.Module | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+    mode: str = "full"
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
+    _return_dict: bool = False
+    _names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._return_dict = _takes_return_dict(self.net)
+        self._names = list(signature_of(self.net).parameters)[1:]
+
+    def evaluate(self, inputs: Inputs, forward: Callable[..., Any], mode: str | None = None) -> torch.Tensor:
+        """Run `forward` on `inputs`, note it in the trace as `mode` (the node's own) and return the prediction."""
+        prediction, macs = self._counted(lambda: self.predict(inputs, forward))
+        self.clock.note(self.name, mode or self.mode, inputs.rows, macs)
+        return prediction
+
+    def predict(self, inputs: Inputs, forward: Callable[..., Any]) -> torch.Tensor:
+        """What `forward` predicts for `inputs`; nothing is noted."""
+        kwargs = self.arguments(inputs)
+        self.evaluating = True
+        try:
+            with self.within():
+                output = forward(**kwargs)
+        finally:
+            self.evaluating = False
+        prediction = first_output(output)
+        return prediction if self.dtype is None else prediction.to(inputs.sample.dtype)
+
+    def arguments(self, inputs: Inputs) -> dict[str, Any]:
+        """What the network's own forward is called with for `inputs`: tensors of the node's dtype, by name."""
+        kwargs = self._own_arguments(inputs)
+        kwargs = kwargs if self.dtype is None else _cast(kwargs, self.dtype)
+        return kwargs | {"return_dict": False} if self._return_dict else kwargs
+
+    def _own_arguments(self, inputs: Inputs) -> dict[str, Any]:
+        # The call came for the pipeline's network. Another may be told its condition in its own way; another class has
+        # other names, and a DiT wants a time for each row.
+        translate = conditioning_of(self.net)
+        if translate is not None:
+            inputs = replace(inputs, kwargs=inputs.kwargs | dict(translate(inputs.kwargs)))
+        if inputs.sample_name == self._names[0]:
+            return inputs.kwargs
+        kwargs = {k: v for k, v in inputs.kwargs.items() if k in self._names} | {self._names[0]: inputs.sample}
+        time = torch.as_tensor(kwargs["timestep"], device=inputs.sample.device)
+        return kwargs | {"timestep": time.expand(inputs.rows) if time.dim() == 0 else time}
+
+    def aside(self, name: str, mode: str, rows: int, work: Callable[[], Any]) -> Any:
+        """Do `work` of a network that is no denoiser on `rows` samples; its MACs count, its rows are no NFE."""
+        result, macs = self._counted(work)
+        self.clock.note(name, mode, rows, macs, denoiser=False)
+        return result
+
+    def _counted(self, work: Callable[[], Any]) -> tuple[Any, int | None]:
+        if not self.count_macs:
+            return work(), None
+        from accel.core.macs import count_macs
+
+        return count_macs(work)
+
+
+def denoiser_name(pipe: Any) -> str:
+    """Attribute name of the pipeline's denoiser: `unet` or `transformer`."""
+    for name in ("unet", "transformer"):
+        if isinstance(getattr(pipe, name, None), nn.Module):
+            return name
+    raise IncompatibleError(f"{type(pipe).__name__} has neither `unet` nor `transformer`; nothing to accelerate.")
+
+
+def check_compiled(name: str, net: nn.Module, looks_inside: bool) -> None:
+    """IncompatibleError if `net` is compiled as a whole, in a way that a method at this seam cannot work with.
+
+    Its parts no longer run one by one: what `looks_inside` would be passed over. Compiled in place, the compiler would
+    also trace what wraps the network. Compiled blocks are no obstacle to any method.
+    """
+    in_place = getattr(net, "_compiled_call_impl", None) is not None
+    if in_place or (looks_inside and hasattr(net, "_orig_mod")):
+        raise IncompatibleError(
+            f"the denoiser {name!r} ({type(getattr(net, '_orig_mod', net)).__name__}) is compiled as a whole; compile "
+            "its blocks instead: load it again and call its compile_repeated_blocks() (suite.compile=true does)."
+        )
+
+
+def signature_of(net: nn.Module) -> inspect.Signature:
+    """Signature of the class's own forward, whatever shadows it on the instance."""
+    target = getattr(net, "_orig_mod", net)  # torch.compile's wrapper
+    return inspect.signature(type(target).forward)
+
+
+def _takes_return_dict(net: nn.Module) -> bool:
+    return "return_dict" in signature_of(net).parameters
+
+
+@contextmanager
+def shadow_forward(net: nn.Module, denoise: Denoise, clock: Trajectory) -> Iterator[None]:
+    """Route calls of `net` through `denoise` until the context ends, then restore `net` exactly."""
+    signature, return_dict = signature_of(net), _takes_return_dict(net)
+    names = [p.name for p in list(signature.parameters.values())[1:] if p.kind is p.POSITIONAL_OR_KEYWORD]
+    sample_name = names[0]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if len(args) > len(names) or not kwargs.keys().isdisjoint(names[: len(args)]):
+            signature.bind(net, *args, **kwargs)  # raises what the network's own forward would
+        kwargs = dict(zip(names, args, strict=False)) | kwargs
+        wrapped = kwargs.pop("return_dict", True)
+        inputs = Inputs(kwargs, sample_name)
+        clock.enter(inputs.rows)
+        prediction = denoise(inputs)
+        if return_dict and wrapped:
+            from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+            return Transformer2DModelOutput(sample=prediction)
+        return (prediction,) if return_dict else prediction
+
+    with replaced_forward(net, forward):
+        yield
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """`module.forward` is another function until the context ends, then what it was."""
+    had, before = "forward" in module.__dict__, module.forward
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if had:
+            module.forward = before
+        else:
+            del module.forward

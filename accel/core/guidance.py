@@ -1,0 +1,184 @@
+"""Base of guidance methods.
+
+A guided pipeline calls the denoiser on the doubled batch and then computes u + s (c - u) itself. A guidance method
+decides which rows are really evaluated and what the halves return, so that this formula yields what it intends: the
+same prediction in both halves is what the pipeline steps with, whatever s is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from accel.core.denoiser import Denoise, Inputs, Node
+from accel.core.method import Method
+from accel.errors import AccelError, IncompatibleError, check_float
+
+# Config entries that a conditional denoiser has: classes (UNet2DModel, DiT), text (UNet2DConditionModel, PixArt, SD3).
+CONDITIONAL = (
+    "num_class_embeds",
+    "num_embeds_ada_norm",
+    "cross_attention_dim",
+    "caption_channels",
+    "joint_attention_dim",
+)
+CLASSIFIER = "classifier"  # its name among the networks that `accelerate` is given
+
+
+class Guidance(Method):
+    """Common part: what the pipeline is asked for, the order of the halves and the check that they are there.
+
+    `remembers`: the prediction depends on earlier evaluations of the same trajectory, so that it is no function of (x,
+    t). `varies`: how much it evaluates differs from sample to sample. `models`: names of further denoisers that it
+    evaluates. `uses_classifier`: it needs the suite's classifier.
+    """
+
+    remembers: ClassVar[bool] = False
+    varies: ClassVar[bool] = False
+    uses_classifier: ClassVar[bool] = False
+    models: tuple[str, ...] = ()
+
+    @property
+    def pipeline_scale(self) -> float:
+        """What the pipeline is called with as `guidance_scale`; above 1 it doubles the batch."""
+        raise TypeError(f"{type(self).__name__} does not say what to ask of the pipeline")
+
+    @property
+    def neutral(self) -> bool:
+        """Whether the setting leaves the pipeline's own prediction alone."""
+        return self.pipeline_scale == 1.0
+
+    @property
+    def exact(self) -> Guidance | None:
+        """The guidance whose converged trajectory is what this one should come to: itself, if it is no shortcut."""
+        return self
+
+    @property
+    def shortcut(self) -> bool:
+        """Whether it is a cheaper way to the images of another guidance, `exact`."""
+        return self.exact not in (None, self)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is u + s (c - u) and no more, at every noise level alike: nothing here is overridden that could
+        look at the level, remember, or change the prediction."""
+        parts = ("prepared", "attach", "guide", "follow")
+        return all(getattr(type(self), part) is getattr(Guidance, part) for part in parts)
+
+    def check(self, nets, recipe) -> None:
+        self._check_conditional(nets)
+        sampler = recipe.sampler
+        if sampler is None:
+            return
+        if self.remembers and sampler.predicts:
+            raise IncompatibleError(
+                f"guidance {self.label} depends on earlier evaluations of the trajectory, and sampler {sampler.name} "
+                "evaluates the model outside of it; use guidance=cfg, or a sampler such as dpmpp_2m."
+            )
+        if sampler.calibrated and (self.models or self.uses_classifier):
+            raise IncompatibleError(
+                f"guidance {self.label} needs networks beside the pipeline's, which the search of sampler "
+                f"{sampler.name} does not have; use guidance=cfg, or give the sampler numbers of your own."
+            )
+
+    def _check_conditional(self, nets: Mapping[str, nn.Module]) -> None:
+        for name, net in nets.items():
+            config = getattr(net, "config", {})
+            if not any(config.get(key) for key in CONDITIONAL):
+                raise IncompatibleError(
+                    f"guidance needs a conditional denoiser, but {name!r} has neither classes nor cross-attention; "
+                    "use guidance=none."
+                )
+
+    def check_around(self, scheduler: Any, models: Mapping[str, nn.Module]) -> None:
+        if self.uses_classifier and CLASSIFIER not in models:
+            raise IncompatibleError(
+                f"guidance {self.label} needs a classifier of clean images, and there is none; use a suite that has "
+                "one, such as digits, pass models={'classifier': net}, or use guidance=cfg."
+            )
+
+    def attach(self, node: Node, inner: Denoise) -> Denoise:
+        clock = node.clock
+        clock.on_reset(node.memory.clear)
+        if self.pipeline_scale == 1.0:  # the pipeline does not double the batch
+            return inner if self.neutral else lambda inputs: self.guide(inputs.with_parts(("cond",)), inner, node)
+
+        def refuse(found: str) -> None:
+            raise AccelError(
+                f"the recipe's guidance expects a doubled batch, but {found}; "
+                f"call the pipeline with guidance_scale={self.pipeline_scale}."
+            )
+
+        def check_doubled() -> None:
+            if clock.rows != 2 * clock.samples:
+                refuse(f"the denoiser got {clock.rows} rows for {clock.samples} images")
+
+        if node.layout == "uncond_first":
+            clock.on_stage(check_doubled)
+
+            def doubled(inputs: Inputs) -> torch.Tensor:
+                if inputs.rows % 2:
+                    refuse(f"the denoiser got {inputs.rows} rows")
+                return self.guide(inputs.with_parts(("uncond", "cond")), inner, node)
+
+            return doubled
+
+        def guided(inputs: Inputs) -> torch.Tensor:
+            # DiTPipeline stacks (conditional, null) and hands both to the scheduler, so that its row count tells
+            # nothing; a doubled batch is one whose halves are equal (compared once a trajectory: it waits for the GPU).
+            half = inputs.rows // 2
+            if clock.stage == 0 and not torch.equal(inputs.sample[:half], inputs.sample[half:]):
+                refuse(f"the halves of the denoiser's {inputs.rows} rows differ")
+            return self.guide(inputs.with_parts(("cond", "uncond")), inner, node)
+
+        return guided
+
+    def guide(self, inputs: Inputs, inner: Denoise, node: Node) -> torch.Tensor:
+        """Prediction of both halves (of the conditional rows alone where the batch is not doubled).
+
+        The default evaluates both: plain classifier-free guidance.
+        """
+        return inner(inputs)
+
+
+@dataclass(frozen=True)
+class Scaled(Guidance):
+    """A guidance on top of u + s (c - u): `scale` is s, which the pipeline applies. 1: the conditional prediction."""
+
+    scale: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_float("guidance.scale", self.scale, 1.0)
+
+    @property
+    def pipeline_scale(self) -> float:
+        return self.scale
+
+
+def classifier_free(u: torch.Tensor, c: torch.Tensor, scale: float) -> torch.Tensor:
+    """u + s (c - u) of the unconditional and the conditional prediction, of one shape; s = 1 is c, s = 0 is u.
+
+    Ho & Salimans 2022 (arXiv:2207.12598), eq. 6 with s = 1 + w.
+    """
+    return u + scale * (c - u)
+
+
+def guided(prediction: torch.Tensor, inputs: Inputs, scale: float) -> torch.Tensor:
+    """What the pipeline will step with: u + scale (c - u), or the prediction itself where the batch is not doubled."""
+    return prediction if len(inputs.parts) == 1 else classifier_free(*halves(prediction, inputs), scale)
+
+
+def halves(prediction: torch.Tensor, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """(unconditional, conditional) rows of a doubled batch's prediction."""
+    named = dict(zip(inputs.parts, prediction.chunk(2), strict=True))
+    return named["uncond"], named["cond"]
+
+
+def joined(uncond: torch.Tensor, cond: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """The doubled batch's prediction, in the order of its parts."""
+    named = {"uncond": uncond, "cond": cond}
+    return torch.cat([named[part] for part in inputs.parts])

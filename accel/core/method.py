@@ -1,0 +1,64 @@
+"""What every method at the denoiser seam is; guidance, precision and stitches add to it in files of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel.core.denoiser import Denoise, Node
+from accel.core.trajectory import Trajectory
+
+# Metadata of a dataclass field that a method got after records of it were made (see accel.records.describe).
+LATER = {"later": True}
+
+
+class Method:
+    """Base of everything that attaches at the denoiser seam; subclasses are frozen dataclasses (their config).
+
+    EPOCH is part of a run's identity: raise it when a change alters the numbers that the method produces.
+    """
+
+    EPOCH = 1
+
+    @property
+    def label(self) -> str:
+        """Short name for tables, with the settings that matter."""
+        return type(self).__name__.lower()
+
+    def check(self, nets: dict[str, nn.Module], recipe: Any) -> None:
+        """Raise IncompatibleError when this method cannot work on `nets` or within `recipe`."""
+
+    def check_machine(self, nets: Mapping[str, nn.Module]) -> None:
+        """Raise IncompatibleError when this machine lacks a package or device that the method needs for `nets`."""
+
+    def check_around(self, scheduler: Any, models: Mapping[str, nn.Module]) -> None:
+        """Raise IncompatibleError if it cannot work with the recipe's `scheduler` or lacks a network in `models`."""
+
+    def follow(self, scheduler: Any, node: Node) -> None:
+        """Change `scheduler`, which is the recipe's own and drives the clock already, where the method needs it."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs an artefact that a calibration makes."""
+        return False
+
+    def prepared(self, pipe: Any, recipe: Any, artefact: Mapping[str, torch.Tensor] | None = None) -> Method:
+        """The method with all its numbers, those of its artefact included."""
+        return self
+
+    def attach(self, node: Node, inner: Denoise) -> Denoise:
+        """Return the callable that replaces `inner` on `node`; undo work goes on `node.undo`."""
+        return inner
+
+
+class Stitch(Method):
+    """A rule that gives each denoiser call to one of several networks: those it names, and the pipeline's own."""
+
+    models: Sequence[str] = ()
+
+    def combine(self, denoisers: Mapping[str, Denoise], clock: Trajectory) -> Denoise:
+        """One denoiser out of `denoisers`, by name; `base` is the pipeline's."""
+        raise TypeError(f"{type(self).__name__} does not say how to combine its networks")

@@ -1,0 +1,257 @@
+"""`Recipe` (what to combine) and `accelerate` (make a pipeline run it, then restore the pipeline)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel.core import pipelines
+from accel.core.denoiser import Node, check_compiled, denoiser_name, shadow_forward
+from accel.core.guidance import CLASSIFIER, Guidance
+from accel.core.method import LATER, Method, Stitch
+from accel.core.precision import Precision
+from accel.core.sampler import Sampler, TimestepGrid
+from accel.core.trajectory import Event, NetworkCall, Trajectory, attach_clock
+from accel.digests import weights_digest
+from accel.errors import ConfigError, IncompatibleError, unknown
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One method, or None, for each axis. Nesting: guidance(stitch(cache(precision(skip(net))))) under the sampler."""
+
+    sampler: Sampler | None = None
+    grid: TimestepGrid | None = None
+    guidance: Guidance | None = None
+    cache: Method | None = None
+    stitch: Stitch | None = None
+    precision: Precision | None = None
+    skip: Method | None = field(default=None, metadata=LATER)
+
+    @property
+    def guidance_scale(self) -> float:
+        """What to pass to the pipeline as `guidance_scale`."""
+        return self.guidance.pipeline_scale if self.guidance else 1.0
+
+    @property
+    def exact_guidance(self) -> Guidance | None:
+        """The guidance of the converged trajectory that the recipe's images are compared with."""
+        return self.guidance.exact if self.guidance else None
+
+    @property
+    def label(self) -> str:
+        """The recipe in one line, e.g. `dpmpp_2m-10 + deepcache3b1`."""
+        parts = (self.sampler, self.guidance, self.stitch, self.cache, self.skip, self.precision)
+        grid = f"@{self.grid.name}" if self.grid else ""
+        names = [p.label for p in parts if p is not None]
+        return (names[0] + grid + "".join(f" + {n}" for n in names[1:])) if names else "plain"
+
+    def axes(self) -> dict[str, str | int]:
+        """Name of the method on each axis, `none` where there is none."""
+        return {
+            "sampler": self.sampler.name if self.sampler else "none",
+            "steps": self.sampler.steps if self.sampler else 0,
+            "grid": self.grid.name if self.grid else "none",
+            "guidance": self.guidance.label if self.guidance else "none",
+            "cache": self.cache.label if self.cache else "none",
+            "stitch": self.stitch.label if self.stitch else "none",
+            "precision": self.precision.label if self.precision else "none",
+            "skip": self.skip.label if self.skip else "none",
+        }
+
+    @property
+    def simulated(self) -> bool:
+        """Whether any part imitates its arithmetic, so that the recipe must not be timed."""
+        return self.precision is not None and self.precision.kind == "simulated"
+
+    @property
+    def plain(self) -> bool:
+        """Whether the recipe is a sampler and guidance only: nothing that an equal-cost control would compare."""
+        return self == self.unaccelerated
+
+    @property
+    def unaccelerated(self) -> Recipe:
+        """The sampler and guidance alone; for a guidance that is a shortcut, what it is a shortcut of."""
+        guidance = self.exact_guidance if self.guidance and self.guidance.shortcut else self.guidance
+        return replace(self, guidance=guidance, cache=None, stitch=None, precision=None, skip=None)
+
+    def methods(self) -> list[Method]:
+        """The denoiser-seam methods, outermost first."""
+        return [m for m in (self.guidance, self.stitch, self.cache, self.precision, self.skip) if m is not None]
+
+    def check(self, pipe: Any, models: Mapping[str, nn.Module] | None = None, machine: bool = True) -> None:
+        """Raise ConfigError or IncompatibleError, with the reason, if `pipe` cannot run this recipe.
+
+        machine: also ask whether this machine has the packages and devices that its methods need.
+        """
+        models = models or {}
+        nets = self.nets(pipe, models)
+        if self.grid and not self.sampler:
+            raise IncompatibleError(f"grid={self.grid.name} needs a sampler to place it; choose one, or grid=none.")
+        if self.grid and self.grid.keyed:
+            self.grid.check({name: bytes(weights_digest(net).tolist()).hex() for name, net in nets.items()})
+        scheduler = None
+        if self.sampler:
+            ready = self.sampler if self.sampler.calibrated else self.sampler.prepared(pipe, self)
+            scheduler = ready.build(pipe.scheduler.config, self.grid)
+        pipelines.check(pipe, nets["base"], self.guidance_scale, scheduler, self.sampler.steps if self.sampler else 1)
+        inside = any(method is not None for method in (self.cache, self.precision, self.skip))
+        for name, net in nets.items():
+            check_compiled(name, net, inside)
+        for method in self.methods():
+            method.check(nets, self)
+        for method in self.methods():
+            method.check_around(scheduler or pipe.scheduler, models)
+        for method in self.methods() if machine else ():
+            method.check_machine(nets)
+
+    def nets(self, pipe: Any, models: Mapping[str, nn.Module] | None = None) -> dict[str, nn.Module]:
+        """The denoisers this recipe runs by name: the pipeline's own (`base`) first, then the stitched ones, then those
+        that guide."""
+        others = {k: net for k, net in (models or {}).items() if k != CLASSIFIER}
+        nets = {"base": getattr(pipe, denoiser_name(pipe))}
+        wanted = [("stitch", name) for name in (self.stitch.models if self.stitch else ())]
+        wanted += [("guidance", name) for name in (self.guidance.models if self.guidance else ())]
+        for axis, name in wanted:
+            if not others:
+                task = {"stitch": "stitch with", "guidance": "guide with"}[axis]
+                raise IncompatibleError(f"there is no other model to {task}, but {name!r} is named; use {axis}=none.")
+            if name not in others:
+                raise unknown(f"{axis} model", name, others)
+            nets[name] = others[name]
+        return nets
+
+
+@dataclass
+class Run:
+    """What happens inside `accelerate`: the clock, and the counts of its last trajectory."""
+
+    recipe: Recipe
+    clock: Trajectory
+    count_macs: bool = False
+    pipe: Any = field(default=None, repr=False)
+    scheduler: Any = field(default=None, repr=False)
+
+    @property
+    def trace(self) -> list[NetworkCall]:
+        """Every network evaluation of the last trajectory."""
+        return self.clock.trace
+
+    @property
+    def nfe(self) -> float:
+        """Network evaluations for each image: batch rows evaluated / images (CFG counts 2 an evaluation)."""
+        return sum(e.rows for e in self._evaluations if e.denoiser) / max(1, self.clock.samples)
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates for each image that really executed in the denoisers, and in a guiding classifier."""
+        if not self.count_macs:
+            raise ConfigError("MACs were not counted; use accelerate(pipe, recipe, count_macs=True).")
+        return sum(e.macs for e in self._evaluations) / max(1, self.clock.samples)
+
+    @property
+    def events(self) -> list[Event]:
+        """What methods decided in the last trajectory, such as where adaptive guidance ended for which samples."""
+        return self.clock.events
+
+    @property
+    def _evaluations(self) -> list[NetworkCall]:
+        return self.clock.prelude + self.trace
+
+    def __call__(self, **call: Any) -> Any:
+        """What the pipeline returns for the arguments `call`, with what the sampler prepares beforehand."""
+        return run_pipeline(self.pipe, self.recipe, call)
+
+    @property
+    def strip(self) -> str:
+        """One word an evaluation: model initial and mode, e.g. `b:full b:shallow`."""
+        return " ".join(f"{e.model}:{e.mode}" for e in self.trace)
+
+
+@contextmanager
+def accelerate(
+    pipe: Any,
+    recipe: Recipe,
+    *,
+    models: Mapping[str, nn.Module] | None = None,
+    artefacts: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+    count_macs: bool = False,
+) -> Iterator[Run]:
+    """Make `pipe` run `recipe` inside the context; after it, also after an exception, `pipe` is what it was.
+
+    `models`: the networks that `recipe.stitch` and `recipe.guidance` name, and as `classifier` one that gives logits of
+    clean images. `artefacts`: what calibrations made, by network name; under `sampler` what a sampler's search found,
+    under `guidance` what a guidance was fitted to, under `cache` what a cache has learned. Guided recipes need the
+    pipeline called with `guidance_scale=recipe.guidance_scale`.
+    """
+    if "set_timesteps" in vars(pipe.scheduler):
+        raise ConfigError(
+            "this pipeline is inside accelerate() already; leave that context first, or combine the recipes."
+        )
+    recipe.check(pipe, models)
+    # Before anything changes the networks: an artefact belongs to the plain ones.
+    sampler = recipe.sampler and recipe.sampler.prepared(pipe, recipe, (artefacts or {}).get("sampler"))
+    guidance = recipe.guidance and recipe.guidance.prepared(pipe, recipe, (artefacts or {}).get("guidance"))
+    cache = recipe.cache and recipe.cache.prepared(pipe, recipe, (artefacts or {}).get("cache"))
+    clock = Trajectory()
+    run = Run(recipe, clock, count_macs, pipe)
+    layout = pipelines.layout(pipe)
+    copies = 2 if layout == "cond_first" and recipe.guidance_scale > 1 else 1
+    with ExitStack() as undo:
+        denoisers, nodes = {}, {}
+        if recipe.precision:
+            recipe.precision.prepare_pipeline(pipe, undo, artefacts)
+        for key, net in recipe.nets(pipe, models).items():
+            node = Node(key, net, clock, undo, count_macs, (artefacts or {}).get(key), layout)
+            forward = net.forward
+            if recipe.precision:
+                recipe.precision.prepare(node)
+                forward = recipe.precision.forward(node, forward)
+            denoise = _plain(node, forward)
+            if recipe.skip:
+                denoise = recipe.skip.attach(node, denoise)
+            denoisers[key] = cache.attach(node, denoise) if cache else denoise
+            nodes[key] = node
+        denoise = recipe.stitch.combine(denoisers, clock) if recipe.stitch else denoisers["base"]
+        if guidance:
+            nodes["base"].guides = {name: denoisers[name] for name in guidance.models}
+            nodes["base"].classifier = (models or {}).get(CLASSIFIER)
+            denoise = guidance.attach(nodes["base"], denoise)
+        undo.enter_context(shadow_forward(nodes["base"].net, denoise, clock))
+
+        original = pipe.scheduler
+        scheduler = sampler.build(original.config, recipe.grid) if sampler else copy.deepcopy(original)
+        attach_clock(scheduler, clock, recipe.sampler.steps if recipe.sampler else None, copies)
+        for method in (cache, guidance):
+            if method:
+                method.follow(scheduler, nodes["base"])
+        undo.callback(setattr, pipe, "scheduler", original)
+        pipe.scheduler = run.scheduler = scheduler
+        yield run
+
+
+def run_pipeline(pipe: Any, recipe: Recipe, call: dict[str, Any]) -> Any:
+    """The result of the pipeline accelerated with `recipe`; its sampler may prepare the initial noise."""
+    if recipe.sampler is None:
+        return pipe(**call)
+    clock = pipe.scheduler.clock
+    clock.prelude.clear()
+    clock.generator = call.get("generator")
+    try:
+        return recipe.sampler.run(pipe, clock, call)
+    finally:
+        clock.generator = None
+
+
+def nothing() -> None:
+    """Target of every `none.yaml`: no method on this axis."""
+
+
+def _plain(node: Node, forward):
+    return lambda inputs: node.evaluate(inputs, forward)

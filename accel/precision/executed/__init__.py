@@ -1,0 +1,1 @@
+"""Precisions that really run: casts, compilers and the kernels of other libraries."""

@@ -1,0 +1,151 @@
+"""Records: one JSON file a run, hashed, written to a temporary file and renamed.
+
+Layout below a results folder:
+    records/<kind>/<id>.json      what one run measured (kind: quality, timing)
+    records/quality/<id>.png      its first samples side by side
+    studies/<study>.json          which records belong to a study, in which order, as what
+    shards/ artefacts/            what can be computed again (not tracked)
+    tables/ figures/              rebuilt from records, never edited by hand
+
+Studies and records give their files' names, and names come from command lines and from files. So each is checked where
+it becomes a path, and a file that says another name of itself than its own counts as damaged: nothing is read or
+written outside of the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from accel.errors import ConfigError, IntegrityError, check_name
+from accel.files import write_atomic
+
+SCHEMA = 1
+AGAIN = "Delete it and run the same command again to compute it anew."
+
+
+def describe(value: Any) -> Any:
+    """A plain JSON value that identifies a config object: class name (with its package, if that is not accel), EPOCH
+    and fields, recursively.
+
+    A field that a method got later says so in its metadata (accel.core.method.LATER), and counts only where it is
+    not at its default: what was recorded before stays valid.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        kept = [f for f in fields(value) if not f.metadata.get("later") or getattr(value, f.name) != f.default]
+        own = {f.name: describe(getattr(value, f.name)) for f in kept}
+        head, package = {"type": type(value).__name__}, type(value).__module__.partition(".")[0]
+        if package != "accel":  # somebody's DeepCache must not answer for accel's
+            head["package"] = package
+        return head | ({"epoch": value.EPOCH} if hasattr(value, "EPOCH") else {}) | own
+    if isinstance(value, Mapping):
+        return {str(k): describe(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """First `length` hex digits of the sha256 of the canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` with its own sha256 inside."""
+    body = {k: v for k, v in content.items() if k != "sha256"}
+    body["sha256"] = hashlib.sha256(canonical(body).encode()).hexdigest()
+    write_atomic(path, (json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote; IntegrityError if it is damaged."""
+    try:
+        content = json.loads(path.read_text())
+        body = {k: v for k, v in content.items() if k != "sha256"}
+        if content["sha256"] == hashlib.sha256(canonical(body).encode()).hexdigest():
+            return content
+        reason = "its hash does not match its content"
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"it is truncated or not JSON ({error})"
+    raise IntegrityError(f"{path} is damaged: {reason}. {AGAIN}")
+
+
+def check_writable(folder: Path) -> None:
+    """Fail before any work when results could not be saved."""
+    probe = folder / ".writable"
+    write_atomic(probe, b"")
+    probe.unlink(missing_ok=True)
+
+
+class Results:
+    """A results folder: find, load and store records and study manifests. ConfigError for a root that is no path."""
+
+    def __init__(self, root: Path | str) -> None:
+        if not isinstance(root, (str, Path)) or not str(root) or re.search(r"[\x00-\x1f\x7f]", str(root)):
+            raise ConfigError(f"results is {root!r}; allowed: the path of a folder, such as results=outputs.")
+        self.root = Path(root)
+
+    def path(self, kind: str, key: str) -> Path:
+        """Where the record `key` is. ConfigError for a key that is no name of a file in there."""
+        folder = self.root / "records" / check_name("the kind of a record", kind)
+        return folder / f"{check_name(f'the id of a {kind} record', key)}.json"
+
+    def save(self, record: dict[str, Any]) -> Path:
+        path = self.path(record["kind"], record["id"])
+        write_json(path, {"schema": SCHEMA} | record)
+        return path
+
+    def load(self, kind: str, key: str) -> dict[str, Any] | None:
+        """The record, or None if there is none; IntegrityError if it is damaged."""
+        path = self.path(kind, key)
+        return _read_named(path, "id") if path.exists() else None
+
+    def all(self, kind: str) -> list[dict[str, Any]]:
+        folder = self.root / "records" / check_name("the kind of a record", kind)
+        return [_read_named(p, "id") for p in sorted(folder.glob("*.json"))]
+
+    def save_study(self, study: dict[str, Any]) -> None:
+        write_json(self._study(study["name"]), {"schema": SCHEMA} | study)
+
+    def load_study(self, name: str) -> dict[str, Any] | None:
+        """The manifest, or None if there is none; IntegrityError if it is damaged, or names what is no record."""
+        path = self._study(name)
+        if not path.exists():
+            return None
+        manifest = _read_named(path, "name")
+        try:
+            for row in manifest["rows"]:
+                for kind in ("quality", "timing"):
+                    if row.get(kind) is not None:
+                        self.path(kind, row[kind])
+        except (ConfigError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error) if isinstance(error, ConfigError) else "it has no list of rows."
+            raise IntegrityError(f"{path} is damaged: {reason} {AGAIN}") from error
+        return manifest
+
+    def _study(self, name: str) -> Path:
+        return self.root / "studies" / f"{check_name('study', name)}.json"
+
+    def studies(self) -> list[str]:
+        return sorted(p.stem for p in (self.root / "studies").glob("*.json"))
+
+
+def _read_named(path: Path, field: str) -> dict[str, Any]:
+    """`read_json` of a file that says its own name in `field`; IntegrityError if that is another."""
+    content = read_json(path)
+    if content.get(field) != path.stem:
+        raise IntegrityError(f"{path} is damaged: its {field} is {content.get(field)!r}, not {path.stem!r}. {AGAIN}")
+    return content

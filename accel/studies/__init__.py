@@ -1,0 +1,1 @@
+"""What one command runs: a study of recipes, each of them measured once."""

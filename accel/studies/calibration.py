@@ -1,0 +1,101 @@
+"""What methods need to be calibrated with before they run: searched, fitted or learned numbers, made once and kept.
+
+An artefact is a safetensors file, named by a hash of everything that it depends on. It is made on samples of a seed
+that no evaluation has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accel.core.job import Job
+from accel.core.recipe import Recipe
+from accel.core.seeds import generators
+from accel.evaluation.generate import generate
+from accel.files import load_tensors, save_tensors
+from accel.records import describe, digest
+from accel.samplers.ode import initial_latents
+from accel.suites.base import Suite
+
+CALIBRATION_SEED = 1_000_003  # never a seed of an evaluation
+CALIBRATION_N = 32
+
+
+@dataclass
+class Calibration:
+    """Makes and keeps the artefacts of recipes on one suite; `pipe` and `models` load what they return when asked."""
+
+    suite: Suite
+    fingerprint: dict[str, str]
+    pipe: Callable[[], Any]
+    models: Callable[[], dict[str, torch.nn.Module]]
+    folder: Path
+    batch: int
+    say: Callable[[str], None]
+    on_search: Callable[[int, int], None]
+
+    def artefacts(self, recipe: Recipe) -> tuple[dict[str, dict[str, torch.Tensor]] | None, float]:
+        """What sampler, guidance, cache and precision need, and the seconds that making it took (0: none)."""
+        made, seconds = {}, 0.0
+        if recipe.sampler and recipe.sampler.calibrated:
+            # A search knows the sampler and its guidance only: the model is the plain one.
+            alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
+            made["sampler"] = self._artefact(alone, lambda job: self._search(alone, job))
+            seconds += float(made["sampler"].pop("seconds"))
+        if recipe.guidance and recipe.guidance.calibrated:
+            alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
+            made["guidance"] = self._artefact(alone, lambda job: self._fit(alone))
+            seconds += float(made["guidance"].pop("seconds"))
+        if recipe.cache and recipe.cache.calibrated:
+            alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance, recipe.cache)
+            made["cache"] = self._artefact(alone, lambda job: self._learn(alone, job))
+            seconds += float(made["cache"].pop("seconds"))
+        if recipe.precision and recipe.precision.calibrated:
+            flat = self._artefact(recipe, lambda job: self._observe(recipe, made, job))
+            seconds += float(flat.pop("seconds"))
+            for name, tensor in flat.items():
+                network, _, own = name.partition("/")
+                made.setdefault(network, {})[own] = tensor
+        return made or None, seconds
+
+    def _artefact(self, recipe: Recipe, make: Callable[[Job], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        path = self.folder / f"{self.artefact_id(recipe)}.safetensors"
+        flat = load_tensors(path)
+        if flat is None:
+            if path.exists():
+                self.say(f"artefact {path} is damaged (its hash does not match); calibrating anew.")
+            job = Job(path.with_suffix(".parts"), self.on_search)
+            flat = make(job)
+            flat["seconds"] = torch.tensor(job.seconds)
+            save_tensors(path, flat)
+            job.finish()
+        return flat
+
+    def _search(self, recipe: Recipe, job: Job) -> dict[str, torch.Tensor]:
+        n = recipe.sampler.samples_wanted()
+        call = self.suite.conditions(0, n) | self.suite.guidance_arguments(recipe)
+        noise = initial_latents(self.pipe(), call | {"generator": generators(CALIBRATION_SEED, 0, n)})
+        return recipe.sampler.calibrate(self.pipe(), recipe, call, noise, job.on_step)
+
+    def _sample(self, recipe: Recipe, start: int, stop: int) -> torch.Tensor:
+        return generate(self.pipe(), self.suite, recipe, CALIBRATION_SEED, start, stop, self.batch)
+
+    def _fit(self, recipe: Recipe) -> dict[str, torch.Tensor]:
+        return recipe.guidance.calibrate(self.pipe(), recipe, self._sample)
+
+    def _learn(self, recipe: Recipe, job: Job) -> dict[str, torch.Tensor]:
+        return recipe.cache.calibrate(self.pipe(), recipe, self._sample, job.on_step)
+
+    def _observe(self, recipe: Recipe, artefacts: dict[str, Any], job: Job) -> dict[str, torch.Tensor]:
+        made = recipe.precision.calibrate(self.pipe(), recipe, self._sample, self.models(), artefacts, job)
+        return {f"{network}/{name}": tensor for network, own in made.items() for name, tensor in own.items()}
+
+    def artefact_id(self, recipe: Recipe) -> str:
+        """A calibration depends on weights, sampler, steps, guidance, cache, stitch and precision."""
+        return digest({"calibration": CALIBRATION_N, "seed": CALIBRATION_SEED, "weights": self.fingerprint,
+                       "suite": self.suite.name, "recipe": describe(recipe)})  # fmt: skip

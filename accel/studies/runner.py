@@ -1,0 +1,399 @@
+"""One run: ids, calibration, shards, scores, record, time. Whatever is already there is not computed again."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accel.core.environment import provenance
+from accel.core.recipe import Recipe, accelerate
+from accel.errors import ConfigError, IntegrityError, Refusals, check_bool, check_int
+from accel.evaluation.shards import ShardStore, boundaries, locked
+from accel.files import write_atomic
+from accel.records import Results, describe, digest
+from accel.studies.calibration import CALIBRATION_SEED, Calibration
+from accel.suites.base import Suite
+
+MIN_N = 60
+WHY_N = "20 jackknife groups of three samples, which every interval comes from"
+DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?")
+STRIP = 10  # samples in a record's picture
+PICTURE = 256  # its height at most
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How recipes are evaluated. `n`, `seed` and `distance_n` change numbers; the rest only how they are computed."""
+
+    n: int = 512
+    seed: int = 0
+    distance_n: int = 128
+    batch: int = 64
+    shard: int = 64
+    controls: bool = True
+    timing: bool = True
+    timing_batch: int = 8
+    repetitions: int = 9
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        with Refusals() as refusals:
+            for name in ("n", "distance_n"):
+                refusals.ask(check_int, f"evaluation.{name}", getattr(self, name), MIN_N, why=WHY_N)
+            for name in ("batch", "shard", "timing_batch"):
+                refusals.ask(check_int, f"evaluation.{name}", getattr(self, name), 1)
+            refusals.ask(check_int, "evaluation.repetitions", self.repetitions, 3)
+            refusals.ask(check_int, "evaluation.seed", self.seed, 0)
+            for name in ("controls", "timing"):
+                refusals.ask(check_bool, f"evaluation.{name}", getattr(self, name))
+            refusals.ask(self.resolve_device)
+            if self.seed == CALIBRATION_SEED:
+                refusals.add(
+                    ConfigError(f"evaluation.seed {self.seed} is the seed of calibration samples; choose another.")
+                )
+
+    @property
+    def compared(self) -> int:
+        """Samples compared with the converged trajectory: `distance_n` up to whole shards, at most n."""
+        return min(self.n, -(-self.distance_n // self.shard) * self.shard)
+
+    def resolve_device(self) -> str:
+        """The device that is meant; ConfigError if there is none of that name here."""
+        if not isinstance(self.device, str) or not DEVICES.fullmatch(self.device):
+            raise ConfigError(f"evaluation.device is {self.device!r}; allowed: auto, cpu, cuda or cuda:<number>.")
+        available = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device == "auto":
+            return available
+        if self.device != "cpu" and available == "cpu":
+            raise ConfigError(f"evaluation.device={self.device}, but torch sees no GPU; use evaluation.device=cpu.")
+        if ":" in self.device and int(self.device[5:]) >= (gpus := torch.cuda.device_count()):
+            raise ConfigError(f"evaluation.device={self.device}; allowed: cuda:0 to cuda:{gpus - 1}.")
+        return self.device
+
+
+def quiet(message: str) -> None:
+    """The default listener for messages: nothing."""
+
+
+class Runner:
+    """Runs recipes of one suite into one results folder; the pipeline is loaded when it is first needed."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        evaluation: Evaluation,
+        results: Results,
+        say: Callable[[str], None] = quiet,
+        on_samples: Callable[[int], None] = lambda count: None,
+        on_search: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.suite, self.evaluation, self.results = suite, evaluation, results
+        self.say, self.on_samples, self.on_search = say, on_samples, on_search
+        with Refusals() as refusals:
+            self.device = refusals.ask(evaluation.resolve_device)
+            refusals.ask(suite.check, evaluation.n)
+            self._fingerprint = refusals.ask(suite.fingerprint)
+        self._reported: set[str] = set()
+        provenance()  # now: a clone may move on while its study runs
+
+    @cached_property
+    def pipe(self) -> Any:
+        return self.suite.pipeline().to(self.device)
+
+    @cached_property
+    def models(self) -> dict[str, torch.nn.Module]:
+        return {k: m.to(self.device) for k, m in self.suite.networks().items()}
+
+    @cached_property
+    def _classifier(self) -> str | None:
+        # It need not be among the weights that a suite's fingerprint is of.
+        from accel.digests import weights_digest
+
+        net = self.suite.classifier()
+        return None if net is None else bytes(weights_digest(net).tolist()).hex()
+
+    @cached_property
+    def _scoring(self) -> dict[str, Any]:
+        used = self.suite.scoring()
+        return {"scoring": used} if used else {}
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise now, before any work, if this suite cannot run `recipe`."""
+        recipe.check(self.pipe, self.models)
+
+    # ids ---------------------------------------------------------------------------------------------------------
+
+    def generation_id(self, recipe: Recipe) -> str:
+        """Id of the samples: everything that changes them but their number. Device and batch size are not in it."""
+        identity = {"suite": self.suite.name, "weights": self._fingerprint, "recipe": describe(recipe),
+                    "seed": self.evaluation.seed}  # fmt: skip
+        if recipe.guidance and recipe.guidance.uses_classifier:
+            identity["classifier"] = self._classifier
+        return digest(identity)
+
+    def quality_id(self, recipe: Recipe) -> str:
+        """Id of the scores: the samples, their number, the reference and what they are compared with."""
+        from accel.evaluation.score import EPOCH
+
+        converged = self.suite.converged(recipe.exact_guidance)
+        return digest({"samples": self.generation_id(recipe), "n": self.evaluation.n, "epoch": EPOCH,
+                       "reference": self.suite.reference_identity(), "compared": self.evaluation.compared,
+                       "converged": self.generation_id(converged)} | self._scoring)  # fmt: skip
+
+    def timing_id(self, recipe: Recipe, baseline: Recipe) -> str:
+        """Id of a timing: recipe, baseline, device, threads, versions and batch."""
+        from accel.core.environment import environment
+
+        e = self.evaluation
+        return digest({"samples": self.generation_id(recipe), "baseline": self.generation_id(baseline),
+                       "environment": environment(self.device) | self.suite.execution(), "batch": e.timing_batch,
+                       "repetitions": e.repetitions})  # fmt: skip
+
+    # quality -----------------------------------------------------------------------------------------------------
+
+    def find(self, kind: str, key: str) -> dict[str, Any] | None:
+        """A record, or None; a damaged one is reported and counts as absent."""
+        try:
+            return self.results.load(kind, key)
+        except IntegrityError as error:
+            if key not in self._reported:
+                self.say(f"{error} Computing it anew.")
+            self._reported.add(key)
+            return None
+
+    def quality(self, recipe: Recipe, wait: bool = True) -> dict[str, Any] | None:
+        """The quality record of `recipe`, computed if it is not there.
+
+        While another process computes it: wait for that, or without `wait` return None.
+        """
+        key = self.quality_id(recipe)
+        if record := self.find("quality", key):
+            return record
+        with locked(self._store(recipe).folder / ".lock", wait) as held:
+            if not held:
+                return None
+            if record := self.find("quality", key):  # another process was faster
+                return record
+            return self._compute_quality(recipe, key)
+
+    def _compute_quality(self, recipe: Recipe, key: str) -> dict[str, Any]:
+        from accel.core.environment import environment
+        from accel.evaluation.cost import counted_cost
+        from accel.evaluation.score import score
+
+        e = self.evaluation
+        artefacts, setup = self.artefacts(recipe)
+        cost = counted_cost(self.pipe, self.suite, recipe, self.models, artefacts)
+        shards = self.shards(recipe, e.n, artefacts)
+        itself = self.generation_id(recipe) == self.generation_id(self.suite.converged(recipe.exact_guidance))
+        exact = None if itself and not self.suite.solves(recipe.exact_guidance) else self.converged_images(recipe)
+        values = score(self.suite, shards, exact)
+        self._picture(key, shards["images"])
+        record = {
+            "kind": "quality",
+            "id": key,
+            "label": recipe.label,
+            "axes": recipe.axes(),
+            "suite": self.suite.name,
+            "n": e.n,
+            "seed": e.seed,
+            "compared": e.compared,
+            "simulated": recipe.simulated,
+            "recipe": describe(recipe),
+            "values": {k: v.to_dict() for k, v in values.items()},
+            "cost": {k: v for k, v in cost.items() if k != "strip"} | {"setup_s": round(setup, 3)},
+            "strip": cost["strip"],
+            "samples": self.generation_id(recipe),
+            "converged": self.generation_id(self.suite.converged(recipe.exact_guidance)),
+            "weights": self._fingerprint,
+            "reference": self.suite.reference_identity(),
+            "environment": environment(self.device) | provenance() | self.suite.execution() | {"batch": e.batch},
+        }
+        if notes := self.suite.notes(self.pipe, e.n):
+            record["notes"] = notes
+            self._warn(notes.get("warnings", ()))
+        self.results.save(record)
+        return record
+
+    def shards(self, recipe: Recipe, n: int, artefacts: Any = None) -> dict[str, torch.Tensor]:
+        """All tensors of the first n samples of `recipe`; only missing shards are generated."""
+        from accel.evaluation.generate import generate
+        from accel.evaluation.score import score_images
+
+        store, e = self._store(recipe), self.evaluation
+        missing = store.missing(n, e.shard)
+        for path in store.damaged:
+            self.say(f"shard {path} is damaged (its hash does not match); computing it anew.")
+        self.on_samples(n - sum(b - a for a, b in missing))
+        if missing:
+            with accelerate(self.pipe, recipe, models=self.models, artefacts=artefacts):
+                for a, b in missing:
+                    with locked(self._device_lock, shared=True):
+                        images = generate(self.pipe, self.suite, recipe, e.seed, a, b, e.batch)
+                    tensors = {"images": self.suite.stored(images)}
+                    if not self._scoring:
+                        tensors = score_images(self.suite, images, self.suite.conditions(a, b))
+                    store.save(a, b, tensors)
+                    self.on_samples(b - a)
+        found = store.gather(n, e.shard, {"images": e.compared})
+        return found | (self._scores(recipe, store, n) if self._scoring else {})
+
+    def _scores(self, recipe: Recipe, store: ShardStore, n: int) -> dict[str, torch.Tensor]:
+        """Features and per-sample scores of the images in `store`: apart, so that other ones need no other images."""
+        from accel.evaluation.score import score_images
+
+        scored = digest({"samples": self.generation_id(recipe), "scoring": self._scoring})
+        scores = ShardStore(self.results.root, scored)
+        for a, b in scores.missing(n, self.evaluation.shard):
+            made = score_images(self.suite, store.load(a, b)["images"], self.suite.conditions(a, b))
+            scores.save(a, b, {k: v for k, v in made.items() if k != "images"})
+        return scores.gather(n, self.evaluation.shard)
+
+    def missing_samples(self, recipe: Recipe) -> int:
+        """How many of the run's samples are still to be generated."""
+        return sum(b - a for a, b in self._store(recipe).missing(self.evaluation.n, self.evaluation.shard))
+
+    def plain_macs(self, recipe: Recipe) -> float:
+        """MACs an image of a plain recipe: from its record, or counted now."""
+        from accel.evaluation.cost import counted_cost
+
+        if record := self.find("quality", self.quality_id(recipe)):
+            return record["cost"]["macs"]
+        return counted_cost(self.pipe, self.suite, recipe, self.models, self.artefacts(recipe)[0])["macs"]
+
+    def converged_images(self, recipe: Recipe) -> torch.Tensor:
+        """Images of the converged trajectory under the recipe's guidance, for the samples that are compared."""
+        converged = self.suite.converged(recipe.exact_guidance)
+        n = self.evaluation.compared
+        if not self.suite.solves(recipe.exact_guidance):
+            return self.shards(converged, n)["images"]
+        store = ShardStore(self.results.root, digest({"exact": self.generation_id(converged)}))
+        for a, b in boundaries(n, self.evaluation.shard):
+            if store.load(a, b) is None:
+                solution = self.suite.solve(self.pipe, converged, self.evaluation.seed, a, b)
+                store.save(a, b, {"images": solution})
+        return store.gather(n, self.evaluation.shard)["images"]
+
+    def floor(self) -> dict[str, Any] | None:
+        """Record of real held-out images against the reference: no sampler can be expected to score below it."""
+        from accel.evaluation.score import score, score_images
+
+        held_out = self.suite.held_out()
+        if held_out is None:
+            return None
+        images, conditions = held_out
+        n = min(self.evaluation.n, len(images))
+        identity = {"real": self.suite.name, "n": n, "reference": self.suite.reference_identity()}
+        key = digest(identity)
+        if record := self.find("quality", key):
+            return record
+        tensors = score_images(self.suite, images[:n], {k: v[:n] for k, v in conditions.items()})
+        values = score(self.suite, tensors, None)
+        self._picture(key, tensors["images"])
+        record = {
+            "kind": "quality",
+            "id": key,
+            "label": "real images (held out)",
+            "axes": {},
+            "suite": self.suite.name,
+            "n": n,
+            "seed": 0,
+            "simulated": False,
+            "recipe": {},
+            "values": {k: v.to_dict() for k, v in values.items()},
+            "cost": None,
+            "strip": "",
+            "reference": self.suite.reference_identity(),
+            "environment": provenance(),
+        }
+        self.results.save(record)
+        return record
+
+    # calibration ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _calibration(self) -> Calibration:
+        return Calibration(
+            self.suite, self._fingerprint, lambda: self.pipe, lambda: self.models, self.results.root / "artefacts",
+            self.evaluation.batch, self.say, self.on_search,
+        )  # fmt: skip
+
+    def artefacts(self, recipe: Recipe) -> tuple[dict[str, dict[str, torch.Tensor]] | None, float]:
+        """What sampler, guidance, cache and precision need, and the seconds that making it took (0: none)."""
+        return self._calibration.artefacts(recipe)
+
+    def artefact_id(self, recipe: Recipe) -> str:
+        return self._calibration.artefact_id(recipe)
+
+    # time ----------------------------------------------------------------------------------------------------------
+
+    def timing(self, recipe: Recipe, baseline: Recipe) -> dict[str, Any] | None:
+        """The timing record of `recipe` against `baseline` on this device; None for a simulated recipe."""
+        if recipe.simulated or not self.evaluation.timing:
+            return None
+        key = self.timing_id(recipe, baseline)
+        if record := self.find("timing", key):
+            return record
+        from accel.core.environment import environment, instruction_set
+        from accel.evaluation.timing import time_recipe
+
+        e = self.evaluation
+        artefacts, _ = self.artefacts(recipe)
+        with locked(self._device_lock):  # nobody else times or generates meanwhile
+            measured = time_recipe(self.pipe, self.suite, recipe, baseline, models=self.models, artefacts=artefacts,
+                                   batch=e.timing_batch, repetitions=e.repetitions)  # fmt: skip
+        where = environment(self.device) | self.suite.execution()
+        record = {
+            "kind": "timing",
+            "id": key,
+            "quality": self.quality_id(recipe),
+            "baseline": self.quality_id(baseline),
+            "label": recipe.label,
+            "suite": self.suite.name,
+            "device_name": where["device_name"],
+            "threads": where["threads"],
+            "isa": instruction_set(self.device),
+            "environment": where | provenance(),
+            **measured,
+        }
+        self.results.save(record)
+        return record
+
+    def control(self, recipe: Recipe, cost: dict[str, Any]) -> Recipe:
+        """The plain sampler whose MACs an image come nearest to the accelerated recipe's `cost`."""
+        plain = recipe.unaccelerated
+        steps = max(1, round(recipe.sampler.steps * cost["macs"] / self.plain_macs(plain)))
+        return replace(plain, sampler=replace(recipe.sampler, steps=min(steps, recipe.sampler.steps)))
+
+    def _warn(self, messages: Iterable[str]) -> None:
+        """Say each message once."""
+        for message in messages:
+            if message not in self._reported:
+                self.say(message)
+                self._reported.add(message)
+
+    # helpers -------------------------------------------------------------------------------------------------------
+
+    def _store(self, recipe: Recipe) -> ShardStore:
+        return ShardStore(self.results.root, self.generation_id(recipe))
+
+    @property
+    def _device_lock(self) -> Path:
+        return self.results.root / "shards" / ".device.lock"
+
+    def _picture(self, key: str, images: torch.Tensor) -> None:
+        from PIL import Image
+
+        strip = torch.cat(list(self.suite.to_uint8(images[:STRIP])), dim=-1).permute(1, 2, 0).numpy()
+        picture = Image.fromarray(strip[..., 0] if strip.shape[-1] == 1 else strip)
+        picture.thumbnail((STRIP * PICTURE, PICTURE))
+        data = io.BytesIO()
+        picture.save(data, "png", optimize=True)
+        write_atomic(self.results.root / "records" / "quality" / f"{key}.png", data.getvalue())

@@ -1,0 +1,295 @@
+"""A study: its cells, their equal-cost controls, the plan, the manifest, and the tables and figures at the end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from accel.core.recipe import Recipe, accelerate
+from accel.errors import AccelError, ConfigError, IncompatibleError, Refusals, check_name
+from accel.records import Results, check_writable
+from accel.studies.runner import Evaluation, Runner
+from accel.suites.base import Suite
+
+
+@dataclass
+class Study:
+    """What a command asks for. `recipes` maps labels to recipes, or to the reason why a cell is refused."""
+
+    name: str
+    title: str
+    suite: Suite
+    evaluation: Evaluation
+    results: Results
+    baseline: Recipe
+    cells: list[Recipe]
+    merge: bool = False  # keep the rows that an earlier command put into the same study
+    wandb: str = "offline"
+    console: Console = field(default_factory=Console)
+
+    def __post_init__(self) -> None:
+        self.name = check_name("study", self.name)
+        named: dict[str, Recipe] = {}
+        for recipe in (self.baseline, *self.cells):
+            if named.setdefault(recipe.label, recipe) != recipe:
+                raise ConfigError(
+                    f"two cells of study {self.name!r} are both called {recipe.label!r}, but their settings differ; a "
+                    "table could not tell them apart. Put them into studies of their own, or vary what labels show."
+                )
+
+    def run(self) -> int:
+        """Compute what is missing, then rebuild the study's tables and figures; the number of failed cells."""
+        started = time.perf_counter()
+        rows, computed = _Rows(self), 0
+        with self._progress() as progress:
+            runner = self._runner(progress)
+            refused = self._refusals(runner)
+            check_writable(self.results.root)
+            jobs = self._jobs(runner, refused)
+            bar = progress.add_task("cells", total=len(jobs) + 1)
+            rows.add_floor(runner.floor())
+            progress.advance(bar)
+            while jobs:
+                job = jobs.pop(0)
+                progress.update(bar, description=job.recipe.label[:44])
+                progress.reset(progress.samples, total=self.evaluation.n)
+                try:
+                    before = runner.find("quality", runner.quality_id(job.recipe))
+                    quality = before or runner.quality(job.recipe, wait=job.deferred)
+                    if quality is None:  # another process computes this cell: come back to it
+                        job.deferred = True
+                        jobs.append(job)
+                        continue
+                    # The reference is there to be compared with, not to be chosen: its time is of no interest.
+                    timing = runner.timing(job.recipe, self.baseline) if job.role != "reference" else None
+                except (AccelError, RuntimeError, ValueError) as error:
+                    rows.add_failure(job, error)
+                    self.console.print(f"failed: {job.recipe.label}: {error}", style="red", markup=False)
+                else:
+                    rows.add(job, quality, timing)
+                    if not before:
+                        computed += 1
+                        self._track(quality, timing)
+                    if new := self._control_job(runner, job, quality):
+                        jobs.insert(0, new)
+                        progress.update(bar, total=progress.tasks[bar].total + 1)
+                rows.save()
+                progress.advance(bar)
+            for recipe, reason in refused:
+                rows.add_refusal(recipe, reason)
+            rows.save()
+        self.publish(computed > 0)
+        self.console.print(
+            f"{computed} of {len(rows.rows)} rows computed now, the others were there already; "
+            f"{time.perf_counter() - started:.1f} s."
+        )
+        return rows.failures
+
+    def publish(self, track: bool = False) -> None:
+        """Rebuild tables and figures from the records and show the table."""
+        from accel.results.figures import write_figures
+        from accel.results.tables import print_study, write_tables
+
+        paths = [*write_tables(self.results, self.name), *write_figures(self.results, self.name)]
+        if track and self.wandb != "disabled":
+            from accel.results.tracking import log_study
+
+            log_study(self.results, self.name, mode=self.wandb)
+        print_study(self.results, self.name, self.console)
+        self.console.print("written: " + ", ".join(str(p) for p in paths), highlight=False, soft_wrap=True)
+        if track and self.wandb == "offline":
+            self.console.print(f"offline wandb runs: {self.results.root / 'wandb'} (upload: wandb sync --sync-all)")
+
+    def plan(self) -> None:
+        """Show each cell, what of it is done and how long the rest will take; run nothing."""
+        runner = Runner(self.suite, self.evaluation, self.results, self.console.print)
+        refused, rate = self._refusals(runner), seconds_per_row(runner)
+        table = Table(title=f"plan of {self.name}: {self.suite.name}, N={self.evaluation.n}, on {runner.device}")
+        for column in ("cell", "role", "done", "samples to do", "estimate"):
+            table.add_column(column, justify="left" if column in ("cell", "role") else "right")
+        total = 0.0
+        for job in self._jobs(runner, refused):
+            todo = 0 if runner.find("quality", runner.quality_id(job.recipe)) else runner.missing_samples(job.recipe)
+            seconds = todo * rows_per_image(job.recipe) * rate + self._timing_seconds(runner, job, rate)
+            total += seconds
+            done = self.evaluation.n - todo
+            table.add_row(job.recipe.label, job.role, f"{done}/{self.evaluation.n}", str(todo), f"{seconds:.0f} s")
+        for recipe, reason in refused:
+            table.add_row(recipe.label, "refused", "", "", reason)
+        self.console.print(table)
+        controls = ", plus one equal-cost control for each accelerated cell" if self.evaluation.controls else ""
+        self.console.print(
+            f"At most about {total:.0f} s of sampling and timing (caching, stitching and interval guidance not "
+            f"deducted){controls}. Nothing was run or written."
+        )
+
+    def explain(self) -> None:
+        """Show for each cell which network does what at which step, by one run of one image; score nothing."""
+        from accel.evaluation.generate import generate
+        from accel.results.strips import LEGEND, strip
+
+        runner = Runner(self.suite, self.evaluation, self.results, self.console.print)
+        refused = self._refusals(runner)
+        for job in self._jobs(runner, refused):
+            artefacts, _ = runner.artefacts(job.recipe)
+            count = job.recipe.sampler.group(self.suite.period) if job.recipe.sampler else 1
+            with accelerate(runner.pipe, job.recipe, models=runner.models, artefacts=artefacts) as traced:
+                generate(runner.pipe, self.suite, job.recipe, self.evaluation.seed, 0, count, count)
+            self.console.print(job.recipe.label, style="bold", markup=False, highlight=False)
+            text = strip(traced.trace, count, traced.clock.stages, traced.events)
+            self.console.print(text + "\n", markup=False, highlight=False, soft_wrap=True)
+        for recipe, reason in refused:
+            self.console.print(f"not run: {recipe.label}: {reason}", style="yellow", markup=False)
+        self.console.print(LEGEND, style="dim", markup=False, highlight=False)
+
+    def _timing_seconds(self, runner: Runner, job: _Job, rate: float) -> float:
+        e = self.evaluation
+        timed = e.timing and job.role != "reference" and not job.recipe.simulated
+        if not timed or runner.find("timing", runner.timing_id(job.recipe, self.baseline)):
+            return 0.0
+        rows = 2 * rows_per_image(self.baseline) + rows_per_image(job.recipe)  # a round times the baseline twice
+        return (e.repetitions + 1) * e.timing_batch * rows * rate
+
+    def _jobs(self, runner: Runner, refused: list[tuple[Recipe, str]]) -> list[_Job]:
+        seen = {runner.generation_id(recipe) for recipe, _ in refused}
+        converged = self.suite.converged(self.baseline.exact_guidance)
+        jobs = [_Job(converged, "reference"), _Job(self.baseline, "baseline")]
+        if runner.generation_id(converged) == runner.generation_id(self.baseline):
+            del jobs[0]  # the table needs its baseline
+        jobs += [_Job(recipe, "cell") for recipe in self.cells]
+        unique = []
+        for job in jobs:
+            key = runner.generation_id(job.recipe)
+            if key not in seen:
+                seen.add(key)
+                unique.append(job)
+        return unique
+
+    def _refusals(self, runner: Runner) -> list[tuple[Recipe, str]]:
+        """Cells that cannot work, with the reason; a study of one cell raises instead."""
+        refused = []
+        with Refusals() as refusals:
+            refusals.ask(runner.check, self.baseline)
+            for recipe in self.cells:
+                try:
+                    runner.check(recipe)
+                except IncompatibleError as error:
+                    if len(self.cells) == 1:
+                        refusals.add(error)
+                    refused.append((recipe, str(error)))
+                except AccelError as error:
+                    refusals.add(error)
+        self.suite.reference()  # a reference that differs fails here, not after hours of sampling
+        return refused
+
+    def _control_job(self, runner: Runner, job: _Job, quality: dict[str, Any]) -> _Job | None:
+        if job.role != "cell" or job.recipe.plain or not self.evaluation.controls:
+            return None
+        return _Job(runner.control(job.recipe, quality["cost"]), "control", of=job.recipe.label)
+
+    def _track(self, quality: dict[str, Any], timing: dict[str, Any] | None) -> None:
+        if self.wandb != "disabled":
+            from accel.results.tracking import log_record
+
+            log_record(self.results, self.name, quality, timing, mode=self.wandb)
+
+    def _runner(self, progress: _Progress) -> Runner:
+        def on_samples(count: int) -> None:
+            progress.advance(progress.samples, count)
+
+        def say(message: str) -> None:
+            progress.console.print(message, markup=False, highlight=False)
+
+        def on_search(done: int, total: int) -> None:
+            progress.update(progress.samples, description="search", completed=done, total=total)
+            if done == total:
+                progress.update(progress.samples, description="samples", completed=0, total=self.evaluation.n)
+
+        return Runner(self.suite, self.evaluation, self.results, say, on_samples, on_search)
+
+    def _progress(self) -> _Progress:
+        columns = (TextColumn("{task.description:<44}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TimeRemainingColumn())  # fmt: skip
+        return _Progress(*columns, console=self.console, transient=True)
+
+
+class _Progress(Progress):
+    """Two bars: the cells, and the samples of the current one."""
+
+    def __enter__(self) -> _Progress:
+        super().__enter__()
+        self.samples = self.add_task("samples", total=None)
+        return self
+
+
+@dataclass
+class _Job:
+    recipe: Recipe
+    role: str
+    of: str | None = None
+    deferred: bool = False
+
+
+class _Rows:
+    """The manifest of a study while it runs."""
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.failures = study, 0
+        old = study.results.load_study(study.name) if study.merge else None
+        self.rows: list[dict[str, Any]] = list(old["rows"]) if old else []
+
+    def add(self, job: _Job, quality: dict[str, Any], timing: dict[str, Any] | None) -> None:
+        self._put(job.recipe.label, job.role, quality["id"], timing and timing["id"], job.of)
+
+    def add_floor(self, record: dict[str, Any] | None) -> None:
+        if record:
+            self._put(record["label"], "floor", record["id"])
+
+    def add_refusal(self, recipe: Recipe, reason: str) -> None:
+        self._put(recipe.label, "cell", refused=reason)
+
+    def add_failure(self, job: _Job, error: Exception) -> None:
+        self.failures += 1
+        self._put(job.recipe.label, job.role, of=job.of, refused=f"failed: {error}")
+
+    def _put(self, label, role, quality=None, timing=None, of=None, refused=None) -> None:
+        row = {"label": label, "role": role, "quality": quality, "timing": timing, "of": of, "refused": refused}
+        same = [i for i, r in enumerate(self.rows) if (r["quality"], r["label"], r["of"]) == (quality, label, of)]
+        if same:
+            self.rows[same[0]] = row
+        else:
+            self.rows.append(row)
+
+    def save(self) -> None:
+        s = self.study
+        s.results.save_study({"name": s.name, "title": s.title, "suite": s.suite.name, "n": s.evaluation.n,
+                              "rows": self.rows})  # fmt: skip
+
+
+def rows_per_image(recipe: Recipe) -> int:
+    """Upper bound of denoiser rows for an image: evaluations, twice under guidance."""
+    guiding = len(recipe.guidance.models) if recipe.guidance else 0
+    return recipe.sampler.evaluations * ((2 if recipe.guidance_scale > 1 else 1) + guiding)
+
+
+def seconds_per_row(runner: Runner) -> float:
+    """Seconds of one denoiser row on this device now, from two short plain trajectories."""
+    from accel.core.recipe import accelerate
+    from accel.evaluation.generate import generate
+    from accel.evaluation.timing import stopwatch
+
+    recipe = runner.suite.converged(None)
+    recipe = replace(recipe, sampler=replace(recipe.sampler, steps=2))
+    batch = min(runner.evaluation.batch, runner.evaluation.n)
+
+    def once() -> None:
+        with accelerate(runner.pipe, recipe):
+            generate(runner.pipe, runner.suite, recipe, 0, 0, batch, batch)
+
+    once()
+    return stopwatch(once, runner.device) / (2 * batch)

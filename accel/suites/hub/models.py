@@ -1,0 +1,89 @@
+"""Loading and preparing the networks of a pipeline, and counting prompts that its text encoders cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel.core.denoiser import denoiser_name
+from accel.errors import ConfigError, needs
+from accel.suites.hub import files as hub_files
+from accel.suites.hub.kinds import Kind
+
+
+def memory() -> dict[str, bool]:
+    """Without the package accelerate, networks are first made at random and then filled: twice the memory."""
+    return {"low_cpu_mem_usage": find_spec("accelerate") is not None}
+
+
+def quiet() -> None:
+    """Nothing from transformers but errors: truncated prompts are counted here, and text encoders load in seconds."""
+    logging = needs("transformers.utils.logging", "bench", "a pipeline with text encoders")
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def prepared(pipe: Any, vae_slicing: bool, channels_last: bool, compiled: bool) -> Any:
+    """`pipe` with settings that change its speed and memory, and its images by rounding only."""
+    net = getattr(pipe, denoiser_name(pipe))
+    vae = getattr(pipe, "vae", None)
+    if vae_slicing and vae is None:
+        raise ConfigError(f"{type(pipe).__name__} has no VAE; use suite.vae_slicing=false.")
+    if vae_slicing:
+        vae.enable_slicing()
+    if channels_last:
+        for part in (net, vae):
+            if part is not None:
+                part.to(memory_format=torch.channels_last)
+    if compiled:
+        compile_blocks(net)
+    return pipe
+
+
+def compile_blocks(net: nn.Module, **options: Any) -> int:
+    """torch.compile each block that repeats, in place: what attaches at the denoiser's seam stays outside.
+
+    Raises ConfigError for a network without such blocks. Returns their number.
+    """
+    names = getattr(net, "_repeated_blocks", None) or {
+        type(block).__name__ for block in getattr(net, "transformer_blocks", ())
+    }
+    blocks = [module for module in net.modules() if type(module).__name__ in names]
+    if not blocks:
+        raise ConfigError(f"{type(net).__name__} has no repeated blocks to compile; use suite.compile=false.")
+    for block in blocks:
+        block.compile(**options)
+    return len(blocks)
+
+
+def denoiser(folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Module:
+    """The denoiser alone of another pipeline folder."""
+    import diffusers
+
+    name = hub_files.denoiser_of(folder)
+    cls = getattr(diffusers, hub_files.components(folder)[name][1])
+    return cls.from_pretrained(
+        folder, subfolder=name, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True,
+        **memory(),
+    )  # fmt: skip
+
+
+def limits(pipe: Any, kind: Kind, max_sequence_length: int | None) -> dict[str, tuple[Any, int]]:
+    """Each tokenizer of the pipeline, and the number of tokens beyond which it cuts a prompt."""
+    found = {}
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        if (tokenizer := getattr(pipe, name, None)) is not None:
+            clip = kind.sequence is None or "CLIP" in type(tokenizer).__name__
+            limit = tokenizer.model_max_length if clip else max_sequence_length or kind.sequence
+            found[name] = tokenizer, int(limit)
+    return found
+
+
+def longer(prompts: Sequence[str], tokenizer: Any, limit: int) -> int:
+    """How many prompts have more tokens than `limit`, special ones included."""
+    return sum(len(ids) > limit for ids in tokenizer(list(prompts), truncation=False, verbose=False).input_ids)

@@ -1,0 +1,330 @@
+"""Suite `hub`: any of the pipelines in `hub_kinds`, from a local folder or the hub, as it is.
+
+Sample i shows prompt i of a file (`prompts`), a class (DiT), or nothing. Classes: all of them, in an order that
+spreads: class (i * stride) mod K with the stride nearest to K / golden ratio that has no factor in common with K, so
+that every K samples show every class once and few samples are not all fish. Images are what the pipeline returns for
+`output_type="pt"`, rounded to 8 bits, and distances are taken of these bytes.
+
+Quality: features of `feature_network` against `reference` (none: no FID), `clip` (none: no CLIP score), and the
+distance to the converged trajectory, which needs neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel.core.guidance import Guidance
+from accel.core.recipe import Recipe
+from accel.errors import ConfigError, Refusals, check_float, check_int, unknown
+from accel.metrics import NETWORKS
+from accel.metrics.statistics import Estimate
+from accel.registry import method
+from accel.samplers.noise_schedule import is_flow
+from accel.suites.base import Reference, Suite, load_pipeline, to_uint8
+from accel.suites.hub import files as hub_files
+from accel.suites.hub import index as hub_index
+from accel.suites.hub import models as hub_models
+from accel.suites.hub.kinds import PIXEL, Kind
+from accel.suites.hub.prompts import Prompts
+from accel.suites.hub.real_images import RealImages
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CONVERGED = {"unipc": "karras", "rf_solver": "none", "flow_euler": "none"}  # sampler: its grid
+
+
+@dataclass(frozen=True)
+class HubSuite(Suite):
+    """`model`: a folder of a diffusers pipeline, or a hub id. See conf/suite/hub.yaml and docs/hub.md."""
+
+    model: str = ""
+    revision: str | None = None
+    variant: str | None = None
+    dtype: str = "float32"
+    height: int | None = None
+    width: int | None = None
+    max_sequence_length: int | None = None
+    prompts: Prompts = field(default_factory=Prompts)
+    classes: Sequence[int] | None = None  # None: all
+    distilled_guidance: float = 3.5  # what a guidance-distilled network is told; others are not
+    reference_images: RealImages = field(default_factory=RealImages)
+    feature_network: str = "none"
+    feature_weights: str | None = None
+    clip: str | None = None
+    scoring_device: str = "auto"  # of both; auto: the GPU if there is one
+    stitch_models: Mapping[str, str] = field(default_factory=dict)
+    converged_steps: int = 50
+    converged_sampler: str | None = None  # None: unipc, or rf_solver for a flow
+    converged_grid: str | None = None  # None: karras for unipc
+    vae_slicing: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    name: str = "hub"
+
+    def __post_init__(self) -> None:
+        with Refusals() as refusals:
+            if self.dtype not in DTYPES:
+                refusals.add(unknown("suite.dtype", str(self.dtype), DTYPES))
+            if self.feature_network != "none" and self.feature_network not in NETWORKS:
+                refusals.add(unknown("suite.feature_network", str(self.feature_network), [*NETWORKS, "none"]))
+            for side in ("height", "width", "max_sequence_length"):
+                if getattr(self, side) is not None:
+                    refusals.ask(check_int, f"suite.{side}", getattr(self, side), 8)
+            if (self.height is None) != (self.width is None):
+                refusals.add(
+                    ConfigError("one of suite.height and suite.width is given; allowed: both, or none of them.")
+                )
+            refusals.ask(check_int, "suite.converged_steps", self.converged_steps, 1)
+            refusals.ask(check_float, "suite.distilled_guidance", self.distilled_guidance, 1.0)
+        for name in ("classes", "stitch_models"):
+            value = getattr(self, name)
+            hashable = None if value is None else tuple(value.items() if isinstance(value, Mapping) else value)
+            object.__setattr__(self, name, hashable)
+
+    # what generates ------------------------------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path:
+        """Where the model is; ConfigError if it is out of reach or has no safetensors weights."""
+        return hub_files.folder_of(self.model, self.revision, self.variant)
+
+    @property
+    def kind(self) -> Kind:
+        return hub_index.kind_of(self.folder)
+
+    def pipeline(self) -> Any:
+        kind = self.kind
+        hub_models.quiet()
+        options = kind.loading() | hub_models.memory()
+        pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], variant=self.variant, **options)
+        return hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
+
+    def models(self) -> dict[str, nn.Module]:
+        return {
+            name: hub_models.denoiser(hub_files.folder_of(source, None, self.variant), DTYPES[self.dtype], self.variant)
+            for name, source in self.stitch_models
+        }
+
+    def fingerprint(self) -> dict[str, str]:
+        found = hub_files.hashes(self.folder, self.variant)
+        for name, source in self.stitch_models:
+            files = hub_files.hashes(hub_files.folder_of(source, None, self.variant), self.variant)
+            found |= {f"stitch {name}/{file}": value for file, value in files.items()}
+        if self.kind.condition == "prompt":
+            found["prompts"] = self.prompts.sha256()
+        return found | {f"setting {k}": str(v) for k, v in self._settings().items() if v is not None}
+
+    def _settings(self) -> dict[str, Any]:
+        # What decides the images and is in no file.
+        settings: dict[str, Any] = {"dtype": self.dtype, **self._sizes()}
+        if self.kind.condition == "prompt":
+            settings |= {"negative prompt": self.prompts.negative, "max_sequence_length": self.max_sequence_length}
+        if self.kind.condition == "label":
+            settings["classes"] = self.classes
+        if self._distilled:
+            settings["distilled guidance"] = float(self.distilled_guidance)
+        return settings
+
+    def check(self, n: int) -> None:
+        kind = self.kind
+        with Refusals() as refusals:
+            if self.height is not None and not kind.sized:
+                refusals.add(
+                    ConfigError(
+                        f"{kind.name} has one image size, that of its model; leave suite.height and .width out."
+                    )
+                )
+            if self.max_sequence_length is not None and kind.sequence is None:
+                refusals.add(
+                    ConfigError(f"{kind.name} has no max_sequence_length; leave suite.max_sequence_length out.")
+                )
+            if kind.condition == "prompt":
+                refusals.ask(self.prompts.check, n)
+            if kind.condition == "label" and (bad := [c for c in self.classes or () if not 0 <= c < self._class_count]):
+                refusals.add(ConfigError(f"suite.classes has {bad[0]}; allowed: 0..{self._class_count - 1}."))
+            if self.clip and kind.condition != "prompt":
+                refusals.add(
+                    ConfigError(f"{kind.name} has no prompts, so there is no CLIP score; leave suite.clip out.")
+                )
+            refusals.ask(self.scoring)  # a network that cannot be loaded is found now
+
+    # what sample i shows -------------------------------------------------------------------------------------------
+
+    @property
+    def period(self) -> int:
+        """After so many samples the conditions repeat."""
+        kind = self.kind.condition
+        if kind == "prompt":
+            return len(self.prompts.texts())
+        return len(self._classes) if kind == "label" else 1
+
+    def conditions(self, start: int, stop: int) -> dict[str, Any]:
+        kind, count = self.kind, range(start, stop)
+        common = dict(kind.call) | self._sizes()
+        if kind.condition == "label":
+            classes = self._classes
+            return common | {"class_labels": [classes[i % len(classes)] for i in count]}
+        if kind.condition == "none":
+            return common | {"batch_size": len(count)}
+        if self.max_sequence_length is not None:
+            common["max_sequence_length"] = self.max_sequence_length
+        if self.prompts.negative is not None and not kind.separate:
+            common["negative_prompt"] = [self.prompts.negative] * len(count)
+        return common | {"prompt": [self.prompts.at(i) for i in count]}
+
+    def guidance_arguments(self, recipe: Recipe) -> dict[str, Any]:
+        return {"guidance_scale": self.distilled_guidance if self._distilled else recipe.guidance_scale}
+
+    def notes(self, pipe: Any, n: int) -> dict[str, Any]:
+        if self.kind.condition != "prompt":
+            return {}
+        prompts, kind = [self.prompts.at(i) for i in range(n)], self.kind
+        limits = hub_models.limits(pipe, kind, self.max_sequence_length)
+        if self.clip:
+            limits["clip_score"] = self._clip.tokenizer, self._clip.max_length
+        cut = {name: hub_models.longer(prompts, *limit) for name, limit in limits.items()}
+        found = {"prompts": {"count": n, "truncated": cut, "limits": {k: limit for k, (_, limit) in limits.items()}}}
+        lines = [f"{k} cuts {cut[k]} of {n} prompts at {limit} tokens." for k, (_, limit) in limits.items() if cut[k]]
+        return found | ({"warnings": lines} if lines else {})
+
+    def _sizes(self) -> dict[str, int]:
+        return {} if self.height is None else {"height": self.height, "width": self.width}
+
+    @property
+    def _distilled(self) -> bool:
+        return _distilled(self.folder)
+
+    @property
+    def _class_count(self) -> int:
+        return int(hub_files.config_of(self.folder, "transformer")["num_embeds_ada_norm"])
+
+    @property
+    def _classes(self) -> tuple[int, ...]:
+        return tuple(self.classes) if self.classes else spread(self._class_count)
+
+    # what it is compared with --------------------------------------------------------------------------------------
+
+    def converged(self, guidance: Guidance | None) -> Recipe:
+        flow = is_flow(hub_files.config_of(self.folder, "scheduler"))
+        name = self.converged_sampler or ("rf_solver" if flow else "unipc")
+        grid = self.converged_grid or CONVERGED.get(name, "none")
+        sampler = method("sampler", name, steps=self.converged_steps)
+        return Recipe(sampler, method("grid", grid), guidance)
+
+    @property
+    def feature_space(self) -> str | None:
+        network = self._network_or_none()
+        return network and network.name
+
+    def features(self, images: torch.Tensor) -> torch.Tensor | None:
+        network = self._network_or_none()
+        return network and network(self.to_uint8(images))
+
+    def feature_scores(self, features: torch.Tensor) -> dict[str, Estimate]:
+        return self._network_or_none().scores(features)
+
+    def scoring(self) -> dict[str, Any]:
+        network, used = self._network_or_none(), {}
+        if network is not None:
+            if reason := network.unavailable():
+                raise ConfigError(reason)
+            used["features"] = network.identity()
+        return used | ({"clip_score": self._clip.identity()} if self.clip else {})
+
+    def per_sample(self, images: torch.Tensor, conditions: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if not self.clip:
+            return {}
+        return {"clip_score": self._clip(self.to_uint8(images), conditions["prompt"])}
+
+    def reference(self) -> Reference | None:
+        network = self._network_or_none()
+        if network is None:
+            return None
+        return self.reference_images.load(network, *self.image_size)
+
+    def reference_identity(self) -> dict[str, Any] | None:
+        network = self._network_or_none()
+        return network and self.reference_images.identity(network, *self.image_size)
+
+    def _network_or_none(self) -> Any:
+        if self.reference_images.path is None:
+            return None
+        if self.feature_network == "none":
+            raise ConfigError(
+                "suite.reference_images.path is given, but suite.feature_network is none; choose one, such as "
+                "suite.feature_network=inception."
+            )
+        return _network(self.feature_network, self.feature_weights, self._scoring_device)
+
+    @property
+    def _clip(self) -> Any:
+        return _clip(self.clip, self._scoring_device)
+
+    @property
+    def _scoring_device(self) -> str | None:
+        return None if self.scoring_device == "auto" else self.scoring_device
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the generated images."""
+        if self.height is not None:
+            return self.height, self.width
+        return _image_size(self.folder)
+
+    def to_uint8(self, images: torch.Tensor) -> torch.Tensor:
+        if images.dtype == torch.uint8:
+            return images
+        return to_uint8(images.float() if self.kind.signed else images.float() * 2 - 1)
+
+    def stored(self, images: torch.Tensor) -> torch.Tensor:
+        return self.to_uint8(images)
+
+    def execution(self) -> dict[str, Any]:
+        return {name: True for name in ("vae_slicing", "channels_last", "compile") if getattr(self, name)}
+
+
+@lru_cache(maxsize=8)
+def spread(count: int) -> tuple[int, ...]:
+    """0..count-1, each once, so that neighbours are far apart."""
+    wanted = count * (math.sqrt(5) - 1) / 2
+    stride = min((s for s in range(1, count + 1) if math.gcd(s, count) == 1), key=lambda s: abs(s - wanted))
+    return tuple(i * stride % count for i in range(count))
+
+
+@lru_cache(maxsize=8)
+def _distilled(folder: Path) -> bool:
+    from accel.core.pipelines import distilled_config
+
+    return distilled_config(hub_files.config_of(folder, hub_files.denoiser_of(folder)))
+
+
+@lru_cache(maxsize=8)
+def _image_size(folder: Path) -> tuple[int, int]:
+    kind, config = hub_index.kind_of(folder), hub_files.config_of(folder, hub_files.denoiser_of(folder))
+    size = 128 if kind.name == "FluxPipeline" else config["sample_size"]  # Flux's config has none
+    height, width = (size, size) if isinstance(size, int) else size
+    factor = 1
+    if kind.name not in PIXEL:
+        factor = 2 ** (len(hub_files.config_of(folder, "vae")["block_out_channels"]) - 1)
+    return height * factor, width * factor
+
+
+@lru_cache(maxsize=4)
+def _network(name: str, path: str | None, device: str | None) -> Any:
+    from accel.metrics import feature_network
+
+    return feature_network(name, path, device=device)
+
+
+@lru_cache(maxsize=2)
+def _clip(path: str, device: str | None) -> Any:
+    from accel.metrics import ClipScore
+
+    return ClipScore.load(path, device)

@@ -1,0 +1,127 @@
+"""Suites of tiny random networks, for the contract: nothing to download, milliseconds an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel.core.guidance import Guidance
+from accel.core.recipe import Recipe
+from accel.errors import unknown
+from accel.registry import method
+from accel.suites.base import Suite
+from accel.suites.pipeline import PixelPipeline
+
+CLASSES = 10
+SIZE = 8  # pixels
+BETAS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "clip_sample": False,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+}
+
+
+@dataclass(frozen=True)
+class TinySuite(Suite):
+    """`kind`: unet (class-conditional, stacks null and condition), transformer (DiTPipeline, stacks condition and
+    null), flow (the UNet as a rectified flow). Sample i shows class i mod 10."""
+
+    kind: str = "unet"
+    name: str = ""
+    period = CLASSES
+
+    def __post_init__(self) -> None:
+        if self.kind not in PIPELINES:
+            raise unknown("kind of a tiny suite", str(self.kind), PIPELINES)
+        object.__setattr__(self, "name", self.name or f"tiny_{self.kind}")
+
+    def pipeline(self) -> Any:
+        return PIPELINES[self.kind]()
+
+    def models(self) -> dict[str, nn.Module]:
+        return {"small": dit(seed=1, layers=1) if self.kind == "transformer" else unet(seed=1, layers=1)}
+
+    def classifier(self) -> nn.Module | None:
+        if self.kind == "transformer":  # whose images are latents' own
+            return None
+        return _random(1, lambda: nn.Sequential(nn.Flatten(), nn.Linear(SIZE**2, CLASSES)))
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"kind": self.kind}
+
+    def conditions(self, start: int, stop: int) -> dict[str, Any]:
+        return {"class_labels": [i % CLASSES for i in range(start, stop)]}
+
+    def converged(self, guidance: Guidance | None) -> Recipe:
+        return Recipe(method("sampler", "flow_euler" if self.kind == "flow" else "ddim", steps=50), None, guidance)
+
+
+def _random(seed: int, make: Callable[[], nn.Module]) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make().eval().requires_grad_(False)
+
+
+def unet(seed: int = 0, layers: int = 2) -> nn.Module:
+    """A random class-conditional UNet2DModel of 8 x 8 pixels; with two layers it has six skip connections."""
+    from diffusers import UNet2DModel
+
+    settings = {
+        "sample_size": SIZE, "in_channels": 1, "out_channels": 1, "num_class_embeds": CLASSES + 1,
+        "layers_per_block": layers, "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 8,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }  # fmt: skip
+    return _random(seed, lambda: UNet2DModel(**settings))
+
+
+def dit(seed: int = 0, layers: int = 2, **changes: Any) -> nn.Module:
+    """A random DiTTransformer2DModel of 8 x 8 latents. 1,000 classes, because DiTPipeline's null label is 1000."""
+    from diffusers import DiTTransformer2DModel
+
+    settings = {
+        "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 4, "num_layers": layers,
+        "sample_size": SIZE, "patch_size": 2, "num_embeds_ada_norm": 1000,
+    }  # fmt: skip
+    return _random(seed, lambda: DiTTransformer2DModel(**settings | changes))
+
+
+def dit_pipeline(**changes: Any) -> Any:
+    """diffusers' own DiTPipeline, which stacks (conditional, null) and gives both halves to the scheduler."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
+
+    vae = _random(0, lambda: AutoencoderKL(block_out_channels=(4,), latent_channels=4, norm_num_groups=4))
+    return _quiet(DiTPipeline(dit(**changes), vae, DDIMScheduler(clip_sample=False), id2label=None))
+
+
+def unet_pipeline() -> PixelPipeline:
+    """`unet` with a schedule of betas that predicts v."""
+    from diffusers import DDIMScheduler
+
+    return _quiet(PixelPipeline(unet(), DDIMScheduler(**BETAS)))
+
+
+def flow_pipeline() -> PixelPipeline:
+    """`unet` as a rectified flow."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return _quiet(PixelPipeline(unet(), FlowMatchEulerDiscreteScheduler()))
+
+
+def _quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+PIPELINES: dict[str, Callable[[], Any]] = {
+    "unet": unet_pipeline,
+    "transformer": dit_pipeline,
+    "flow": flow_pipeline,
+}

@@ -1,0 +1,90 @@
+"""docs/extending.md and its example package: installed as a user would, then found, planned, explained, tested."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from accel.testing import CHECKS
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "docs" / "example_package"
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+FILES = [p.relative_to(EXAMPLE).as_posix() for p in EXAMPLE.rglob("*") if p.suffix in (".py", ".yaml", ".toml")]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The folder that pip installed the package into, without network; built from a copy, which pip writes into."""
+    pytest.importorskip("pip")
+    pytest.importorskip("setuptools")
+    place = tmp_path_factory.mktemp("example")
+    shutil.copytree(EXAMPLE, place / "source")
+    target = place / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    run([*pip, "--target", str(target), str(place / "source")], cwd=place)
+    return target
+
+
+def run(command: list[str], cwd: Path, site: Path | None = None) -> str:
+    path = os.pathsep.join(str(p) for p in (site, ROOT) if p)
+    environment = os.environ | {"PYTHONPATH": path, "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def accel(installed: Path, where: Path, *arguments: str) -> str:
+    return run([sys.executable, "-m", "accel", f"results={where}", *arguments], where, installed)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_page_shows_every_file_as_it_is(name):
+    shown = re.search(rf"^`{re.escape(name)}`\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert shown, f"docs/extending.md does not show {name}"
+    assert shown[1] == (EXAMPLE / name).read_text()
+
+
+def test_the_page_names_every_point_of_the_contract():
+    rows = re.findall(r"^\| ([a-z, ]+?)(?: \(\w+\))? \|", PAGE, re.MULTILINE)
+    named = {point.strip() for row in rows for point in row.split(",")}
+    assert named - {"point"} == {name for checks in CHECKS.values() for name in checks}
+
+
+def test_its_methods_are_planned(installed, tmp_path):
+    printed = accel(installed, tmp_path, "sampler=ab2", "sampler.steps=4", "cache=everyother", "plan=true")
+    assert "ab2-4 + everyother2" in printed
+
+
+def test_its_cache_is_explained(installed, tmp_path):
+    printed = accel(installed, tmp_path, "-m", "sampler.steps=4", "cache=everyother", "cache.every=2,3", "explain=true")
+    assert "ddim-4 + everyother2" in printed
+    assert "ddim-4 + everyother3" in printed
+
+
+def test_a_typo_in_its_name_is_answered(installed, tmp_path):
+    with pytest.raises(AssertionError, match=r"unknown cache 'everyothr'\. Did you mean everyother"):
+        accel(installed, tmp_path, "cache=everyothr")
+
+
+def test_it_is_built_without_hydra(installed, tmp_path):
+    code = (
+        "import sys; sys.modules.update(hydra=None, omegaconf=None)\n"
+        "import accel.registry\n"
+        "print(accel.registry.method('cache', 'everyother', every=3).label)\n"
+    )
+    assert run([sys.executable, "-c", code], tmp_path, installed).strip() == "everyother3"
+
+
+def test_its_own_test_passes(installed, tmp_path):
+    shutil.copytree(EXAMPLE / "tests", tmp_path / "tests")
+    printed = run([sys.executable, "-m", "pytest", "-q", "tests"], tmp_path, installed)
+    assert f"{len(CHECKS['cache']) + 1} passed" in printed
