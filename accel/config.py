@@ -262,6 +262,7 @@ def check_sweep(overrides: list[str]) -> None:
         cfg = refusals.ask(compose, first)
         if cfg is not None:
             refusals.ask(Results, cfg.results)  # before Hydra makes that folder
+            refusals.ask(lambda: cfg.cells and expand_cells(cfg.cells))
 
 
 def groups() -> dict[str, list[str]]:

@@ -61,7 +61,7 @@ def candidates(line: str) -> list[str]:
     word = words.pop() if words and not line[-1].isspace() else ""
     known, before = groups(), words[1:]
     if before[:1] and before[0] in COMMANDS:
-        names = SCRIPTS if before[0] == "completion" else known
+        names = {"completion": SCRIPTS, "list": known, "help": known}.get(before[0], ())
         found = list(names) if len(before) == 1 else []
     elif "=" in word:
         found = _values(word, known)

@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
         ("accel list gui", ["guidance"]),
         ("accel list guidance ", []),
         ("accel completion b", ["bash"]),
+        ("accel train sui", []),
         ("accel stud", ["study="]),
     ],
 )

@@ -182,8 +182,8 @@ def test_settings_of_the_suite_are_refused_together(hub_suite):
     with pytest.raises(ConfigError, match=r"(?s)^4 things.*suite.dtype.*suite.feature_network 'incepton'. Did you mean "
                        r"inception.*suite.height is 3.*suite.converged_steps is 0"):  # fmt: skip
         hub_suite("sd", dtype="int4", feature_network="incepton", height=3, width=16, converged_steps=0)
-    with pytest.raises(ConfigError, match=r"(?s)^2 things.*has no max_sequence_length.*so there is no CLIP score"):
-        hub_suite("dit", max_sequence_length=16, clip="somewhere").check(60)
+    with pytest.raises(ConfigError, match=r"(?s)^2 things.*has no max_sequence_length.*suite.classes has 1000"):
+        hub_suite("dit", max_sequence_length=16, classes=[1000]).check(60)
 
 
 def test_pickles_are_refused_and_can_be_converted(copy, hub_suite):
