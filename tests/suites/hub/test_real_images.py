@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import runpy
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from accel.config import CONF
+from accel.cli import reference
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError
 from accel.metrics.distributions import quality
@@ -128,10 +126,9 @@ def test_folder_as_reference(folder):
 
 
 def test_script_writes_a_file_that_is_the_folder(folder, tmp_path, monkeypatch):
-    script = runpy.run_path(str(CONF.parent / "scripts" / "reference.py"))
-    monkeypatch.setattr("accel.metrics.feature_network", lambda name, path: Colours())
+    monkeypatch.setattr(reference, "feature_network", lambda name, path: Colours())
     out = tmp_path / "real.safetensors"
-    script["write"](str(folder), "colours", None, 8, None, out)
+    reference.write(str(folder), "colours", None, 8, None, out)
     loaded, direct = RealImages(str(out)).load(Colours(), 8, 8), RealImages(str(folder)).load(Colours(), 8, 8)
     torch.testing.assert_close(loaded.features, direct.features, rtol=1e-3, atol=1e-4)
     assert RealImages(str(out), n=60).load(Colours(), 8, 8).features.shape == (60, 6)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from hub_tiny import KINDS, LIMIT, PROMPTS, save
 from safetensors.torch import load_file, save_file
 
 from accel.cli import build as cli
+from accel.cli.convert import convert
 from accel.config import CONF, compose, groups, instantiate
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import AccelError, ConfigError
@@ -54,8 +54,8 @@ def experiment(hub_folder, prompt_file, tmp_path, monkeypatch):
 
     from rich.console import Console
 
-    monkeypatch.setattr("accel.results.figures.write_figures", lambda *args: [])
-    monkeypatch.setattr("accel.results.terminal.print_study", lambda *args: None)
+    monkeypatch.setattr("accel.studies.study.write_figures", lambda *args: [])
+    monkeypatch.setattr("accel.studies.study.print_study", lambda *args: None)
 
     def run(kind: str, *overrides: str):
         flow, seq = kind in FLOWS, kind in (*FLOWS, "pixart_alpha", "pixart_sigma")
@@ -187,7 +187,6 @@ def test_settings_of_the_suite_are_refused_together(hub_suite):
 
 
 def test_pickles_are_refused_and_can_be_converted(copy, hub_suite):
-    convert = runpy.run_path(str(CONF.parent / "scripts" / "convert_pickles.py"))["convert"]
     folder, path = copy("dit"), "transformer/diffusion_pytorch_model"
     state = load_file(folder / f"{path}.safetensors")
     torch.save(state, folder / f"{path}.bin")

@@ -1,0 +1,52 @@
+"""Every experiment of conf/ composes, and asks for the very records that are tracked: their ids are still valid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from accel import config
+from accel.cli import build
+from accel.records import Results
+from accel.studies.runner import Runner
+
+TRACKED = Results(Path(__file__).parents[2] / "results")
+EXPERIMENTS = [name for name in config.groups()["experiment"] if name != "none"]
+
+
+def each_alternative_once(cells) -> list[list[str]]:
+    """The fewest of the expanded cells that hold every alternative of every override: a product of many composes for
+    a minute."""
+    kept = []
+    for cell in cells:
+        expanded = config.expand_cells([cell])
+        unseen = {override for overrides in expanded for override in overrides}
+        for overrides in expanded:
+            if unseen & set(overrides):
+                kept.append(overrides)
+                unseen -= set(overrides)
+    return kept
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_it_composes_and_its_records_are_found(name, monkeypatch):
+    monkeypatch.setattr(build, "expand_cells", each_alternative_once)
+    cfg = config.compose([f"experiment={name}"])
+    if build.searches(cfg):
+        assert build.build_search(cfg, [f"experiment={name}"]).cells
+        return
+    study = build.build_study(cfg, [f"experiment={name}"])
+    assert len(study.cells) >= 5
+    runner = Runner(study.suite, study.evaluation, TRACKED)
+    rows = {row["quality"] for row in TRACKED.load_study(name)["rows"] if row["quality"]}
+    refused = {row["label"] for row in TRACKED.load_study(name)["rows"] if row["refused"]}
+    for recipe in (study.baseline, *study.cells):
+        assert recipe.label in refused or runner.quality_id(recipe) in rows, recipe.label
+
+
+@pytest.mark.parametrize("name", TRACKED.studies())
+def test_every_row_of_a_tracked_study_has_its_records(name):
+    for row in TRACKED.load_study(name)["rows"]:
+        for kind in ("quality", "timing"):
+            assert row[kind] is None or TRACKED.load(kind, row[kind])["id"] == row[kind]
