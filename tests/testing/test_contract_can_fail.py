@@ -120,6 +120,23 @@ class IgnoresTheOrderOfParts(IgnoresParts):
         return denoise
 
 
+class IgnoresWhichHalf(IgnoresParts):
+    """Knows the order of a doubled batch, but not which half comes alone."""
+
+    def attach(self, node, inner):
+        clock, kept = node.clock, {}
+        clock.on_reset(kept.clear)
+
+        def denoise(inputs):
+            key = clock.slot, clock.call, inputs.parts if len(inputs.parts) > 1 else "half", inputs.members
+            if not self.full(clock) and key in kept:
+                return kept[key].clone()
+            kept[key] = inner(inputs).clone()
+            return kept[key].clone()
+
+        return denoise
+
+
 class TakesTheFirstRows(Toy):
     """Ignores members: whoever is left gets the rows of those that were first."""
 
@@ -205,8 +222,9 @@ CACHES = {
     IgnoresSlots: ("slots", "mixes up the evaluations of a solver step"),
     IgnoresTheSecondSlot: ("slots", "mixes up the evaluations of a solver step"),
     CountsCalls: ("slots", "mixes up the evaluations of a solver step"),
-    IgnoresParts: ("parts", "mixes up the parts of a batch, with each half in a call of its own"),
+    IgnoresParts: ("parts", "mixes up the parts of a batch, with both halves in one call"),
     IgnoresTheOrderOfParts: ("parts", "in turns in either order"),
+    IgnoresWhichHalf: ("parts", "mixes up the parts of a batch, with each half in a call of its own"),
     TakesTheFirstRows: ("members", "mixes up the samples of a batch, with ever fewer samples guided"),
     ComparesNumbersOfRows: ("members", "with another sample left unguided at each step"),
     ReturnsAllRows: ("members", "rows were to be predicted"),

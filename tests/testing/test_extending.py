@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,14 +23,26 @@ FILES = [p.relative_to(EXAMPLE).as_posix() for p in EXAMPLE.rglob("*") if p.suff
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
     """The folder that pip installed the package into, without network; built from a copy, which pip writes into."""
-    for needed in ("pip", "setuptools"):
-        if find_spec(needed) is None:  # importing setuptools after distutils, as here, is an error
-            pytest.skip(f"{needed} is not installed, which builds the example package")
     place = tmp_path_factory.mktemp("example")
     shutil.copytree(EXAMPLE, place / "source")
     target = place / "site"
+    if not all(importlib.util.find_spec(name) for name in ("pip", "setuptools")):
+        return by_hand(target)
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
     run([*pip, "--target", str(target), str(place / "source")], cwd=place)
+    return target
+
+
+def by_hand(target: Path) -> Path:
+    """What pip would write, as far as Python looks at it."""
+    project = (EXAMPLE / "pyproject.toml").read_text()
+    name, version = (re.search(rf'^{key} = "(.*)"$', project, re.MULTILINE)[1] for key in ("name", "version"))
+    point = re.search(r'^\[project.entry-points."(.*)"\]\n(\w+) = "(.*)"$', project, re.MULTILINE)
+    shutil.copytree(EXAMPLE / "everyother", target / "everyother")
+    info = target / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(f"[{point[1]}]\n{point[2]} = {point[3]}\n")
     return target
 
 
