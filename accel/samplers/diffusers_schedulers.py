@@ -48,7 +48,7 @@ class DiffusersSampler(Sampler):
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
         cls = scheduler_class(self.scheduler)
-        object.__setattr__(self, "scheduler", scheduler_name(cls))
+        object.__setattr__(self, "scheduler", scheduler_name(cls, self.scheduler))
         object.__setattr__(self, "name", self.name or cls.__name__.removesuffix("Scheduler"))
         check_int("sampler.steps", self.steps, 1)
         accepted = inspect.signature(cls).parameters

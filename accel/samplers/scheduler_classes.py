@@ -57,25 +57,22 @@ def scheduler_class(scheduler: str | type) -> type:
     return cls
 
 
-def scheduler_name(cls: type) -> str:
+def scheduler_name(cls: type, given: str | type) -> str:
     """What `scheduler_class` turns into `cls` again: the bare name of accel's and diffusers' classes, else the path.
 
-    ConfigError for a class that no path leads to.
+    given: what `cls` was found by; its own path is the one of its definition. ConfigError if no path leads to it.
     """
     name = cls.__name__
     if own_schedulers().get(name, getattr(diffusers, name, None)) is cls:
         return name
-    path = _path(cls)
-    try:
-        found = _imported(path)
-    except ConfigError:
-        found = None
-    if found is not cls:
-        raise ConfigError(
-            f"the scheduler class {path} cannot be found again by this path, which is how records and other processes "
-            "name it; define it at the top level of a module that can be imported."
-        )
-    return path
+    if _leads_to(cls, path := _path(cls)):
+        return path
+    if isinstance(given, str):
+        return given
+    raise ConfigError(
+        f"the scheduler class {path} cannot be found again by this path, which is how records and other processes "
+        "name it; define it at the top level of a module that can be imported."
+    )
 
 
 def evaluations_a_step(cls: type, options: Mapping[str, Any]) -> int:
@@ -104,6 +101,13 @@ def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def _leads_to(cls: type, path: str) -> bool:
+    try:
+        return _imported(path) is cls
+    except ConfigError:
+        return False
+
+
 def _imported(path: str) -> type:
     parts = path.split(".")
     if not all(part.isidentifier() for part in parts):
@@ -111,11 +115,14 @@ def _imported(path: str) -> type:
     module, names = _module(path, parts)
     value, at = module, module.__name__
     for name in names:
-        if not hasattr(value, name):
+        try:
+            value, at = getattr(value, name), f"{at}.{name}"
+        except AttributeError as error:
             near = get_close_matches(name, dir(value), n=3, cutoff=0.5)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise ConfigError(f"scheduler {path!r} cannot be imported: {at} has no {name}.{hint}")
-        value, at = getattr(value, name), f"{at}.{name}"
+            raise ConfigError(f"scheduler {path!r} cannot be imported: {at} has no {name}.{hint}") from error
+        except (Exception, SystemExit) as error:  # of a module that imports its parts when they are asked for
+            raise _broken(path, f"{name} from {at}", error) from error
     if not _is_scheduler(value):
         raise ConfigError(f"scheduler {path!r} is {value!r}; allowed: the path of {KIND}.")
     return value

@@ -79,6 +79,9 @@ def package(tmp_path, monkeypatch):
     (folder / "broken.py").write_text("raise RuntimeError('no licence')\n")
     (folder / "leaves.py").write_text("import sys\nsys.exit(3)\n")
     (folder / "needs.py").write_text("import a_package_that_nobody_has\n")
+    (folder / "lazy.py").write_text("def __getattr__(name):\n    raise RuntimeError(f'{name} failed')\n")
+    (folder / "made.py").write_text("from mypkg_x.samplers import MyScheduler\n"
+                                    "Made = type('Other', (MyScheduler,), {})\n")  # fmt: skip
     monkeypatch.syspath_prepend(tmp_path)
     yield "mypkg_x"
     for name in [n for n in sys.modules if n.split(".")[0] == "mypkg_x"]:
@@ -131,7 +134,7 @@ def test_every_name_that_is_offered_is_found():
     missing = []
     for name in scheduler_names():
         try:
-            assert scheduler_name(scheduler_class(name)) == name
+            assert scheduler_name(scheduler_class(name), name) == name
         except IncompatibleError:  # a package that it needs is not installed
             missing.append(name)
     assert len(missing) < 5
@@ -159,6 +162,14 @@ def test_a_path_or_the_class_itself_makes_one_sampler(package):
     assert describe(given) == describe(named)
     assert describe(named)["scheduler"] == path
     assert type(named.build(LINEAR)).__name__ == "MyScheduler"
+
+
+def test_a_class_that_is_named_otherwise_than_where_it_stands_keeps_the_path_that_was_given(package):
+    sampler = DiffusersSampler("mypkg_x.made.Made", 5)
+    assert (sampler.scheduler, sampler.name) == ("mypkg_x.made.Made", "Other")
+    assert replace(sampler, steps=6).scheduler == sampler.scheduler
+    with pytest.raises(ConfigError, match="cannot be found again by this path"):
+        DiffusersSampler(sampler.scheduler_class, 5)
 
 
 def test_a_nested_class_has_a_path_too(package):
@@ -231,6 +242,7 @@ def test_who_draws_noise():
             "mypkg_x.needs.MyScheduler",
             "importing mypkg_x.needs raised ModuleNotFoundError: No module named 'a_package_",
         ),
+        ("mypkg_x.lazy.MyScheduler", "importing MyScheduler from mypkg_x.lazy raised RuntimeError: MyScheduler failed"),
         ("mypkg_x..MyScheduler", "is no dotted path; allowed: one such as mypkg.samplers.MyScheduler"),
         ("mypkg_x/samplers.py", "is no dotted path"),
         (".", "is no dotted path"),
