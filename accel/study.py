@@ -95,14 +95,11 @@ class Study:
         from accel.results.tables import print_study, write_tables
 
         paths = [*write_tables(self.results, self.name), *write_figures(self.results, self.name)]
-        if track and self.wandb != "disabled":
-            from accel.results.tracking import log_study
-
-            log_study(self.results, self.name, mode=self.wandb)
+        hint = self._track_study() if track and self.wandb != "disabled" else None
         print_study(self.results, self.name, self.console)
         self.console.print("written: " + ", ".join(str(p) for p in paths), highlight=False, soft_wrap=True)
-        if track and self.wandb == "offline":
-            self.console.print(f"offline wandb runs: {self.results.root / 'wandb'} (upload: wandb sync --sync-all)")
+        if hint:
+            self.console.print(hint, markup=False, highlight=False, soft_wrap=True)
 
     def plan(self) -> None:
         """Show each cell, what of it is done and how long the rest will take; run nothing."""
@@ -193,6 +190,14 @@ class Study:
             from accel.results.tracking import log_record
 
             log_record(self.results, self.name, quality, timing, mode=self.wandb)
+
+    def _track_study(self) -> str | None:
+        """Log the study to wandb; how to upload the runs that are offline."""
+        from accel.results.tracking import log_study, upload_command
+
+        logged = log_study(self.results, self.name, mode=self.wandb)
+        offline = logged and self.wandb == "offline"
+        return f"offline wandb runs; to upload them: {upload_command(self.results.root)}" if offline else None
 
     def _runner(self, progress: _Progress) -> Runner:
         def on_samples(count: int) -> None:

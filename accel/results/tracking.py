@@ -2,13 +2,14 @@
 
 Records are the truth and wandb is a view of them. Every run is made from records, under an id that is a hash of what
 it shows, so that it can be made again and is not made twice. A problem with wandb is one warning line. Files go to
-<results>/wandb; `wandb sync` uploads them.
+<results>/wandb; `upload_command` says how to send them.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -53,6 +54,14 @@ def log_study(results: Results, study_name: str, mode: str = "offline", records:
         for row in study.done if records else ():
             log_record(results, study_name, row.quality, row.timing, mode)
         return _log(results, mode, *_study_run(results, study))
+
+
+def upload_command(root: Path) -> str:
+    """The command line that uploads the offline runs below a results folder (those already uploaded are skipped).
+
+    Runs one by one, as every version of wandb takes them; the folder above them only the latest ones do.
+    """
+    return f"wandb sync {shlex.quote(str(root / 'wandb'))}/offline-run-*"
 
 
 def scalars(quality: Mapping[str, Any], timing: Mapping[str, Any] | None = None) -> dict[str, float]:
@@ -133,7 +142,7 @@ def _log(results: Results, mode: str, arguments: dict[str, Any], fill: Fill) -> 
     """Open a run, let `fill` log to it, finish it. A run of this id that is there already stays as it is."""
     import wandb
 
-    mode = "online" if mode == "online" and _online() else "offline"
+    mode = "online" if mode == "online" and _online(results.root) else "offline"
     pattern = f"{'offline-' * (mode == 'offline')}run-*-{arguments['id']}"
     if existing := sorted((results.root / "wandb").glob(pattern)):
         return existing[-1]
@@ -163,7 +172,7 @@ def _settings() -> Any:
 
 
 @cache
-def _online() -> bool:
+def _online(root: Path) -> bool:
     """Whether a key is configured and the server answers; asked once a process, without a prompt."""
     import wandb
 
@@ -175,5 +184,5 @@ def _online() -> bool:
     except Exception as error:
         ready, reason = False, f"{type(error).__name__}: {error}".splitlines()[0]
     if not ready:
-        logger.warning("wandb is offline: %s. Upload later with `wandb sync`.", reason)
+        logger.warning("wandb is offline: %s; upload later: %s", reason, upload_command(root))
     return ready

@@ -1,16 +1,20 @@
 """wandb sees what the records say, and can never stop a benchmark."""
 
 import json
+import shlex
 import struct
 import subprocess
 import sys
 import time
+from glob import glob
+from pathlib import Path
 
 import pytest
 
 import accel.results.tracking as tracking
 from accel.results.figures import write_figures
-from accel.results.tracking import log_record, log_study, scalars
+from accel.results.records import Results
+from accel.results.tracking import log_record, log_study, scalars, upload_command
 
 
 def read_run(folder, patience=10):
@@ -227,6 +231,31 @@ def test_online_without_a_key_falls_back_to_offline_with_one_line(demo, warnings
     assert time.perf_counter() - start < 10
     assert len(warnings()) == 1
     assert "no API key" in warnings()[0]
+    assert upload_command(demo.results.root) in warnings()[0]
+
+
+def test_the_command_that_uploads_runs_is_one_of_the_installed_wandb(fabric, tmp_path):
+    """Its words and options are wandb's (removed ones are hidden there), and it finds the runs; no network."""
+    from click.testing import CliRunner
+    from wandb.cli.cli import cli
+
+    fabric.results = Results(tmp_path / "my results")
+    folder = log_record(fabric.results, "demo", fabric.quality("a", 2.0))
+    read_run(folder)  # waits until it is whole
+    program, *words = shlex.split(upload_command(fabric.results.root))
+    assert program == "wandb"
+    command, known = cli.commands[words[0]], set()
+    for param in command.params:
+        known |= set() if getattr(param, "hidden", False) else {*param.opts, *param.secondary_opts}
+    assert {word for word in words if word.startswith("-")} <= known
+    paths = [path for word in words[1:] if not word.startswith("-") for path in glob(word)]
+    assert paths == [str(folder)]
+    assert "--dry-run" in known
+    shown = CliRunner().invoke(cli, [*words[:1], *paths, "--dry-run"])
+    assert shown.exit_code == 0
+    assert "Would sync 1 run(s)" in shown.output
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert upload_command(Path("RESULTS")).replace("RESULTS", "<results>") in readme
 
 
 def test_disabled_imports_nothing(demo):
