@@ -92,7 +92,8 @@ class Study:
     def publish(self, track: bool = False) -> None:
         """Rebuild tables and figures from the records and show the table."""
         from accel.results.figures import write_figures
-        from accel.results.tables import print_study, write_tables
+        from accel.results.tables import write_tables
+        from accel.results.terminal import print_study
 
         paths = [*write_tables(self.results, self.name), *write_figures(self.results, self.name)]
         hint = self._track_study() if track and self.wandb != "disabled" else None

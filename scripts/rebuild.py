@@ -10,11 +10,14 @@ from accel.results.adherence import write_adherence
 from accel.results.architectures import write_architectures
 from accel.results.cascade import write_cascade
 from accel.results.convergence import write_convergence
+from accel.results.figures import write_figures
 from accel.results.overhead import write_deepcache, write_overhead, write_schedulers
 from accel.results.precision import write_precision
 from accel.results.records import Results
 from accel.results.search import write_searches
+from accel.results.tables import write_tables
 
+STUDY = {"tables": write_tables, "figures": write_figures}  # of one study
 TABLES = (
     write_overhead,
     write_schedulers,
@@ -37,7 +40,7 @@ def main() -> None:
         sys.exit(f"error: no study in {args.results}/studies; run one first, e.g. `make demo`.")
     try:
         for study in results.studies():
-            for path in writer(args.what)(results, study):
+            for path in STUDY[args.what](results, study):
                 print(path)
         for write in TABLES if args.what == "tables" else ():
             for path in write(results):
@@ -46,16 +49,6 @@ def main() -> None:
             print(path)
     except AccelError as error:
         sys.exit(f"error: {error}")
-
-
-def writer(what: str):
-    if what == "tables":
-        from accel.results.tables import write_tables
-
-        return write_tables
-    from accel.results.figures import write_figures
-
-    return write_figures
 
 
 if __name__ == "__main__":

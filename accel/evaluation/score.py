@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from accel.errors import joined
-from accel.evaluation.quality import quality
 from accel.evaluation.statistics import Estimate, mean_estimate
 from accel.files import Tensors
+from accel.metrics.distributions import quality
 from accel.suites.base import Suite
 
 EPOCH = 1  # raise when a change alters the values that are computed from the same shards

@@ -2,7 +2,7 @@
 
 CLIP score: Hessel et al. 2021, arXiv:2104.08718, without their factor 2.5 and clamp: as torchmetrics and the text-to-
 image papers give it, 100 cos(E_I, E_T). It is per pair and not clamped, so that two runs with the same captions can be
-compared pair by pair. CMMD takes its distances between the same image embeddings (accel/evaluation/quality.py).
+compared pair by pair. CMMD takes its distances between the same image embeddings (accel/metrics/cmmd.py).
 
 Deviations from torchmetrics' CLIPScore: a mean that is negative stays so; captions beyond the context length are cut
 by the tokenizer, which keeps the end token (cutting the tokens afterwards loses it, CLIP then reads the first token's

@@ -133,8 +133,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Study:
-    """A study manifest with its records; `done` rows have a quality record, the others a reason."""
+class Comparison:
+    """A study as tables see it: its manifest with records; `done` rows have a quality record, the others a reason."""
 
     name: str
     title: str
@@ -142,7 +142,7 @@ class Study:
     rows: tuple[Row, ...]
 
     @classmethod
-    def load(cls, results: Results, name: str) -> Study:
+    def load(cls, results: Results, name: str) -> Comparison:
         """Read a study. ConfigError if there is none of this name; IntegrityError for a damaged record."""
         manifest = results.load_study(name)
         if manifest is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accel.files import write_atomic
-from accel.results.figures import GREY, INK, new_figure, png
+from accel.results.canvas import GREY, INK, new_figure, png
 from accel.results.records import Results
 
 HEAD = """# Convergence on `mixture`

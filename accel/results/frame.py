@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accel.errors import joined
-from accel.results.comparison import COMPETES, Row, Study, metric_of
+from accel.results.comparison import COMPETES, Comparison, Row, metric_of
 from accel.results.records import Results
 from accel.results.text import Interval, parts, short_hash
 
@@ -33,7 +33,7 @@ def study_frame(results: Results, study: str) -> pandas.DataFrame:
     """
     import pandas
 
-    loaded = Study.load(results, study)
+    loaded = Comparison.load(results, study)
     values = sorted({key for row in loaded.done for key in row.quality["values"]})
     frame = pandas.DataFrame([_flat(loaded, row, values) for row in loaded.rows])
     return frame.astype({name: "Int64" for name in COUNTS if name in frame})
@@ -56,7 +56,7 @@ def torch_of(record: Mapping[str, Any]) -> str | None:
     return environment.get("torch") or environment.get("packages", {}).get("torch")
 
 
-def _flat(study: Study, row: Row, values: Sequence[str]) -> dict[str, Any]:
+def _flat(study: Comparison, row: Row, values: Sequence[str]) -> dict[str, Any]:
     head = {"role": row.role, "label": row.label, "of": row.of, "refused": row.refused}
     if row.refused:
         return head
@@ -90,7 +90,7 @@ def _value(name: str, x: Any) -> dict[str, float | None]:
     return spread(name, x) | {f"{name}_corrected": x.corrected if x else None}
 
 
-def _delta(name: str, study: Study, row: Row, key: str | None) -> dict[str, Any]:
+def _delta(name: str, study: Comparison, row: Row, key: str | None) -> dict[str, Any]:
     """The paired difference to the baseline, and whether it is a tie."""
     x = study.delta(row, study.baseline, key)
     return spread(name, x) | {f"{name}_tie": x.tie if x else None}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from accel.evaluation.statistics import Estimate
-from accel.results.comparison import Study
+from accel.results.comparison import Comparison
 
 HASH_DIGITS = 12
 Interval = Estimate | Mapping[str, Any]  # quality values carry replicates, timings only value, lo, hi
@@ -78,7 +78,7 @@ def short_hash(sha256: str | None) -> str | None:
     return sha256 and sha256[:HASH_DIGITS]
 
 
-def macs_unit(study: Study) -> tuple[float, str]:
+def macs_unit(study: Comparison) -> tuple[float, str]:
     """One unit for all MACs of a study: the largest in which none of its recipes is below 0.1."""
     smallest = min((row.cost("macs") for row in study.competing if row.cost("macs")), default=0)
     return next(((scale, unit) for scale, unit in ((1e12, "T"), (1e9, "G")) if smallest >= scale / 10), (1e6, "M"))

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from accel.errors import joined, unknown
-from accel.results.comparison import Study, metric_of
+from accel.results.comparison import Comparison, metric_of
+from accel.results.figures import FIGURES, figure_path
 from accel.results.frame import AXES, column_of, spread, study_frame
 from accel.results.records import Results, digest
 
@@ -50,7 +51,7 @@ def log_study(results: Results, study_name: str, mode: str = "offline", records:
     with _harmless(study_name, mode) as allowed:
         if not allowed:
             return None
-        study = Study.load(results, study_name)
+        study = Comparison.load(results, study_name)
         for row in study.done if records else ():
             log_record(results, study_name, row.quality, row.timing, mode)
         return _log(results, mode, *_study_run(results, study))
@@ -106,14 +107,14 @@ def _record_run(
     return arguments, fill
 
 
-def _study_run(results: Results, study: Study) -> tuple[dict[str, Any], Fill]:
+def _study_run(results: Results, study: Comparison) -> tuple[dict[str, Any], Fill]:
     frame = study_frame(results, study.name).drop(columns="strip", errors="ignore")
     rows = frame.astype(object).where(frame.notna(), None).values.tolist()
-    figures = sorted((results.root / "figures").glob(f"{study.name}_*.png"))
+    figures = {name: figure_path(results, study.name, name) for name in FIGURES}
 
     def fill(wandb: Any, run: Any) -> None:
         table = wandb.Table(columns=list(frame.columns), data=rows, allow_mixed_types=True)
-        images = {path.stem.removeprefix(f"{study.name}_"): wandb.Image(str(path)) for path in figures}
+        images = {name: wandb.Image(str(path)) for name, path in figures.items() if path.exists()}
         run.log({"table": table} | images)
 
     arguments = {

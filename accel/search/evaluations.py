@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 from accel.errors import ConfigError, DivergedError, check_int, unknown
-from accel.evaluation.quality import FrechetDistance
 from accel.evaluation.score import distances
 from accel.evaluation.shards import locked
+from accel.metrics.fid import FrechetDistance
 from accel.recipe import Recipe
 from accel.results.records import Results, canonical, digest
 from accel.runner import Evaluation, Runner

@@ -23,7 +23,7 @@ from accel.config import AXES, choice_of, expand_cells
 from accel.errors import ConfigError, IncompatibleError, unknown
 from accel.evaluation.statistics import paired
 from accel.recipe import Recipe
-from accel.results.comparison import PROMPTED, Row, Study, metric_of, verdict
+from accel.results.comparison import PROMPTED, Comparison, Row, metric_of, verdict
 from accel.results.records import Results, digest
 from accel.runner import Evaluation, Runner
 from accel.search.base import Room, Search, command
@@ -269,7 +269,7 @@ def conclude(
 
     `suite`: the overrides that choose it.
     """
-    study = Study.load(results, name)
+    study = Comparison.load(results, name)
     rows = {row.label: row for row in study.done if row.role in ("cell", "baseline", "control")}
     baseline = study.baseline
     judged = [metric_of(baseline.quality), *[key for key in PROMPTED if key in baseline.quality["values"]][:1]]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from accel.errors import ConfigError, check_int
-from accel.evaluation.quality import Moments
+from accel.metrics.fid import Moments
 from accel.results.records import canonical
 from accel.suites import image_folder
 from accel.suites.base import Reference, file_hash

@@ -4,35 +4,37 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from accel.results import figures
-from accel.results.comparison import Study
-from accel.results.figures import DPI, Point, front, kind_of, write_figures
+from accel.results import pareto, samples
+from accel.results.canvas import DPI
+from accel.results.comparison import Comparison
+from accel.results.figures import write_figures
+from accel.results.panels import Point, front, kind_of
 
 
 def panels(fabric, monkeypatch):
     """Titles and recipe labels of the drawn panels, and the labels written into them."""
     drawn = []
-    panel = figures._panel
+    panel = pareto._panel
 
     def spy(axes, study, group, title, points):
         panel(axes, study, group, title, points)
         drawn.append((title, [p.row.label for p in points], {text.get_text() for text in axes.texts}, axes))
 
-    monkeypatch.setattr(figures, "_panel", spy)
+    monkeypatch.setattr(pareto, "_panel", spy)
     write_figures(fabric.results, "demo")
     return drawn
 
 
 def test_both_figures_are_written(demo):
-    pareto, samples = write_figures(demo.results, "demo")
-    assert (pareto.name, samples.name) == ("demo_pareto.png", "demo_samples.png")
-    with Image.open(pareto) as image:
+    plot, sheet = write_figures(demo.results, "demo")
+    assert (plot.name, sheet.name) == ("demo_pareto.png", "demo_samples.png")
+    with Image.open(plot) as image:
         assert image.size == (round(13.6 * DPI), round(5.1 * DPI))
         assert np.asarray(image.convert("L")).std() > 10
-    with Image.open(samples) as image:
+    with Image.open(sheet) as image:
         rows = 14  # the reference and every recipe once
         assert image.width > 16 * 72
-        assert image.height == 96 + rows * (72 + figures.LINE) + 12
+        assert image.height == 96 + rows * (72 + samples.LINE) + 12
 
 
 def test_rebuilding_gives_the_same_bytes(demo):
@@ -133,7 +135,7 @@ def test_the_front_holds_what_no_other_beats():
 def test_kinds(fabric, axes, kind):
     fabric.line("baseline", fabric.quality("a", 2.0, **axes))
     fabric.save()
-    assert kind_of(Study.load(fabric.results, "demo").baseline) == kind
+    assert kind_of(Comparison.load(fabric.results, "demo").baseline) == kind
 
 
 @pytest.mark.parametrize(("size", "side"), [(8, 72), (32, 64), (64, 64), (512, 76)])
@@ -144,8 +146,8 @@ def test_pixels_are_enlarged_by_a_whole_factor(fabric, size, side):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (size, 4 * size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(fabric.results.path("quality", record["id"]).with_suffix(".png"))
-    row = Study.load(fabric.results, "demo").baseline
-    squares = figures._strip(fabric.results, row)
+    row = Comparison.load(fabric.results, "demo").baseline
+    squares = samples._strip(fabric.results, row)
     assert len(squares) == 4
     assert {s.size for s in squares} == {(side, side)}
     if side % size == 0:

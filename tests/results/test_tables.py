@@ -12,8 +12,11 @@ from rich.console import Console
 
 import accel.results
 from accel.errors import ConfigError, IntegrityError
-from accel.results.comparison import Study, rank
-from accel.results.tables import markdown, print_study, study_frame, write_tables
+from accel.results.comparison import Comparison, rank
+from accel.results.frame import study_frame
+from accel.results.markdown import markdown
+from accel.results.tables import write_tables
+from accel.results.terminal import print_study
 from accel.results.text import interval, plus_minus, significant
 
 
@@ -35,7 +38,7 @@ def places(records):
 
 
 def page(fabric):
-    return markdown(Study.load(fabric.results, "demo"))
+    return markdown(Comparison.load(fabric.results, "demo"))
 
 
 # --- ranking ----------------------------------------------------------------------------------------------------------
@@ -403,7 +406,7 @@ def test_importing_the_room_is_light():
     code = (
         "import sys, types; package = types.ModuleType('accel'); package.__path__ = [sys.argv[1]]\n"
         "sys.modules['accel'] = package\n"
-        "import accel.results.tables, accel.results.figures, accel.results.tracking\n"
+        "import accel.results.tables, accel.results.terminal, accel.results.figures, accel.results.tracking\n"
         "print({'torch', 'matplotlib', 'wandb', 'pandas', 'PIL'} & set(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True)

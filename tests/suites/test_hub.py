@@ -54,7 +54,7 @@ def experiment(hub_folder, prompt_file, tmp_path, monkeypatch):
     from rich.console import Console
 
     monkeypatch.setattr("accel.results.figures.write_figures", lambda *args: [])
-    monkeypatch.setattr("accel.results.tables.print_study", lambda *args: None)
+    monkeypatch.setattr("accel.results.terminal.print_study", lambda *args: None)
 
     def run(kind: str, *overrides: str):
         flow, seq = kind in FLOWS, kind in (*FLOWS, "pixart_alpha", "pixart_sigma")

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 
 from accel.config import CONF
 from accel.errors import ConfigError
-from accel.evaluation.quality import Moments, fid, quality
 from accel.evaluation.statistics import mean_estimate
+from accel.metrics.distributions import quality
+from accel.metrics.fid import Moments, fid
 from accel.recipe import Recipe
 from accel.results.records import Results
 from accel.runner import Evaluation, Runner

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import accel.evaluation.quality as module
+import accel.metrics.features as module
 from accel.errors import ConfigError
-from accel.evaluation.quality import Reference, cmmd, cmmd_estimate, quality
 from accel.evaluation.statistics import groups
+from accel.metrics.cmmd import cmmd, cmmd_estimate
+from accel.metrics.distributions import quality
+from accel.metrics.features import Reference
 
 
 def gaussian(n: int, d: int = 12, seed: int = 0, shift: float = 0.0) -> torch.Tensor:

@@ -9,18 +9,13 @@ import torch
 from torchmetrics.image.kid import KernelInceptionDistance, poly_mmd
 
 from accel.errors import ConfigError
-from accel.evaluation import quality as module
-from accel.evaluation.quality import (
-    FrechetDistance,
-    Reference,
-    fid,
-    kid,
-    kid_estimate,
-    precision_recall,
-    precision_recall_estimate,
-    quality,
-)
 from accel.evaluation.statistics import groups, jackknife, paired
+from accel.metrics import features as module
+from accel.metrics.distributions import quality
+from accel.metrics.features import Reference
+from accel.metrics.fid import FrechetDistance, fid
+from accel.metrics.kid import kid, kid_estimate
+from accel.metrics.precision_recall import precision_recall, precision_recall_estimate
 
 DIM = 12
 

@@ -1,0 +1,165 @@
+"""Columns of a study's tables, each a heading and the text of a row, for Markdown and the terminal alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from accel.results.comparison import COMPETES, PROMPTED, Comparison, Row, speed_tie, verdict
+from accel.results.text import interval, macs_unit, metric_name, plus_minus, point, significant
+
+
+class Column(NamedTuple):
+    """A heading and the text of a row; on a terminal `brief`, and `short` if the text is too long (None: not shown)."""
+
+    name: str
+    text: Callable[[Any], str | None]
+    brief: str | None = None
+    short: Callable[[Any], str | None] | None = None
+
+
+def main_columns(study: Comparison, group: tuple) -> list[Column]:
+    """The main table, without the columns that no row fills."""
+    rows, metric = study.members(group), group[3]
+    scale, unit = macs_unit(study)
+    name = metric_name(metric)
+
+    def value(key: str | None, text: Callable) -> Callable:
+        return lambda row: text(x) if (x := row.value(key)) else None
+
+    def cost(key: str, scale: float = 1) -> Callable:
+        return lambda row: significant(row.cost(key) / scale) if row.cost(key) else None
+
+    def place(row: Row) -> str | None:
+        return str(study.ranks.get(row.quality["id"], "")) if row.role in COMPETES else None
+
+    columns = [
+        Column("rank", place, "rank"),
+        recipe_column(group),
+        Column(f"{name} [95 %]", value(metric, interval), name, value(metric, plus_minus)),
+        _change(study, metric),
+        Column("accuracy %", value("accuracy", lambda x: plus_minus(x, 100))),
+        *(
+            column
+            for key, (name, factor) in PROMPTED.items()
+            for column in (
+                Column(name, value(key, lambda x, s=factor: plus_minus(x, s))),
+                _prompted_change(name, lambda row, k=key: (row, study.baseline, k), study, factor),
+            )
+        ),
+        Column("exact %", value("exact", lambda x: plus_minus(x, 100))),
+        Column("Inception score", value("inception_score", interval)),
+        Column("distance to converged", value("distance" if metric != "distance" else None, plus_minus)),
+        Column("nearest training image", value("nearest", plus_minus)),
+        Column("NFE", lambda row: None if row.cost("nfe") is None else f"{row.cost('nfe'):.4g}", "NFE"),
+        Column(f"MACs/image ({unit})", cost("macs", scale)),
+        Column("MACs ÷ baseline", lambda row: _ratio(study.macs_ratio(row)), "MACs ÷"),
+        *(speed_columns(study, study.devices[0]) if len(study.devices) == 1 else ()),
+        Column("bit operations ÷ float", _bits),
+        Column("weights MB", cost("model_bytes", 1e6)),
+        Column("peak MB", cost("peak_bytes", 1e6)),
+        Column("set-up s", lambda row: significant(row.cost("setup_s"), 2) if row.cost("setup_s") else None),
+    ]
+    return [column for column in columns if any(column.text(row) for row in rows)]
+
+
+def _bits(row: Row) -> str | None:
+    # In floating point each multiply-accumulate is 32 x 32 of them.
+    bits = row.cost("bit_operations")
+    return _ratio(bits / (row.cost("macs") * 32**2)) if bits else None
+
+
+def recipe_column(group: tuple | None = None) -> Column:
+    """The recipe's label, with its role and what of it differs from the group."""
+
+    def text(row: Row, marked: bool = True) -> str:
+        if row.role == "cell":
+            return row.label
+        mark = {"baseline": "**", "control": ""}.get(row.role, "*") if marked else ""
+        notes = [row.role]
+        if group and row.quality["n"] != group[1]:
+            notes.append(f"N = {row.quality['n']}")
+        if group and row.quality["seed"] != group[2] and row.role != "floor":
+            notes.append(f"seed {row.quality['seed']}")
+        return f"{mark}{row.label}{mark} ({', '.join(notes)})"
+
+    return Column("recipe", text, "recipe", lambda row: text(row, False))
+
+
+def speed_columns(study: Comparison, device: tuple) -> list[Column]:
+    """Time and speed-up as measured on `device`."""
+
+    def ms(row: Row) -> str | None:
+        timing = study.timing(row, device)
+        return "simulated" if row.simulated else timing and point(timing["ms_per_image"])
+
+    def speedup(row: Row, write: Callable = interval) -> str | None:
+        timing = study.timing(row, device)
+        if timing is None or row is study.baseline:
+            return timing and "1"
+        return write(timing["speedup"], unit="×") + " tie" * speed_tie(timing)
+
+    name = "speed-up"
+    return [Column("ms/image", ms, "ms"), Column(f"{name} [95 %]", speedup, name, lambda row: speedup(row, point))]
+
+
+def timed(study: Comparison, device: tuple) -> list[Row]:
+    """Rows that were timed on `device`, the fastest first."""
+    timed = {id(row): x["ms_per_image"]["value"] for row in study.competing if (x := study.timing(row, device))}
+    return sorted((row for row in study.competing if id(row) in timed), key=lambda row: timed[id(row)])
+
+
+def control_columns(study: Comparison) -> list[Column]:
+    """Columns of pairs (cell, equal-cost control), without those that no pair fills."""
+    pairs = study.controls()
+    scale, unit = macs_unit(study)
+
+    def macs(pair: tuple[Row, Row]) -> str | None:
+        costs = [row.cost("macs") for row in pair]
+        return None if None in costs else " vs ".join(significant(x / scale) for x in costs)
+
+    columns = [
+        Column("recipe", lambda pair: pair[0].label, "recipe"),
+        Column("control", lambda pair: pair[1].label, "control"),
+        Column(f"MACs/image ({unit})", macs),
+    ]
+    for key in dict.fromkeys([study.groups[0][3], "distance"]):
+        name = metric_name(key)
+
+        def judge(pair: tuple[Row, Row], key: str = key) -> str | None:
+            return verdict(study.delta(*pair, key)) if any(row.value(key) for row in pair) else None
+
+        columns += [
+            Column(name, lambda pair, key=key: interval(x) if (x := pair[0].value(key)) else None),
+            Column(f"{name}, control", lambda pair, key=key: interval(x) if (x := pair[1].value(key)) else None),
+            Column(f"Δ{name}", lambda pair, key=key: interval(x, True) if (x := study.delta(*pair, key)) else None),
+            Column(f"{name} verdict", judge, name),
+        ]
+    columns += [
+        _prompted_change(name, lambda pair, k=key: (*pair, k), study, factor)
+        for key, (name, factor) in PROMPTED.items()
+    ]
+    return [column for column in columns if any(column.text(pair) for pair in pairs)]
+
+
+def _change(study: Comparison, metric: str | None) -> Column:
+    def text(row: Row, write: Callable = interval) -> str | None:
+        if row is study.baseline:
+            return "baseline"
+        delta = study.delta(row, study.baseline, metric)
+        return delta and ("tie" if delta.tie else write(delta, sign=True))
+
+    return Column(f"Δ{metric_name(metric)} vs baseline", text, "Δ", lambda row: text(row, point))
+
+
+def _prompted_change(name: str, of: Callable[[Any], tuple], study: Comparison, scale: float) -> Column:
+    def text(item: Any) -> str | None:
+        row, other, key = of(item)
+        delta = None if row is other else study.delta(row, other, key)
+        return delta and f"{plus_minus(delta, scale, sign=True)} {verdict(delta, key)}"
+
+    return Column(f"Δ{name}", text)
+
+
+def _ratio(ratio: float | None) -> str | None:
+    return None if ratio is None else f"{ratio:.2f}" if 0.1 <= ratio < 10 else significant(ratio)

@@ -1,0 +1,133 @@
+"""A study as a Markdown page: how it was made, ranking, equal-cost controls, refused cells, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from accel.results.columns import Column, control_columns, main_columns, recipe_column, speed_columns, timed
+from accel.results.comparison import PROMPTED, Comparison, device_of
+from accel.results.frame import torch_of
+from accel.results.text import device_text, interval, listed, metric_name, short_hash
+
+ABSENT = "–"
+CONTROLS = (
+    "Each accelerated recipe against the plain sampler given the same cost. Δ = recipe − control, paired on common "
+    "seeds: negative is better, and it is a tie when its interval contains 0."
+)
+
+
+def markdown(study: Comparison) -> str:
+    """The study as a page: how it was made, ranking, equal-cost controls, refused cells, notes."""
+    page, several = [f"# {study.title}", _made(study)], len(study.devices) > 1
+    for group in study.groups:
+        if len(study.groups) > 1:
+            _, n, seed, metric, sha256, own = group
+            of = f" of {own} samples" if own not in (n, None) else ""
+            page.append(f"## {metric_name(metric)}{of}, N = {n}, seed {seed}, reference {short_hash(sha256) or 'none'}")
+        page.append(_grid(main_columns(study, group), study.members(group)))
+    for device in study.devices if several else ():
+        columns = [recipe_column(), *speed_columns(study, device)]
+        page += [f"## Speed on {device_text(device)}", _grid(columns, timed(study, device))]
+    if study.controls():
+        prompted = any(row.value(key) for row in study.done for key in PROMPTED)
+        said = CONTROLS + " Of adherence and CLIP score positive is better." * prompted
+        page += ["## Equal-cost controls", said, _grid(control_columns(study), study.controls())]
+    if refused := [row for row in study.rows if row.refused]:
+        columns = [Column("recipe", lambda row: row.label), Column("reason", lambda row: row.refused)]
+        page += ["## Refused or failed cells", _grid(columns, refused)]
+    return "\n\n".join([*page, "## Notes", "\n".join(f"* {note}" for note in _notes(study))]) + "\n"
+
+
+def _grid(columns: Sequence[Column], rows: Sequence[Any]) -> str:
+    left = ("recipe", "control", "reason")
+    lines = [[c.name for c in columns], [":---" if c.name in left else "---:" for c in columns]]
+    lines += [[(c.text(row) or ABSENT).replace("|", "\\|").replace("\n", " ") for c in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _made(study: Comparison) -> str:
+    records = [row.quality for row in study.competing]
+    made = [f"Suite {study.suite}"]
+    if records:
+        made[0] += f", N = {listed(r['n'] for r in records)}, seed {listed(r['seed'] for r in records)}"
+    references = [r["reference"] for r in records if (r.get("reference") or {}).get("sha256")]
+    if references:
+        made.append(
+            "reference " + listed(f"{r['name']}, N = {r['n']}, sha256 {short_hash(r['sha256'])}" for r in references)
+        )
+    made.append(f"timed on {listed(map(device_text, study.devices))}" if study.devices else "not timed")
+    made += [f"instructions {listed(found)}"] if (found := _instructions(study)) else []
+    torches = sorted({t for row in study.done for t in (torch_of(row.quality), torch_of(row.timing or {})) if t})
+    made += [f"torch {listed(torches)}"] if torches else []
+    counts = sorted({len(x["replicates"]) for r in records for x in r["values"].values()}) or [20]
+    return "; ".join([*made, f"95 % intervals: {listed(counts)}-group delete-group jackknife"]) + "."
+
+
+def _instructions(study: Comparison) -> list[str]:
+    return sorted({", ".join(isa) for row in study.done if (isa := (row.timing or {}).get("isa"))})
+
+
+def _notes(study: Comparison) -> list[str]:
+    notes = [
+        "Rank: a recipe shares the rank (`=`) of the best one that it cannot be told from: the 95 % interval of their "
+        "paired difference on common seeds contains 0."
+    ]
+    if len(study.groups) > 1:
+        notes.append(
+            "Rows that differ in suite, N, seed, metric or reference are never ranked together: see the sections."
+        )
+    if any(group[3] and group[3].startswith("fid") for group in study.groups):
+        names = listed(f"`{group[3]}`" for group in study.groups)
+        notes.append(
+            f"{names}: Fréchet distance in the feature space of that name; do not compare it with another FID."
+        )
+    counts = sorted({x.n for row in study.done if (x := row.value("distance"))})
+    if counts:
+        notes.append(
+            "Distance: from the converged trajectory of the same seed (the exact solution where a suite has one), mean "
+            f"over the first {listed(counts)} samples."
+        )
+    what = {"reference": "the converged sampler", "floor": "scored against the reference like samples"}
+    for row in study.done:
+        if row.role in what:
+            notes.append(f"{row.role.capitalize()} row: {row.label}, N = {row.quality['n']}, {what[row.role]}.")
+    if study.baseline:
+        notes.append(f"Baseline of Δ, MACs ÷ and speed-up: {study.baseline.label}.")
+    notes += _timing_notes(study)
+    if simulated := [row.label for row in study.done if row.simulated]:
+        notes.append(
+            f"Simulated precision (rounded as in the real kernel, but not faster) is never timed: {_comma(simulated)}."
+        )
+    served = {cell.label for cell, _ in study.controls()}
+    if lonely := [row.label for row in study.done if row.accelerated and row.label not in served]:
+        notes.append(f"Without an equal-cost control: {_comma(lonely)}.")
+    return notes
+
+
+def _timing_notes(study: Comparison) -> list[str]:
+    notes, several = [], len(study.devices) > 1
+    if several:
+        notes.append("Timed under several conditions: each has its own section, and speeds do not compare across them.")
+    for device in study.devices:
+        where = f" on {device_text(device)}" if several else ""
+        timed = [row.timing for row in study.done if row.timing and device_of(row.timing) == device]
+        floors = [timing["aa"] for timing in timed if timing.get("aa")]
+        if floors:
+            floor = max(floors, key=lambda x: (x["hi"] - x["lo"], x["value"]))
+            of = f", the widest of {len(floors)}" if len(floors) > 1 else ""
+            notes.append(
+                f"A/A floor of the timing{where} (the baseline against itself{of}): {interval(floor, unit='×')}; "
+                "a speed-up that its own floor reaches is a tie."
+            )
+        counts = sorted({timing["repetitions"] for timing in timed if timing.get("repetitions")})
+        if counts:
+            notes.append(f"Times{where}: median of {listed(counts)} repetitions interleaved with the baseline.")
+    base = study.baseline.quality["id"] if study.baseline else None
+    if other := [row.label for row in study.done if base and row.timing and row.timing["baseline"] != base]:
+        notes.append(f"Speed-up is against another baseline for: {_comma(other)}.")
+    return notes
+
+
+def _comma(values: Iterable[str]) -> str:
+    return ", ".join(values)

@@ -1,0 +1,80 @@
+"""The sample sheet of a study: the same seeds of every recipe, row by row."""
+
+from __future__ import annotations
+
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+from accel.results.canvas import DPI, GREY, INK, new_figure
+from accel.results.comparison import Comparison, Row
+from accel.results.records import Results
+from accel.results.text import interval, metric_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SAMPLE, GAP, LINE = 76, 4, 12  # largest side of a sample, pixels between samples, between rows
+MOST_SAMPLES, LABEL_WIDTH = 16, 32
+
+
+def sample_sheet(study: Comparison, results: Results) -> Figure | None:
+    """One row of the same seeds for every recipe: the converged reference first, then by rank."""
+    if not study.groups:
+        return None
+    group = study.groups[0]
+    rows = [row for row in study.members(group) if row.role != "floor" and row.quality["seed"] == group[2]]
+    strips = [(row, samples) for row in rows if (samples := _strip(results, row))]
+    if not strips:
+        return None
+    import numpy as np
+
+    count = min(MOST_SAMPLES, min(len(samples) for _, samples in strips))
+    size = max(samples[0].height for _, samples in strips)
+    names = [wrap(row.label, LABEL_WIDTH)[:2] for row, _ in strips]
+    label = 60 + round(11.5 * max(18, *(len(line) for name in names for line in name)))
+    captions = next((c for row, _ in strips if (c := row.quality.get("notes", {}).get("captions"))), [])[:count]
+    top, pitch, below = 96 + 14 * bool(captions), size + LINE, 10 + 17 * len(captions)
+    width, height = label + count * (size + GAP) + 20, top + len(strips) * pitch + 12 + below * bool(captions)
+    figure = new_figure(width / DPI, height / DPI)
+
+    def write(x: float, y: float, text: str, **style: Any) -> None:
+        figure.text(x / width, y / height, text, va="center", **style)
+
+    write(24, height - 32, study.title, size=10, weight="bold", color=INK)
+    what = f"{study.suite}, the same {count} seeds in every row; {metric_name(group[3])} with its 95 % interval"
+    write(24, height - 66, what, size=7, color=GREY)
+    for i, (row, samples) in enumerate(strips):
+        y = height - top - i * pitch - size  # from the bottom
+        for j, sample in enumerate(samples[:count]):
+            figure.figimage(np.asarray(sample), label + j * (size + GAP), y, origin="upper")
+        weight = "bold" if row.role in ("reference", "baseline") else "normal"
+        single = len(names[i]) == 1
+        write(24, y + (0.68 if single else 0.66) * size, "\n".join(names[i]), size=8, weight=weight, color=INK)
+        write(24, y + (0.28 if single else 0.1) * size, _caption(row, group), size=6.3, color=GREY)
+    for j, caption in enumerate(captions):
+        write(label + j * (size + GAP) + size / 2, height - top + 10, str(j + 1), size=6.3, color=GREY, ha="center")
+        write(24, 12 + below - 17 * (j + 1), f"{j + 1}  {caption}", size=6.3, color=GREY)
+    return figure
+
+
+def _caption(row: Row, group: tuple) -> str:
+    value = row.value(group[3])
+    role = {"reference": "converged", "baseline": "baseline", "control": "control"}.get(row.role)
+    score = f"{metric_name(group[3]).split(' ')[0]} {interval(value)}" if value else None
+    return ", ".join(part for part in (role, score) if part)
+
+
+def _strip(results: Results, row: Row) -> list[Any]:
+    """The samples of a record's picture, a row of squares, enlarged by a whole factor; [] if there is none."""
+    path = results.path("quality", row.quality["id"]).with_suffix(".png")
+    if not path.exists():
+        return []
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        strip = picture.convert("RGB")
+    size = strip.height
+    squares = [strip.crop((x, 0, x + size, size)) for x in range(0, strip.width - size + 1, size)]
+    side = SAMPLE // size * size or SAMPLE
+    method = Image.Resampling.NEAREST if size <= SAMPLE else Image.Resampling.BOX
+    return [square.resize((side, side), method) for square in squares]

@@ -1,0 +1,66 @@
+"""A study as a table of a terminal, in at most 100 columns; the Markdown page has the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from accel.results.columns import Column, control_columns, main_columns, recipe_column, speed_columns, timed
+from accel.results.comparison import COMPETES, UNKNOWN, Comparison, Row
+from accel.results.records import Results
+from accel.results.text import device_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NARROW = 96  # columns of a terminal below which the table leaves out what the others imply
+
+
+def print_study(results: Results, study: str, console: Console | None = None) -> None:
+    """The study for a terminal of 100 columns; the Markdown table has the rest."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console, loaded = console or Console(), Comparison.load(results, study)
+    narrow = ("ms", "NFE") if console.width < NARROW else ()
+    for group in loaded.groups:
+        devices = f"; {device_text(loaded.devices[0])}" if len(loaded.devices) == 1 else ""
+        title = f"{escape(loaded.title)}\n[not bold dim]N = {group[1]}, seed {group[2]}{devices}[/]"
+        columns = [column for column in main_columns(loaded, group) if column.brief not in narrow]
+        console.print(_terminal(title, columns, loaded.members(group)))
+    for device in loaded.devices if len(loaded.devices) > 1 else ():
+        columns = [recipe_column(), *speed_columns(loaded, device)]
+        console.print(_terminal(f"Speed on {device_text(device)}", columns, timed(loaded, device)))
+    if loaded.controls():
+        console.print(_terminal("Equal-cost controls", control_columns(loaded), loaded.controls()))
+    for row in loaded.rows:
+        if row.refused:
+            console.print(f"[yellow]not run[/] {escape(f'{row.label}: {row.refused}')}", highlight=False)
+
+
+def _terminal(title: str, columns: Sequence[Column], rows: Sequence[Any]) -> Any:
+    """A rich table of the columns that have a brief heading."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = [column for column in columns if column.brief]
+    for column in shown:
+        left = column.brief in ("recipe", "control")
+        table.add_column(column.brief, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    for row in rows:
+        cells = []
+        for column in shown:
+            text = (column.short or column.text)(row) or ""
+            cells.append(Text(text, style=_style(column, text)))
+        table.add_row(*cells, style="dim" if isinstance(row, Row) and row.role not in COMPETES else "")
+    return table
+
+
+def _style(column: Column, text: str) -> str:
+    if text.endswith(("tie", "baseline", "simulated")) or text == UNKNOWN:
+        return "dim"
+    if text in ("better", "worse") or column.brief == "Δ":
+        return "green" if text == "better" or text.startswith("-") else "red"
+    return ""
