@@ -15,12 +15,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from accel.config import spelled_out
 from accel.errors import AccelError, ConfigError
 from accel.recipe import Recipe
+from accel.results.progress import Progress
 from accel.results.records import Results, check_writable, describe, digest
 from accel.results.search import write_searches
 from accel.runner import Evaluation, Runner
@@ -131,7 +132,8 @@ class SearchStudy:
         room = self._room(cell)
         if record := self.results.load("search", room.key):
             return record
-        bar = progress.add_task(f"{cell.recipe.label} {cell.name}"[:44], total=cell.search.budget, best="")
+        label = f"{cell.recipe.label} {cell.name}"[:44]
+        bar = progress.add_task(label, total=cell.search.budget, unit="NFE", best="")
 
         def on_trial(objective: Objective) -> None:
             best = objective.best
@@ -210,7 +212,7 @@ class SearchStudy:
         spent = TextColumn("{task.completed:,}/{task.total:,} NFE")
         columns = (TextColumn("{task.description:<44}"), BarColumn(16), spent, TimeElapsedColumn(),
                    TimeRemainingColumn(), TextColumn("{task.fields[best]}"))  # fmt: skip
-        return Progress(*columns, console=self.console, transient=True)
+        return Progress(*columns, console=self.console)
 
 
 def deployed(cell: Cell, record: dict[str, Any]) -> str:
