@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from accel.config import spelled_out
@@ -22,6 +22,7 @@ from accel.core.environment import provenance
 from accel.core.recipe import Recipe
 from accel.errors import AccelError, ConfigError
 from accel.records import check_writable, describe, digest
+from accel.results.progress import Progress
 from accel.results.search import write_searches
 from accel.search.base import Room, Search, command
 from accel.search.objective import Objective
@@ -123,7 +124,8 @@ class SearchStudy(Request):
         room = self._room(cell)
         if record := self.results.load("search", room.key):
             return record
-        bar = progress.add_task(f"{cell.recipe.label} {cell.name}"[:44], total=cell.search.budget, best="")
+        label = f"{cell.recipe.label} {cell.name}"[:44]
+        bar = progress.add_task(label, total=cell.search.budget, unit="NFE", best="")
 
         def on_trial(objective: Objective) -> None:
             best = objective.best
@@ -201,7 +203,7 @@ class SearchStudy(Request):
         spent = TextColumn("{task.completed:,}/{task.total:,} NFE")
         columns = (TextColumn("{task.description:<44}"), BarColumn(16), spent, TimeElapsedColumn(),
                    TimeRemainingColumn(), TextColumn("{task.fields[best]}"))  # fmt: skip
-        return Progress(*columns, console=self.console, transient=True)
+        return Progress(*columns, console=self.console)
 
 
 def deployed(cell: Cell, record: dict[str, Any]) -> str:

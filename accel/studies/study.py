@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from accel.core.recipe import Recipe, accelerate
@@ -14,6 +14,7 @@ from accel.errors import AccelError, ConfigError, IncompatibleError, Refusals
 from accel.evaluation.generate import generate
 from accel.records import check_writable
 from accel.results.figures import write_figures
+from accel.results.progress import Progress
 from accel.results.strips import LEGEND, strip
 from accel.results.tables import write_tables
 from accel.results.terminal import print_study
@@ -50,13 +51,13 @@ class Study(Request):
             refused = self._refusals(runner)
             check_writable(self.results.root)
             jobs = self._jobs(runner, refused)
-            bar = progress.add_task("cells", total=len(jobs) + 1)
+            bar = progress.add_task("real images (held out)", total=len(jobs) + 1, unit="cells", there=0)
             rows.add_floor(runner.floor())
             progress.advance(bar)
             while jobs:
                 job = jobs.pop(0)
-                progress.update(bar, description=job.recipe.label[:44])
                 progress.reset(progress.samples, total=self.evaluation.n)
+                progress.update(bar, description=job.recipe.label[:44])
                 try:
                     before = runner.find("quality", runner.quality_id(job.recipe))
                     quality = before or runner.quality(job.recipe, wait=job.deferred)
@@ -71,7 +72,9 @@ class Study(Request):
                     self.console.print(f"failed: {job.recipe.label}: {error}", style="red", markup=False)
                 else:
                     rows.add(job, quality, timing)
-                    if not before:
+                    if before:
+                        progress.update(bar, there=progress.tasks[bar].fields["there"] + 1)
+                    else:
                         computed += 1
                         self._track(quality, timing)
                     if new := self._control_job(runner, job, quality):
@@ -209,7 +212,7 @@ class Study(Request):
     def _progress(self) -> _Progress:
         columns = (TextColumn("{task.description:<44}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
                    TimeRemainingColumn())  # fmt: skip
-        return _Progress(*columns, console=self.console, transient=True)
+        return _Progress(*columns, console=self.console)
 
 
 class _Progress(Progress):

@@ -1,0 +1,74 @@
+"""How far a command has come: bars on a terminal; in a log file, where bars cannot move, a plain line now and then."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import rich.progress
+from rich.console import Console
+
+EVERY = 30.0  # seconds between two lines while nothing new begins
+LOOK = 1.0  # seconds after which a cell that has begun is worth a line
+
+
+class Progress(rich.progress.Progress):
+    """rich's bars, which vanish at the end; plain lines instead where the console is no terminal.
+
+    Tasks go from the finest to the whole. A line begins with the description of the whole, which says what runs now,
+    and gives what each has done in its `unit` (a field; default: its description), the time since the whole began and
+    an estimate of the rest. Of the field `there` (how many were done before) the estimate knows that they took no time;
+    the field `best` ends the line.
+    """
+
+    def __init__(
+        self, *columns: rich.progress.ProgressColumn, console: Console, clock: Callable[[], float] = time.monotonic,
+        every: float = EVERY,
+    ) -> None:  # fmt: skip
+        plain = not (console.is_interactive or console.is_jupyter)
+        super().__init__(*columns, console=console, transient=True, disable=plain, get_time=clock)
+        self.every, self._said, self._at = every, None, 0.0
+        self._over, self._watcher = threading.Event(), threading.Thread(target=self._watch, daemon=True)
+
+    def start(self) -> None:
+        super().start()
+        if self.disable:
+            self._watcher.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        super().stop()
+
+    def look(self) -> None:
+        """Print a line if something new has begun, or nothing was said for `every` seconds."""
+        tasks = [task for task in self.tasks if task.total]
+        if not tasks:
+            return
+        begun, now = tasks[-1].description, self.get_time()
+        if begun != self._said or now - self._at >= self.every:
+            self._said, self._at = begun, now
+            self.console.print(_line(tasks), markup=False, highlight=False, soft_wrap=True)
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK):
+            self.look()
+
+
+def _line(tasks: list[rich.progress.Task]) -> str:
+    whole, done = tasks[-1], 0.0
+    for task in tasks:
+        there = task.fields.get("there", 0)
+        done = min(1.0, (task.completed - there + done) / max(1, task.total - there))
+    said = [f"{t.completed:,.0f}/{t.total:,.0f} {t.fields.get('unit', t.description)}" for t in reversed(tasks)]
+    said.append(f"{_clock(whole.elapsed)} elapsed")
+    said += [f"about {_clock(whole.elapsed * (1 - done) / done)} left"] if done > 0 else []
+    said += [whole.fields["best"]] if whole.fields.get("best") else []
+    return f"{whole.description}: {', '.join(said)}"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
