@@ -5,29 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from accel.suites.base import ASSETS, write_manifest
-from accel.suites.digits import data
+from accel.suites.digits.fit import OnStep, fit, quiet, save_half
 from accel.suites.digits.levels import FILE, LEVELS, LevelNet, sigmas
-from accel.suites.training.loop import TrainConfig, train
+from accel.suites.training.loop import TrainConfig
 
 PARTS = {"levels": TrainConfig(steps=4000, batch=128, lr=3e-3, label_dropout=0.0, seed=6)}
 
 
 def train_part(
-    part: str, work: Path, assets: Path = ASSETS / "digits_levels", device: str = "cpu", on_step=lambda step, loss: None
-):
+    part: str, work: Path, assets: Path = ASSETS / "digits_levels", device: str = "cpu", on_step: OnStep = quiet
+) -> nn.Module:
     """Train the classifier on the train split with noise and write its fp16 weights under `assets`."""
-    images, labels = data.load("train")
-    torch.manual_seed(PARTS[part].seed)
-    net = LevelNet()
-    checkpoint = work / f"{part}.safetensors"
-    weights = train(net, level_loss, data.to_model(images), labels, PARTS[part], checkpoint, device, on_step)
-    net.cpu().eval().load_state_dict(weights)
-    assets.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half() for k, v in net.state_dict().items()}, assets / FILE)
+    net = fit(LevelNet, level_loss, PARTS[part], work / f"{part}.safetensors", device, on_step)
+    save_half(net, assets / FILE)
     write_manifest(assets)
     return net
 

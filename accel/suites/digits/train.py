@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from diffusers import DDPMScheduler
 from torch import nn
 
 from accel.suites.base import ASSETS, write_manifest
 from accel.suites.digits import data
-from accel.suites.digits.models import NULL_LABEL, SCHEDULER, DigitClassifier, build_unet
+from accel.suites.digits.fit import OnStep, conditional, fit, quiet, save_half
+from accel.suites.digits.models import SCHEDULER, DigitClassifier, build_unet
 from accel.suites.digits.suite import data_hash
-from accel.suites.training.loop import TrainConfig, train, velocity_loss
+from accel.suites.pipeline import PixelPipeline
+from accel.suites.training.loop import TrainConfig, velocity_loss
 
 PARTS = {
     "classifier": TrainConfig(steps=3000, batch=128, lr=2e-3, weight_decay=0.05, label_dropout=0.0, seed=3),
@@ -22,24 +24,18 @@ PARTS = {
 
 
 def train_part(
-    part: str, work: Path, assets: Path = ASSETS / "digits", device: str = "cpu", on_step=lambda step, loss: None
-):
+    part: str, work: Path, assets: Path = ASSETS / "digits", device: str = "cpu", on_step: OnStep = quiet
+) -> nn.Module:
     """Train one part (see PARTS) on the train split and write its fp16 weights under `assets`."""
-    images, labels = data.load("train")
-    torch.manual_seed(PARTS[part].seed)
+    cfg, checkpoint = PARTS[part], work / f"{part}.safetensors"
     if part == "classifier":
-        net, x, loss = DigitClassifier(), images.float(), classifier_loss
+        net = fit(DigitClassifier, classifier_loss, cfg, checkpoint, device, on_step, lambda images: images.float())
+        save_half(net, assets / "classifier.safetensors")
     else:
-        from diffusers import DDPMScheduler
-
-        net, x, scheduler = build_unet(part), data.to_model(images), DDPMScheduler(**SCHEDULER)
-
-        def loss(net, x0, labels, generator):
-            return velocity_loss(net, scheduler, x0, labels, generator, NULL_LABEL, PARTS[part].label_dropout)
-
-    weights = train(net, loss, x, labels, PARTS[part], work / f"{part}.safetensors", device, on_step)
-    net.cpu().eval().load_state_dict(weights)
-    save_part(part, net, assets)
+        scheduler = DDPMScheduler(**SCHEDULER)
+        loss = conditional(velocity_loss, scheduler, cfg)
+        net = fit(lambda: build_unet(part), loss, cfg, checkpoint, device, on_step)
+        PixelPipeline(unet=net.half(), scheduler=scheduler).save_pretrained(assets / part)
     write_manifest(assets, {"data:train": data_hash("train")})
     return net
 
@@ -57,17 +53,3 @@ def classifier_loss(net: nn.Module, images: torch.Tensor, labels: torch.Tensor, 
     images = (images + 6 * torch.randn(images.shape, generator=generator)).clamp(0, 255)
     device = next(net.parameters()).device
     return nn.functional.cross_entropy(net(images.to(device)), labels.to(device), label_smoothing=0.05)
-
-
-def save_part(part: str, net: nn.Module, assets: Path) -> None:
-    """Write fp16 safetensors: the classifier as one file, a denoiser as a diffusers folder (with its scheduler)."""
-    assets.mkdir(parents=True, exist_ok=True)
-    if part == "classifier":
-        save_file({k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()},
-                  assets / "classifier.safetensors")  # fmt: skip
-        return
-    from diffusers import DDPMScheduler
-
-    from accel.suites.pipeline import PixelPipeline
-
-    PixelPipeline(unet=net.half(), scheduler=DDPMScheduler(**SCHEDULER)).save_pretrained(assets / part)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from shipped import check_shipped
@@ -271,12 +272,10 @@ def test_manifest_round_trip(tmp_path):
 
 
 def test_saved_networks_load_as_they_were(tmp_path):
-    """`save_part` writes fp16; the suite runs it in float32."""
-    from accel.suites.digits.train import save_part
-
+    """Weights ship in fp16, written as by the trainings; the suite runs them in float32."""
     torch.manual_seed(0)
     net = build_unet("small").eval()
-    save_part("small", net, tmp_path)
+    PixelPipeline(unet=net.half(), scheduler=DDPMScheduler(**SCHEDULER)).save_pretrained(tmp_path / "small")
     with safe_open(tmp_path / "small" / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
         assert {file.get_tensor(k).dtype for k in file.keys()} == {torch.float16}  # noqa: SIM118 (not a dict)
     loaded = load_pipeline(PixelPipeline, tmp_path / "small").unet
