@@ -5,6 +5,7 @@ RESULTS ?= outputs
 SUITE   ?= digits
 ARGS    ?=
 PY      := $(VENV)/bin/python
+LOWEST  ?= tests/samplers tests/caching tests/metrics tests/results tests/test_recipe.py tests/test_cli.py
 READY   := $(VENV)/.ready
 .DEFAULT_GOAL := help
 
@@ -15,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-.PHONY: help setup demo test lint train sweep plan tables figures results convergence cascade bench clean
+.PHONY: help setup demo test test-lowest lint train sweep plan tables figures results convergence cascade bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +28,11 @@ demo: $(READY) ## sweep samplers, caching, stitching and precision on real digit
 
 test: $(READY) ## the whole test suite, on all cores
 	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
+
+test-lowest: ## tests with the lowest versions that pyproject.toml allows, in .venv-lowest (on Linux torch 2.6 is a CUDA build, 3 GB)
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --prefer-binary --constraint constraints-lowest.txt --editable '.[dev]'
+	$(VENV)-lowest/bin/python -m pytest $(LOWEST) $(ARGS)
 
 lint: $(READY) ## ruff: rules and format
 	$(PY) -m ruff check .
@@ -76,4 +82,4 @@ bench: $(READY) ## a benchmark by hand (BENCH=overhead schedulers deepcache prec
 	$(PY) -m accel bench $(BENCH) --results $(RESULTS) $(ARGS)
 
 clean: ## remove the environment, caches and everything under outputs/
-	rm -rf $(VENV) outputs .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest outputs .pytest_cache .ruff_cache *.egg-info

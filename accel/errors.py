@@ -59,7 +59,7 @@ def needs(package: str, extra: str, purpose: str, otherwise: str = "") -> Module
 def check_installed(packages: Iterable[str], extra: str, purpose: str) -> None:
     """Raise ConfigError unless all `packages` are there; imports none of them, which would take seconds."""
     if absent := [package for package in packages if find_spec(package) is None]:
-        raise _missing(purpose, " and ".join(absent), "not installed", extra)
+        raise _missing(purpose, ", ".join(absent), "not installed", extra)
 
 
 def _missing(purpose: str, packages: str, reason: object, extra: str, otherwise: str = "") -> ConfigError:

@@ -117,7 +117,7 @@ def test_a_candidate_that_was_refused_is_passed_over():
 
 def test_without_optuna_one_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ConfigError, match=r"optimiser=nsga2 needs optuna, .*accel-diffusion\[search\].*evolution"):
+    with pytest.raises(ConfigError, match=r"optimiser=nsga2 needs optuna .*accel-diffusion\[search\].*evolution"):
         OptunaSearch("NSGAIISampler", name="nsga2").minimise(Planted(), None)
 
 
