@@ -144,11 +144,14 @@ def test_the_command_line_without_hydra_says_what_to_install(tmp_path, arguments
 @pytest.mark.parametrize(
     ("code", "package"),
     [
-        ("from accel.suites.digits_data import digits; digits()", "sklearn"),
+        ("from accel.suites.digits.data import digits; digits()", "sklearn"),
         ("from accel.evaluation.quality import FrechetDistance as F; F(torch.randn(9, 2))", "torchmetrics"),
         ("from accel.suites.shapes import ShapesSuite; ShapesSuite().pipeline()", "transformers"),
         ("from accel.config import choice_of; choice_of('sampler', 'ddim')", "hydra"),
-        ("from accel.precision.mixdq import similarity; similarity(*2 * [torch.rand(1, 1, 8, 8)])", "torchmetrics"),
+        (
+            "from accel.precision.simulated.mixdq import similarity as s; s(*2 * [torch.rand(1, 1, 8, 8)])",
+            "torchmetrics",
+        ),
     ],
 )
 def test_each_use_of_an_optional_package_says_what_to_install(tmp_path, code, package):

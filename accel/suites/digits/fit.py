@@ -44,7 +44,7 @@ def fit(
 
 
 def conditional(error: Callable[..., torch.Tensor], scheduler: Any, cfg: TrainConfig) -> Loss:
-    """`error` (velocity_loss, flow_loss) of a class-conditional denoiser, as a loss; `cfg` says how many labels are dropped."""
+    """`error` (velocity_loss, flow_loss) of a conditional denoiser as a loss; `cfg`: the share of labels to drop."""
 
     def loss(net: nn.Module, x0: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return error(net, scheduler, x0, labels, generator, NULL_LABEL, cfg.label_dropout)
