@@ -5,7 +5,7 @@ RESULTS ?= outputs
 SUITE   ?= digits
 ARGS    ?=
 PY      := $(VENV)/bin/python
-LOWEST  ?= tests/samplers tests/caching tests/metrics tests/results tests/test_recipe.py tests/test_cli.py
+LOWEST  ?= tests/samplers tests/caching tests/metrics tests/results tests/core/test_recipe.py tests/test_cli.py
 READY   := $(VENV)/.ready
 .DEFAULT_GOAL := help
 

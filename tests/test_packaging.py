@@ -145,7 +145,7 @@ def test_the_command_line_without_hydra_says_what_to_install(tmp_path, arguments
     ("code", "package"),
     [
         ("from accel.suites.digits.data import digits; digits()", "sklearn"),
-        ("from accel.evaluation.quality import FrechetDistance as F; F(torch.randn(9, 2))", "torchmetrics"),
+        ("from accel.metrics.fid import FrechetDistance as F; F(torch.randn(9, 2))", "torchmetrics"),
         ("from accel.suites.shapes import ShapesSuite; ShapesSuite().pipeline()", "transformers"),
         ("from accel.config import choice_of; choice_of('sampler', 'ddim')", "hydra"),
         (
