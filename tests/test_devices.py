@@ -32,7 +32,8 @@ def made(name: str, *settings: str) -> Suite:
 
 
 @pytest.fixture
-def device():
+def device(monkeypatch):
+    monkeypatch.setattr("accel.studies.runner.device_count", lambda kind: 1)
     with Elsewhere() as device:
         yield device
 

@@ -12,6 +12,7 @@ from accel.config import compose
 from accel.errors import AccelError, ConfigError, IntegrityError, check_name
 from accel.files import file_name
 from accel.records import Results, write_json
+from accel.results.comparison import Comparison
 from accel.results.figures import write_figures
 from accel.results.tables import write_tables
 

@@ -28,7 +28,7 @@ from accel.suites.base import Suite
 
 MIN_N = 60
 WHY_N = "20 jackknife groups of three samples, which every interval comes from"
-DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?")
+DEVICES = re.compile(r"auto|cpu|(cuda|xpu|mps)(:\d+)?")
 STRIP = 10  # samples in a record's picture
 PICTURE = 256  # its height at most
 
@@ -72,15 +72,25 @@ class Evaluation:
     def resolve_device(self) -> str:
         """The device that is meant; ConfigError if there is none of that name here."""
         if not isinstance(self.device, str) or not DEVICES.fullmatch(self.device):
-            raise ConfigError(f"evaluation.device is {self.device!r}; allowed: auto, cpu, cuda or cuda:<number>.")
-        available = "cuda" if torch.cuda.is_available() else "cpu"
+            raise ConfigError(
+                f"evaluation.device is {self.device!r}; allowed: auto, cpu, cuda or cuda:<number>, xpu, mps."
+            )
         if self.device == "auto":
-            return available
-        if self.device != "cpu" and available == "cpu":
-            raise ConfigError(f"evaluation.device={self.device}, but torch sees no GPU; use evaluation.device=cpu.")
-        if ":" in self.device and int(self.device[5:]) >= (gpus := torch.cuda.device_count()):
-            raise ConfigError(f"evaluation.device={self.device}; allowed: cuda:0 to cuda:{gpus - 1}.")
+            return "cuda" if device_count("cuda") else "cpu"
+        kind, _, number = self.device.partition(":")
+        if kind != "cpu" and not (count := device_count(kind)):
+            raise ConfigError(
+                f"evaluation.device={self.device}, but torch sees no GPU of that kind; use evaluation.device=cpu."
+            )
+        if number and int(number) >= count:
+            raise ConfigError(f"evaluation.device={self.device}; allowed: {kind}:0 to {kind}:{count - 1}.")
         return self.device
+
+
+def device_count(kind: str) -> int:
+    """How many devices of a kind (cuda, xpu, mps) torch can use here."""
+    module = torch.get_device_module(kind)
+    return module.device_count() if module.is_available() else 0
 
 
 def quiet(message: str) -> None:
