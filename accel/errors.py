@@ -52,8 +52,13 @@ def needs(package: str, extra: str, purpose: str, otherwise: str = "") -> Module
     """
     try:
         return import_module(package)
-    except (ImportError, RuntimeError, OSError) as error:  # also one that was built for another torch
+    except ImportError as error:
         raise _missing(purpose, package, error, extra, otherwise) from error
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(
+            f"{purpose} needs {package}, which is there but cannot be imported ({error}). What was built for another "
+            f"torch, often torchvision, does that: install the release that fits torch, or remove it."
+        ) from error
 
 
 def check_installed(packages: Iterable[str], extra: str, purpose: str) -> None:

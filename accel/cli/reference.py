@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accel.errors import ConfigError
-from accel.metrics import feature_network
+from accel.metrics.networks import feature_network
 from accel.suites.hub import image_folder, real_images
 
 

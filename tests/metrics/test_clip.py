@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from accel.errors import ConfigError
-from accel.metrics import ClipScore, feature_network
 from accel.metrics.clip import Adapter
+from accel.metrics.networks import ClipScore, feature_network
 
 CAPTIONS = ["a cat", "red dog", "x", "cat 9"]
 LONG = ["cat cat cat cat cat cat cat cat cat cat dog", "dog dog dog dog dog dog dog dog dog"]

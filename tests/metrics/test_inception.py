@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from accel.errors import ConfigError
-from accel.metrics import feature_network
 from accel.metrics.inception import URL, inception_score
 from accel.metrics.inception_network import InceptionV3, resize_like_tensorflow
+from accel.metrics.networks import feature_network
 from accel.metrics.statistics import groups
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from accel.errors import ConfigError
 from accel.files import file_hash
-from accel.metrics import ClipScore, feature_network
 from accel.metrics.base import exact_arithmetic, resolve_device
+from accel.metrics.networks import ClipScore, feature_network
 from accel.metrics.weights import files_sha256
 
 

@@ -24,7 +24,7 @@ from torch import nn
 from accel.core.guidance import Guidance
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, Refusals, check_float, check_int, unknown
-from accel.metrics import NETWORKS
+from accel.metrics.networks import NETWORKS
 from accel.metrics.statistics import Estimate
 from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
@@ -318,13 +318,13 @@ def _image_size(folder: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=4)
 def _network(name: str, path: str | None, device: str | None) -> Any:
-    from accel.metrics import feature_network
+    from accel.metrics.networks import feature_network
 
     return feature_network(name, path, device=device)
 
 
 @lru_cache(maxsize=2)
 def _clip(path: str, device: str | None) -> Any:
-    from accel.metrics import ClipScore
+    from accel.metrics.networks import ClipScore
 
     return ClipScore.load(path, device)

@@ -140,7 +140,7 @@ def detector(weights: str) -> ShapeDetector:
 @lru_cache(maxsize=2)
 def clip_score(weights: str) -> Any:
     """The CLIP score by the suite's own CLIP model, on the CPU."""
-    from accel.metrics import ClipScore
+    from accel.metrics.networks import ClipScore
 
     check_manifest(Path(weights), REMEDY)
     return ClipScore.load(Path(weights) / "clip", device="cpu")
