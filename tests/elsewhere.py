@@ -57,7 +57,7 @@ class _Said(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
         if func == torch.Tensor.device.__get__:
-            return torch.device(DEVICE if args[0] in self.place else "cpu")
+            return torch.device(DEVICE) if args[0] in self.place else func(*args)
         if name == "numpy" and args[0] in self.place:
             raise RuntimeError(f"can't convert {DEVICE} device type tensor to numpy. Use Tensor.cpu() first.")
         there = self._there(name, args, kwargs)
@@ -75,6 +75,8 @@ class _Said(TorchFunctionMode):
         """Whether the result is to be on the device (True) or on the CPU (False); None if nothing is said of it."""
         if name == "cpu":
             return False
+        if name == "new_tensor" and kwargs.get("device") is None:
+            return args[0] in self.place
         said = [*(args[1:] if name == "to" else ()), kwargs.get("device"), kwargs.get("other")]
         for value in said:
             if isinstance(value, torch.Tensor):

@@ -12,7 +12,6 @@ from accel.config import compose
 from accel.errors import AccelError, ConfigError, IntegrityError, check_name
 from accel.files import file_name
 from accel.records import Results, write_json
-from accel.results.comparison import Study
 from accel.results.figures import write_figures
 from accel.results.tables import write_tables
 
@@ -161,7 +160,7 @@ def test_a_manifest_that_names_a_file_outside_is_damaged(kind, name, tmp_path, a
     write_json(tmp_path / "a" / "outside.json", {"id": "outside", "kind": kind})
     before = written(tmp_path)
     with pytest.raises(IntegrityError, match=r"forged\.json is damaged: the id of a .* record is"):
-        Study.load(results, "forged")
+        Comparison.load(results, "forged")
     if name == "../../outside":  # the command line reads the rows that are there, to add its own
         code, printed = accel("study=forged", "results=out")
         assert code == 2

@@ -221,8 +221,8 @@ class Letters:
 
 def test_metrics_appear_and_another_network_scores_the_same_images(hub_suite, folder, tmp_path, monkeypatch):
     networks = {"inception": Colours("1"), "dinov2": Colours("2")}
-    monkeypatch.setattr(hub, "_network", lambda name, path: networks[name])
-    monkeypatch.setattr(hub, "_clip", Letters)
+    monkeypatch.setattr(hub, "_network", lambda name, path, device: networks[name])
+    monkeypatch.setattr(hub, "_clip", lambda path, device: Letters(path))
     recipe = Recipe(DiffusersSampler("DDIMScheduler", 2))
     quick = Evaluation(n=60, distance_n=60, shard=30, batch=30, timing=False, device="cpu")
 
@@ -250,7 +250,7 @@ def test_metrics_appear_and_another_network_scores_the_same_images(hub_suite, fo
 
 
 def test_a_network_that_is_not_there_fails_before_any_work(hub_suite, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "_network", lambda name, path: Colours(missing="no weights; fetch them with ..."))
+    monkeypatch.setattr(hub, "_network", lambda name, path, device: Colours(missing="no weights; fetch them with ..."))
     suite = hub_suite("sd", reference_images=RealImages(str(folder)), feature_network="inception")
     with pytest.raises(ConfigError, match="no weights; fetch them with"):
         Runner(suite, Evaluation(n=60, distance_n=60), Results(tmp_path))
