@@ -20,15 +20,16 @@ CACHE = "_target_: accel.caching.DeepCache\ninterval: 4\nbranch: 2\n"
 
 
 @pytest.fixture(autouse=True)
-def fresh():
+def fresh(caplog):
     """Nothing that a test has named or installed is known to the next one."""
+    caplog.set_level("WARNING", config_folders.__name__)  # Hydra's application shows errors alone from then on
 
     def forget():
         registry.extend([])
         config_folders._points.cache_clear()
         config_folders._of_packages.cache_clear()
         config_folders._said.clear()
-        config_folders.logger.disabled = False  # Hydra's application disables all loggers there are
+        config_folders.logger.disabled = False  # and disables all loggers that there are
         importlib.invalidate_caches()
 
     forget()
