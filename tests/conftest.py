@@ -52,3 +52,14 @@ def run(pipe):
 def ddim():
     """ddim(steps) -> the DDIM sampler."""
     return lambda steps=4: DiffusersSampler("DDIMScheduler", steps, "ddim", {"set_alpha_to_one": True})
+
+
+@pytest.fixture(autouse=True)
+def loggers():
+    """Hydra's application, which some tests run, disables the loggers that there are and shows errors alone."""
+    level = logging.root.level
+    yield
+    logging.root.setLevel(level)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == "accel" and isinstance(logger, logging.Logger):
+            logger.disabled = False
