@@ -138,7 +138,7 @@ def test_python_blocks_run(document):
 
 
 def test_commands_compose():
-    commands = re.findall(r"^python -m accel (.*?)(?:  +#.*)?$", README, re.MULTILINE)
+    commands = re.findall(r"^accel ((?:-m )?\w+=.*?)(?:  +#.*)?$", README, re.MULTILINE)
     assert len(commands) >= 4
     for command in commands:
         overrides = [a for a in command.split() if a != "-m"]
