@@ -6,10 +6,14 @@ import logging
 import os
 import warnings
 
-import pytest
-import torch
+if "PYTEST_XDIST_WORKER" in os.environ:  # also for the processes that tests start: spinning threads starve each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from accel.samplers import DiffusersSampler
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from accel.samplers import DiffusersSampler  # noqa: E402
 
 logging.getLogger("diffusers").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning)
