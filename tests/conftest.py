@@ -10,10 +10,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # also for the processes that tests sta
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from accel.samplers import DiffusersSampler  # noqa: E402
+from accel.samplers import DiffusersSampler
 
 logging.getLogger("diffusers").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning)
