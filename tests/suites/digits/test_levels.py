@@ -148,7 +148,7 @@ def test_the_loss_is_the_cross_entropy_of_the_level_that_was_added():
 
 
 def test_a_few_steps_of_training_lower_the_loss(tmp_path):
-    from accel.suites.training import train
+    from accel.suites.training.loop import train
 
     torch.manual_seed(0)
     images, labels = data.load("train")
