@@ -172,11 +172,11 @@ def test_lines_come_from_the_docstrings():
 
 
 def test_a_choice_from_another_folder_is_listed_with_its_docstring(tmp_path, monkeypatch, capsys):
-    package = tmp_path / "elsewhere"
+    package = tmp_path / "halving_package"
     (package / "conf/cache").mkdir(parents=True)
     (package / "__init__.py").write_text("from .halves import Halving\n")
     (package / "halves.py").write_text('"""Halving: every second step is reused. More."""\nclass Halving: ...\n')
-    (package / "conf/cache/halving.yaml").write_text("_target_: elsewhere.Halving\n")
+    (package / "conf/cache/halving.yaml").write_text("_target_: halving_package.Halving\n")
     (package / "conf/cache/quiet.yaml").write_text("# Said by the file. And more.\n_target_: nowhere.Quiet\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["accel", "--config-dir", str(package / "conf"), "list", "cache"])
@@ -189,7 +189,7 @@ def test_a_choice_from_another_folder_is_listed_with_its_docstring(tmp_path, mon
     assert stop.value.code == 0
     assert "Halving: every second step is reused [--config-dir]" in said
     assert "Said by the file [--config-dir]" in said
-    assert "elsewhere" not in sys.modules
+    assert "halving_package" not in sys.modules
 
 
 def test_words_are_split_into_flags_and_overrides():
