@@ -45,10 +45,10 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def save_tensors(path: Path, tensors: Tensors) -> None:
-    """Write tensors with their sha256, whole or not at all."""
+    """Write tensors, wherever they are, with their sha256, whole or not at all."""
     from safetensors.torch import save
 
-    tensors = {k: v.contiguous() for k, v in tensors.items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     write_atomic(path, save(tensors, {"sha256": _digest(tensors)}))
 
 

@@ -24,6 +24,8 @@ def _searched() -> str:
     return str(path)
 
 
+# What learns weights layer by layer learns those of few layers.
+_FEW = "precision.keep=['down_blocks.*', 'up_blocks.*', 'transformer_blocks.1.*', 'time_emb*']"
 _SEARCH = ("iterations=3", "noises=1", "held_out=1", "reference=12")
 
 QUICK = {
@@ -44,22 +46,19 @@ QUICK = {
     "dc_solver": [f"sampler.search.{setting}" for setting in _SEARCH],
     **{name: ["sampler.ratios=[1,1,1.1,0.9]"] for name in ("dc_ddim", "dc_dpmpp_2m")},
     "ode": ["sampler.steps=1", "sampler.rtol=0.01", "sampler.atol=0.01", "sampler.method=RK23"],  # its own steps
-    "ptq4dm": ["precision.calibration.samples=2"],
-    "qdiffusion": ["precision.calibration.samples=2", "precision.rounding.iterations=2"],
-    "w4a8_adaround": ["precision.rounding.iterations=2"],
+    "ptq4dm": ["precision.calibration.samples=2", "+" + _FEW],
+    "w8a8": [_FEW],
+    "qdiffusion": ["precision.calibration.samples=2", "precision.rounding.iterations=2", _FEW],
+    "w4a8_adaround": ["precision.rounding.iterations=2", "+" + _FEW],
     "mixdq": ["precision.samples=1", "precision.keep=['*_blocks.*', 'mid_block.*', '*time_emb*']"],
     "quest": [
         "precision.calibration.samples=2",
         "precision.rounding.iterations=2",
         "precision.iterations=2",
         "precision.groups=2",
-        "precision.keep=['down_blocks.*', 'up_blocks.*', 'transformer_blocks.1.*', 'time_emb*']",
+        _FEW,
     ],
-    "binarydm": [
-        "precision.calibration.samples=2",
-        "precision.iterations=2",
-        "precision.keep=['down_blocks.*', 'up_blocks.*', 'transformer_blocks.1.*', 'time_emb*']",
-    ],
+    "binarydm": ["precision.calibration.samples=2", "precision.iterations=2", _FEW],
     "compiled": ["precision.backend=none"],
     "torchao_int8": ["precision.compile=false"],
     "static_int8": ["precision.backend=none", "precision.calibration.samples=1"],

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from elsewhere import DEVICE, Elsewhere
+from accel.testing.elsewhere import DEVICE, Elsewhere
 
 from accel import __main__ as cli
 from accel.caching import DeepCache
@@ -32,8 +32,7 @@ def made(name: str, *settings: str) -> Suite:
 
 
 @pytest.fixture
-def device(monkeypatch):
-    monkeypatch.setattr("accel.studies.runner.device_count", lambda kind: 1)
+def device():
     with Elsewhere() as device:
         yield device
 

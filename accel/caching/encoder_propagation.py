@@ -26,6 +26,7 @@ from accel.caching.rows import Kept, rows_of
 from accel.caching.schedules import Schedule, Uniform
 from accel.caching.unet_view import skip_count
 from accel.core.denoiser import Denoise, Inputs, Node
+from accel.core.devices import send
 from accel.core.method import Method
 from accel.errors import IncompatibleError, check_float, check_int
 from accel.samplers.noise import adds_noise
@@ -100,7 +101,7 @@ class EncoderPropagation(Method):
                 return None
             joint = tuple(torch.cat(same) if len(stages) > 1 else same[0] for same in zip(*tensors, strict=True))
             if len(stages) > 1:
-                times = clock.timesteps[stages].repeat_interleave(inputs.rows).to(inputs.sample.device)
+                times = send(clock.timesteps[stages].repeat_interleave(inputs.rows), inputs.sample.device)
                 inputs = inputs.tiled(len(stages)).given(timestep=times)
             return node.evaluate(inputs, lambda **kwargs: view.forward(joint, **kwargs), "decoder")
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from accel.core.denoiser import Inputs
+from accel.core.devices import send
 
 
 class Kept(NamedTuple):
@@ -28,4 +29,4 @@ def _selected(tensor: torch.Tensor, held: tuple[int, ...] | None, wanted: tuple[
     if wanted in (held, None):
         return tensor
     places = {member: place for place, member in enumerate(range(len(tensor)) if held is None else held)}
-    return tensor[[places[m] for m in wanted if m in places]]
+    return tensor[send([places[m] for m in wanted if m in places], tensor.device)]

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from accel.core.conditioning import conditioning_of
+from accel.core.devices import send
 from accel.core.trajectory import Trajectory
 from accel.errors import IncompatibleError
 
@@ -49,7 +50,7 @@ class Inputs:
 
     def pick(self, members: Sequence[int]) -> Inputs:
         """Only these rows of inputs that have a single part, all of it."""
-        rows = torch.tensor(members, device=self.sample.device)
+        rows = send(list(members), self.sample.device)
         return replace(self._select(rows), members=tuple(members))
 
     def tiled(self, times: int) -> Inputs:
@@ -168,7 +169,7 @@ class Node:
         if inputs.sample_name == self._names[0]:
             return inputs.kwargs
         kwargs = {k: v for k, v in inputs.kwargs.items() if k in self._names} | {self._names[0]: inputs.sample}
-        time = torch.as_tensor(kwargs["timestep"], device=inputs.sample.device)
+        time = send(kwargs["timestep"], inputs.sample.device)
         return kwargs | {"timestep": time.expand(inputs.rows) if time.dim() == 0 else time}
 
     def aside(self, name: str, mode: str, rows: int, work: Callable[[], Any]) -> Any:

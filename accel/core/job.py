@@ -38,14 +38,14 @@ class Job:
     def save(self, name: str, tensors: Tensors) -> None:
         """Keep `tensors` under `name` in place of what was there."""
         if self.folder is not None:
-            save_tensors(self._path(name), {k: v.detach() for k, v in tensors.items()})
+            save_tensors(self._path(name), tensors)
             save_tensors(self._path(SECONDS), {SECONDS: torch.tensor(self.seconds)})
 
     def part(self, name: str, make: Callable[[], Tensors]) -> Tensors:
-        """`make()`, kept: the second time it is what was kept."""
+        """`make()`, kept, on the CPU: the second time it is what was kept."""
         kept = self.load(name)
         if kept is None:
-            kept = make()
+            kept = {k: v.detach().cpu() for k, v in make().items()}
             self.save(name, kept)
         return kept
 

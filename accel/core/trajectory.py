@@ -123,6 +123,16 @@ class Trajectory:
         return self._times[self._offset + self.step * self._order]
 
     @property
+    def index(self) -> int:
+        """Index of this stage among all that the scheduler has, which begin before it where a pipeline skips some."""
+        return self._offset + self.stage
+
+    @property
+    def sigma_after(self) -> float:
+        """The scheduler's `sigmas` where its next step ends (a copy on the host); IndexError if it has none."""
+        return (self._sigmas or [])[self.index + 1]
+
+    @property
     def sigma(self) -> float:
         """Noise level of this stage: sigma / alpha for variance-preserving models, sigma of [0, 1] for flow models."""
         if self._sigmas is not None and self._offset + self.stage < len(self._sigmas):

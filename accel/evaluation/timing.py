@@ -24,19 +24,32 @@ Clock = Callable[[], float]
 
 
 def stopwatch(run: Callable[[], Any], device: torch.device | str = "cpu", clock: Clock | None = None) -> float:
-    """Seconds that `run` takes, all of its GPU work included. `clock`: for work on the CPU; none is a wall clock."""
-    if torch.device(device).type != "cuda":
-        clock = clock or time.perf_counter
-        start = clock()
-        run()
-        return clock() - start
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize(device)
-    begin.record()
+    """Seconds that `run` takes, all of its GPU work included. `clock`: for work on the CPU; none is a wall clock.
+
+    CUDA: events on that device's current stream. Other accelerators: a wall clock around work that has ended.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # an event is recorded where the current device is
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda.synchronize(device)
+            begin.record()
+            run()
+            end.record()
+            torch.cuda.synchronize(device)
+            return begin.elapsed_time(end) / 1000
+    clock = clock or time.perf_counter
+    _finish(device)
+    start = clock()
     run()
-    end.record()
-    torch.cuda.synchronize(device)
-    return begin.elapsed_time(end) / 1000
+    _finish(device)
+    return clock() - start
+
+
+def _finish(device: torch.device) -> None:
+    """Wait until an accelerator other than CUDA (xpu, mps) has done its work."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
 
 
 Arm = Callable[[], AbstractContextManager[Callable[[], Any]]]

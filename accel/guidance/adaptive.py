@@ -25,6 +25,7 @@ from typing import ClassVar
 
 import torch
 
+from accel.core.devices import send
 from accel.core.guidance import Guidance, Scaled, halves, joined
 from accel.errors import check_float, check_int, unknown
 from accel.guidance.cfg import CFG
@@ -70,13 +71,10 @@ class AdaptiveGuidance(Scaled):
         return CFG(self.scale)
 
     def guide(self, inputs, inner, node):
-        count = inputs.rows // 2
-        guided = node.memory.get("guided", list(range(count)))
+        guided = node.memory.get("guided", list(range(inputs.rows // 2)))
         uncond, cond = self._evaluate(inputs, inner, guided)
         if guided and node.clock.step >= self.min_steps:
-            x = inputs.take("cond").sample
-            reached = self._reached(own(uncond, x)[guided], own(cond, x)[guided], x[guided], node)
-            if off := [i for i, over in zip(guided, reached, strict=True) if over]:
+            if off := [i for i, over in zip(guided, self._reached(uncond, cond, guided, inputs, node)) if over]:
                 uncond = unguided(uncond, cond, off)
                 node.clock.mark(OFF, off)
                 node.memory["guided"] = [i for i in guided if i not in off]
@@ -89,12 +87,17 @@ class AdaptiveGuidance(Scaled):
         cond = inner(inputs.take("cond"))
         uncond = cond.clone()
         if guided:
-            uncond[guided] = inner(inputs.take("uncond").pick(guided))
+            uncond[send(guided, cond.device)] = inner(inputs.take("uncond").pick(guided))
         return uncond, cond
 
-    def _reached(self, uncond: torch.Tensor, cond: torch.Tensor, x: torch.Tensor, node) -> list[bool]:
+    def _reached(self, uncond: torch.Tensor, cond: torch.Tensor, guided: list[int], inputs, node) -> list[bool]:
+        x = inputs.take("cond").sample
+        rows = [own(uncond, x), own(cond, x), x]
+        if len(guided) < len(x):
+            which = send(guided, x.device)
+            rows = [v[which] for v in rows]
         at = level(node.clock)
-        u, c = (at.to(self.space, v.to(exactly(v)), x.to(exactly(v))) for v in (uncond, cond))
+        u, c = (at.to(self.space, v.to(exactly(v)), rows[2].to(exactly(v))) for v in rows[:2])
         return (DECISIONS[self.decision](similarity(u, c)) >= self.threshold).tolist()
 
 
@@ -105,6 +108,6 @@ def similarity(u: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
 
 def unguided(u: torch.Tensor, c: torch.Tensor, off: list[int]) -> torch.Tensor:
     """u with c in the rows `off`, so that u + s (c - u) is c there, whatever s."""
-    u = u.clone()
-    u[off] = c[off]
+    u, rows = u.clone(), send(off, u.device)
+    u[rows] = c[rows]
     return u

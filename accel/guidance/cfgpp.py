@@ -33,34 +33,35 @@ from typing import Any, ClassVar
 import torch
 
 from accel.core.guidance import Guidance, classifier_free, halves, joined
+from accel.core.trajectory import Trajectory
 from accel.errors import IncompatibleError, check_float
 from accel.guidance.spaces import level, own, shifted
 
 DOUBLED = 2.0  # any scale above 1: the pipeline doubles the batch, and both halves hold the same prediction
 
 
-def _of_betas(scheduler: Any, timestep: Any) -> float:
+def _of_betas(scheduler: Any, clock: Trajectory) -> float:
     # DDIM's own end of the step, by timestep.
-    before = int(timestep) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    before = int(clock.timestep) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     end = scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod
     return float(1 - end) ** 0.5
 
 
-def _of_sigmas(scheduler: Any, timestep: Any) -> float:
-    # x / alpha with sigma / alpha, or a flow with sigma.
-    return float(scheduler.sigmas[scheduler.step_index])
+def _of_sigmas(scheduler: Any, clock: Trajectory) -> float:
+    # x / alpha with sigma / alpha, or a flow with sigma. The scheduler may have its own on the device.
+    return clock.sigma_after
 
 
-def _of_scaled_sigmas(scheduler: Any, timestep: Any) -> float:
-    return float(scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[scheduler.step_index])[1])
+def _of_scaled_sigmas(scheduler: Any, clock: Trajectory) -> float:
+    return float(scheduler._sigma_to_alpha_sigma_t(torch.tensor(clock.sigma_after))[1])
 
 
-def _of_nodes(scheduler: Any, timestep: Any) -> float:
-    return float(scheduler.nodes.sigma[scheduler.step_index])
+def _of_nodes(scheduler: Any, clock: Trajectory) -> float:
+    return float(scheduler.nodes.sigma[clock.index + 1])
 
 
-# sigma' after a step, in the scheduler's own scale of x, by scheduler class.
-ENDS: Mapping[str, Callable[[Any, Any], float]] = {
+# sigma' after the clock's step, in the scheduler's own scale of x, by scheduler class. None of them asks the device.
+ENDS: Mapping[str, Callable[[Any, Trajectory], float]] = {
     "DDIMScheduler": _of_betas,
     "EulerDiscreteScheduler": _of_sigmas,
     "FlowMatchEulerDiscreteScheduler": _of_sigmas,
@@ -125,8 +126,8 @@ class CFGPlusPlus(Guidance):
         @functools.wraps(step)
         def renoising_step(model_output, timestep, sample, *args, **kwargs):
             change = node.memory.pop("renoise", None)  # the clock forgets it at the end of the last step
+            sigma = end(scheduler, node.clock)
             result = step(model_output, timestep, sample, *args, **kwargs)
-            sigma = end(scheduler, timestep)
             return result if change is None or sigma == 0 else _moved(result, sigma * change)
 
         scheduler.step = renoising_step

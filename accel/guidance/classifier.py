@@ -127,7 +127,7 @@ class ClassifierGuidance(ByClassifier):
                 at = x0.detach().clone()
                 at = (at.clamp(-1, 1) if self.clip else at).requires_grad_()
                 # A copy, because the hooks that count MACs take no leaves of the graph.
-                logits = logits_of(node.classifier, at.clone(), labels)
+                logits = logits_of(node, at.clone(), labels)
                 value = evidence(logits, labels, self.joint_temperature, self.margin_discount).sum()
                 return torch.autograd.grad(value, at)[0]
 
@@ -157,11 +157,12 @@ def conditional(inputs: Inputs) -> Inputs:
     return inputs.take("cond")
 
 
-def logits_of(classifier: nn.Module, x0: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Logits (B, K) of x_0 (B, C, ...); ConfigError if the labels are not among the classes."""
-    weight = next(classifier.parameters(), x0)
-    logits = classifier(x0.to(weight.dtype)).to(x0.dtype)
-    if logits.ndim != 2 or int(labels.max()) >= logits.shape[1]:
+def logits_of(node: Node, x0: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Logits (B, K) of the node's classifier at x_0 (B, C, ...); ConfigError if the labels are not among the classes
+    (read at a trajectory's first evaluation alone, because reading waits for the GPU)."""
+    weight = next(node.classifier.parameters(), x0)
+    logits = node.classifier(x0.to(weight.dtype)).to(x0.dtype)
+    if logits.ndim != 2 or (node.clock.stage == 0 and int(labels.max()) >= logits.shape[1]):
         raise ConfigError(
             f"the classifier gives {tuple(logits.shape)} for {len(x0)} samples with labels up to {int(labels.max())}; "
             "allowed: one logit for each class of the model."

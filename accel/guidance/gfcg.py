@@ -23,6 +23,7 @@ from typing import ClassVar
 
 import torch
 
+from accel.core.devices import send
 from accel.core.guidance import halves
 from accel.errors import IncompatibleError, check_float
 from accel.guidance.classifier import ByClassifier, conditional, logits_of
@@ -61,19 +62,19 @@ class GradientFreeClassifierGuidance(ByClassifier):
         labels, x = rows.kwargs["class_labels"], rows.sample
         cond = prediction if len(inputs.parts) == 1 else halves(prediction, inputs)[1]
         weight, reference = self.decide(node, at.to("x0", own(cond, x), x), labels)
-        unsure = (weight > 0).nonzero()[:, 0].tolist()
+        unsure = [i for i, guided in enumerate((weight > 0).tolist()) if guided]
         if not unsure:
             return prediction
-        change = torch.zeros_like(own(cond, x))
-        asked = rows.pick(unsure).given(class_labels=reference[unsure].to(labels.dtype))
+        change, which = torch.zeros_like(own(cond, x)), send(unsure, x.device)
+        asked = rows.pick(unsure).given(class_labels=reference[which].to(labels.dtype))
         other = inner(asked.with_parts(("reference",)))
-        change[unsure] = gfcg(own(cond, x)[unsure], own(other, x), weight[unsure]).to(change.dtype)
+        change[which] = gfcg(own(cond, x)[which], own(other, x), weight[which]).to(change.dtype)
         return shifted(prediction, change.repeat(len(inputs.parts), *[1] * (change.ndim - 1)))
 
     def decide(self, node, x0: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(w, r): weight and reference class of each sample, both (B,)."""
         at = x0.clamp(-1, 1)
-        logits = node.aside("classifier", "forward", len(x0), lambda: logits_of(node.classifier, at, labels))
+        logits = node.aside("classifier", "forward", len(x0), lambda: logits_of(node, at, labels))
         return against(logits, labels, self.strength, self.confident)
 
 

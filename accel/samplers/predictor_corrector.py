@@ -33,6 +33,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 
+from accel.core.devices import send
 from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
 from accel.samplers.scheduler import BaseScheduler, Nodes, with_schedule_options
 
@@ -217,4 +218,6 @@ def _noise(like: torch.Tensor, generator: Any) -> torch.Tensor:
             f"generator is a list of {len(generator)} for {len(like)} samples; allowed: one generator, or one for each."
         )
     generator = list(generator) if isinstance(generator, tuple) else generator
-    return randn_tensor(tuple(like.shape), generator=generator, device=like.device, dtype=like.dtype)
+    own = generator[0] if isinstance(generator, list) and generator else generator
+    at = like.device if own is None else own.device  # noise of a CPU generator is drawn there, and sent without a wait
+    return send(randn_tensor(tuple(like.shape), generator=generator, device=at, dtype=like.dtype), like.device)

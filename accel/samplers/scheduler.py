@@ -157,7 +157,8 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(self.schedule.total - 1, -1, -1)
-        self.sigmas = torch.from_numpy(self._sigmas(self.timesteps.numpy())).float()
+        self._visited = self.timesteps.numpy()
+        self.sigmas = torch.from_numpy(self._sigmas(self._visited)).float()
         self.memory: dict[str, Any] = {}
         self._step_index = self._begin_index = None
 
@@ -232,6 +233,7 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
         whole = np.array_equal(stages, np.round(stages)) and not self.schedule.flow
         fraction = np.float32 if torch.device(device or "cpu").type == "mps" else np.float64  # MPS has no float64
         self.timesteps = torch.from_numpy(stages.astype(np.int64 if whole else fraction)).to(device)
+        self._visited = stages
         ends = self.nodes.sigma if self.schedule.flow else self.nodes.rho
         self.sigmas = torch.from_numpy(np.append(self._sigmas(stages), ends[-1])).float()
         self.memory = {}
@@ -360,11 +362,11 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
         return self.schedule.alpha_sigma(times)[1] if self.schedule.flow else self.schedule.rho(times)
 
     def _find(self, timestep: int | float | torch.Tensor) -> int:
-        distance = (self.timesteps.cpu().double() - float(timestep)).abs()
+        distance = np.abs(self._visited - float(timestep))
         # The last stage of a step may be at the timestep where the next step begins: begin there.
-        at = (distance == distance.min()).nonzero().flatten().tolist()
-        if not at or float(distance[at[0]]) > 0.5:
-            raise ConfigError(f"timestep {float(timestep):g} is not in this trajectory: {self.timesteps.tolist()}.")
+        at = np.flatnonzero(distance == distance.min()).tolist()
+        if not at or distance[at[0]] > 0.5:
+            raise ConfigError(f"timestep {float(timestep):g} is not in this trajectory: {self._visited.tolist()}.")
         return next((i for i in at if i % self.order == 0), at[0])
 
 

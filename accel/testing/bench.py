@@ -28,14 +28,15 @@ class Bench:
     """A suite with its pipeline and further networks; checks must leave them as they found them."""
 
     suite: Suite
+    device: str = "cpu"
 
     @cached_property
     def pipe(self) -> Any:
-        return self.suite.pipeline()
+        return self.suite.pipeline().to(self.device)
 
     @cached_property
     def models(self) -> dict[str, nn.Module]:
-        return self.suite.networks()
+        return {name: net.to(self.device) for name, net in self.suite.networks().items()}
 
     @cached_property
     def net(self) -> nn.Module:
@@ -90,7 +91,8 @@ class Case:
     """One method under contract: its axis, a recipe that has it there, and where it may be tried.
 
     `neutral`: the same method at settings that change nothing, None if it has none. `tolerance`: the greatest
-    difference of a sample alone and in a batch. `changes`: whether it changes the result at all.
+    difference of a sample alone and in a batch. `changes`: whether it changes the result at all. `waits`: how often an
+    evaluation may make the host wait for a GPU.
     """
 
     axis: str
@@ -99,6 +101,7 @@ class Case:
     neutral: Any = None
     changes: bool = True
     tolerance: float = 2e-3
+    waits: int = 0
 
     @property
     def method(self) -> Any:

@@ -19,6 +19,7 @@ from accel.suites.base import Suite
 from accel.testing.bench import Case
 from accel.testing.caches import CACHE
 from accel.testing.common import AT_DENOISER, COMMON
+from accel.testing.gpu import ON_A_GPU
 from accel.testing.guidances import GUIDANCE
 from accel.testing.samplers import SAMPLER
 from accel.testing.suites import TinySuite
@@ -26,14 +27,15 @@ from accel.testing.suites import TinySuite
 TINY = (TinySuite("unet"), TinySuite("transformer"), TinySuite("flow"))
 # Which class of method is on which axis, for those that are not told; a method of no such class is a cache.
 CLASSES = {"sampler": Sampler, "grid": Grid, "guidance": Guidance, "precision": Precision, "stitch": TStitch}
+EVERY = COMMON | ON_A_GPU
 CHECKS: dict[str, dict[str, Callable[[Case], None]]] = {
-    "sampler": COMMON | SAMPLER,
-    "grid": COMMON,
-    "guidance": COMMON | AT_DENOISER | GUIDANCE,
-    "cache": COMMON | AT_DENOISER | CACHE,
-    "stitch": COMMON | AT_DENOISER,
-    "precision": COMMON | AT_DENOISER,
-    "skip": COMMON | AT_DENOISER,
+    "sampler": EVERY | SAMPLER,
+    "grid": EVERY,
+    "guidance": EVERY | AT_DENOISER | GUIDANCE,
+    "cache": EVERY | AT_DENOISER | CACHE,
+    "stitch": EVERY | AT_DENOISER,
+    "precision": EVERY | AT_DENOISER,
+    "skip": EVERY | AT_DENOISER,
 }
 # Rounded numbers flip single levels where kernels sum in another order.
 TOLERANCES = {"precision": 0.35}
@@ -58,6 +60,7 @@ def contract_checks(
     recipe: Recipe | None = None,
     changes: bool = True,
     tolerance: float | None = None,
+    waits: int = 0,
 ) -> dict[str, Callable[[], None]]:
     """The points of the contract by name, each a call that raises AssertionError where `method` breaks it.
 
@@ -71,6 +74,7 @@ def contract_checks(
     recipe: what the method is put into; None: a sampler alone.
     changes: False for a method that never changes a result.
     tolerance: the greatest difference between a sample alone and in a batch; None: 2e-3, for a precision 0.35.
+    waits: how often an evaluation may make the host wait for a GPU, beyond what the pipeline does without the method.
     """
     axis = axis or next((name for name, kind in CLASSES.items() if isinstance(method, kind)), "cache")
     if axis not in CHECKS:
@@ -86,5 +90,6 @@ def contract_checks(
         neutral=neutral,
         changes=changes,
         tolerance=TOLERANCES.get(axis, 2e-3) if tolerance is None else tolerance,
+        waits=waits,
     )
     return {name: partial(check, case) for name, check in CHECKS[axis].items()}

@@ -65,7 +65,7 @@ class TinySuite(Suite):
 
 
 def _random(seed: int, make: Callable[[], nn.Module]) -> Any:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make().eval().requires_grad_(False)
 

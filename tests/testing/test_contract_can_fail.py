@@ -209,6 +209,27 @@ class AcceptsButFails(Toy):
         raise IncompatibleError("it works nowhere at all, whatever the network is")
 
 
+class StaysOnTheCPU(Toy):
+    def attach(self, node, inner):
+        small = torch.full((1, 8, 8), 1e-3)
+        return lambda inputs: inner(inputs) + small
+
+
+class DiffersOnAGPU(Toy):
+    def attach(self, node, inner):
+        return lambda inputs: inner(inputs) * (2 if inputs.sample.is_cuda else 1)
+
+
+class ReadsAtEveryStep(Toy):
+    def attach(self, node, inner):
+        return lambda inputs: inner(inputs) * float(inputs.sample.abs().mean())
+
+
+class SendsAtEveryStep(Toy):
+    def attach(self, node, inner):
+        return lambda inputs: inner(inputs) * torch.tensor([1.1], device=inputs.sample.device)
+
+
 @dataclass
 class CanBeChanged(Method):
     every: int = 2
@@ -235,6 +256,10 @@ CACHES = {
     MixesTheBatch: ("repeats", "a sample depends on the others of its batch"),
     RefusesInOneWord: ("refusals", "is refused on tiny_transformer without a reason: 'no'"),
     AcceptsButFails: ("changes", "runs on none of the suites that it was tried on"),
+    StaysOnTheCPU: ("gpu", "fails on a GPU: Expected all tensors to be on the same device"),
+    DiffersOnAGPU: ("gpu", "differs on a GPU by"),
+    ReadsAtEveryStep: ("gpu", "makes the host wait for the GPU at every step: {('read', "),
+    SendsAtEveryStep: ("gpu", "makes the host wait for the GPU at every step: {('send', "),
     CanBeChanged: ("configuration", "make it @dataclass(frozen=True)"),
     NoConfiguration: ("configuration", "is no dataclass"),
 }
