@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import warnings
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # also for the processes that tests start: spinning threads starve each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Tests that time do not wait for those of another worker, nor for anybody else on this machine.
+os.environ["ACCEL_LOCKS"] = tempfile.mkdtemp(prefix="accel-locks-")
 
 import pytest
 import torch

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
-from accel.testing.elsewhere import DEVICE, Elsewhere
 
 from accel import __main__ as cli
 from accel.caching import DeepCache
 from accel.config import compose, instantiate
+from accel.core.devices import device_lock
 from accel.core.recipe import Recipe
+from accel.evaluation.shards import locked
+from accel.evaluation.timing import interleave, stopwatch
 from accel.guidance import CFG, ClassifierGuidance
 from accel.precision import Cast, FakeQuant
 from accel.records import Results
@@ -20,6 +23,7 @@ from accel.stitching import TStitch
 from accel.studies.runner import Evaluation, Runner
 from accel.suites.base import Suite
 from accel.suites.digits.levels import level_classifier
+from accel.testing.elsewhere import DEVICE, Elsewhere
 
 EMBEDDED = ("digits", "digits_flow", "digits_dit", "shapes", "mixture")
 QUICK = {"n": 60, "distance_n": 60, "shard": 60, "batch": 60, "timing_batch": 2, "repetitions": 3}
@@ -155,3 +159,37 @@ def test_feature_networks_of_a_pipeline_are_where_it_runs(asked, found, monkeypa
     settings = ["suite.feature_network=dinov2", "suite.reference_images.path=/x", f"evaluation.device={asked}"]
     assert made("hub", *settings)._network_or_none().device == found
     assert made("hub", *settings, "suite.scoring_device=cpu")._network_or_none().device == "cpu"
+
+
+# --- clocks and locks
+
+
+def test_events_are_recorded_on_the_device_that_works(device):
+    recorded = []
+
+    class Event(type(torch.cuda.Event())):
+        def record(self, stream=None):
+            super().record(stream)
+            recorded.append(self.device)
+
+    torch.cuda.Event = lambda **settings: Event(device)
+    assert stopwatch(lambda: torch.ones(2, device=DEVICE) + 1, DEVICE) > 0
+    assert recorded == [1, 1], "cuda:1, although the current device is cuda:0"
+    assert device.current == 0
+
+
+def test_whoever_times_locks_the_device_not_the_folder(device):
+    assert device_lock("cuda:1") == device_lock(torch.device("cuda", 1))
+    assert device_lock("cuda") == device_lock("cuda:0")
+    assert len({device_lock(d) for d in ("cpu", "cuda:0", "cuda:1")}) == 3
+    held = {}
+
+    @contextmanager
+    def arm():
+        for other in ("cuda:0", "cuda:1"):
+            with locked(device_lock(other), wait=False, shared=True) as free:
+                held[other] = not free
+        yield lambda: None
+
+    interleave({"one": arm}, 1, DEVICE)
+    assert held == {"cuda:0": False, "cuda:1": True}

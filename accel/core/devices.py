@@ -1,12 +1,19 @@
-"""Numbers of the host for a device, without waiting for it."""
+"""Devices: numbers sent there without a wait, and the lock of whoever times on one."""
 
 from __future__ import annotations
 
+import getpass
+import os
+import platform
+import re
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 
 PINNING = ("cuda", "xpu")  # from page-locked memory these copy while the host goes on
+LOCKS = "ACCEL_LOCKS"  # the environment variable that names the folder of locks
 
 
 def send(values: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -15,3 +22,29 @@ def send(values: Any, device: torch.device | str, dtype: torch.dtype | None = No
     if device.type not in PINNING or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def device_lock(device: torch.device | str) -> Path:
+    """The file that whoever times on `device` locks, and whoever generates there shares, in whatever results folder.
+
+    One for each GPU of this machine (by its own id, whatever it is called in this process), one for its CPU. It lies in
+    the user's part of the system's temporary folder, or in $ACCEL_LOCKS: for several users or containers, one that all
+    of them see.
+    """
+    folder = os.environ.get(LOCKS) or Path(tempfile.gettempdir()) / f"accel-locks-{_user()}"
+    return Path(folder) / (re.sub(r"[^\w.-]", "_", f"{platform.node()}-{_identity(torch.device(device))}") + ".lock")
+
+
+def _identity(device: torch.device) -> str:
+    if device.type != "cuda":
+        return str(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    found = getattr(torch.cuda.get_device_properties(index), "uuid", None)
+    return f"cuda-{index if found is None else found}"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user without a name
+        return "user"

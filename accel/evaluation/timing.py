@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from accel.core.devices import device_lock
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError
 from accel.evaluation.generate import generate
+from accel.evaluation.shards import locked
 from accel.suites.base import Suite
 
 Clock = Callable[[], float]
@@ -60,15 +62,17 @@ def interleave(
 ) -> dict[str, np.ndarray]:
     """Seconds of each arm, shape (repetitions,): rounds visit the arms in turn, every other round backwards.
 
-    An arm is a context that gives what is to be timed; entering and leaving it (set-up) is not timed.
+    An arm is a context that gives what is to be timed; entering and leaving it (set-up) is not timed. Meanwhile nobody
+    else of this harness times or generates on the device.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for r in range(-warmup, repetitions):
-        for name in list(arms)[:: 1 if r % 2 == 0 else -1]:
-            with arms[name]() as run:
-                elapsed = stopwatch(run, device, clock)
-            if r >= 0:
-                seconds[name].append(elapsed)
+    with locked(device_lock(device)):
+        for r in range(-warmup, repetitions):
+            for name in list(arms)[:: 1 if r % 2 == 0 else -1]:
+                with arms[name]() as run:
+                    elapsed = stopwatch(run, device, clock)
+                if r >= 0:
+                    seconds[name].append(elapsed)
     return {name: np.array(values) for name, values in seconds.items()}
 
 

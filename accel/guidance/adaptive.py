@@ -74,7 +74,8 @@ class AdaptiveGuidance(Scaled):
         guided = node.memory.get("guided", list(range(inputs.rows // 2)))
         uncond, cond = self._evaluate(inputs, inner, guided)
         if guided and node.clock.step >= self.min_steps:
-            if off := [i for i, over in zip(guided, self._reached(uncond, cond, guided, inputs, node)) if over]:
+            reached = self._reached(uncond, cond, guided, inputs, node)
+            if off := [i for i, over in zip(guided, reached, strict=True) if over]:
                 uncond = unguided(uncond, cond, off)
                 node.clock.mark(OFF, off)
                 node.memory["guided"] = [i for i in guided if i not in off]

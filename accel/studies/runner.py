@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from accel.core.devices import device_lock
 from accel.core.environment import environment, instruction_set, provenance
 from accel.core.recipe import Recipe, accelerate
 from accel.digests import weights_digest
@@ -237,7 +237,7 @@ class Runner:
         if missing:
             with accelerate(self.pipe, recipe, models=self.models, artefacts=artefacts):
                 for a, b in missing:
-                    with locked(self._device_lock, shared=True):
+                    with locked(device_lock(self.device), shared=True):
                         images = generate(self.pipe, self.suite, recipe, e.seed, a, b, e.batch)
                     tensors = {"images": self.suite.stored(images)}
                     if not self._scoring:
@@ -339,9 +339,8 @@ class Runner:
             return record
         e = self.evaluation
         artefacts, _ = self.artefacts(recipe)
-        with locked(self._device_lock):  # nobody else times or generates meanwhile
-            measured = time_recipe(self.pipe, self.suite, recipe, baseline, models=self.models, artefacts=artefacts,
-                                   batch=e.timing_batch, repetitions=e.repetitions)  # fmt: skip
+        measured = time_recipe(self.pipe, self.suite, recipe, baseline, models=self.models, artefacts=artefacts,
+                               batch=e.timing_batch, repetitions=e.repetitions)  # fmt: skip
         where = environment(self.device) | self.suite.execution()
         record = {
             "kind": "timing",
@@ -376,10 +375,6 @@ class Runner:
 
     def _store(self, recipe: Recipe) -> ShardStore:
         return ShardStore(self.results.root, self.generation_id(recipe))
-
-    @property
-    def _device_lock(self) -> Path:
-        return self.results.root / "shards" / ".device.lock"
 
     def _picture(self, key: str, images: torch.Tensor) -> None:
         from PIL import Image

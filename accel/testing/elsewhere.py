@@ -22,6 +22,7 @@ import time
 import weakref
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -149,7 +150,9 @@ class _Said(TorchFunctionMode):
         return there.put(made, asked)
 
     def _is_device(self, value: Any) -> bool:
-        return isinstance(value, torch.device) or (isinstance(value, str) and value.partition(":")[0] in ("cuda", "cpu"))
+        return isinstance(value, torch.device) or (
+            isinstance(value, str) and value.partition(":")[0] in ("cuda", "cpu")
+        )
 
     def _wait(self, name: str, first: torch.Tensor | None, place: str, asked: str, kwargs: dict[str, Any]) -> None:
         moved = first is not None and name not in ("new_tensor", *MADE_OF_VALUES) and not name.endswith("_like")
@@ -260,6 +263,7 @@ def _cuda(there: Elsewhere) -> dict[str, Any]:
         "synchronize": synchronize,
         "Event": lambda **settings: _Event(there),
         "get_device_name": lambda device=None: "pretended GPU",
+        "get_device_properties": lambda index: SimpleNamespace(uuid=f"pretended-{index}"),
         "get_device_capability": lambda device=None: (9, 0),
         "is_bf16_supported": lambda *args, **kwargs: True,
         "empty_cache": lambda: None,
