@@ -57,7 +57,7 @@ POINTS = [(*method, point) for method in METHODS for point in CHECKS[method[0]]]
 BROKEN = {
     ("cache", "diffusers_pab", "slots"): "diffusers' PyramidAttentionBroadcast counts calls and knows no contexts",
 }
-# How often an evaluation makes the host wait for a GPU, beyond the plain pipeline: what has to be read (docs/design.md).
+# How often an evaluation makes the host wait for a GPU, beyond the plain pipeline: what has to be read.
 WAITS = {
     "ag": 1,  # whether both predictions agree
     "gfcg": 1,  # which samples are taken for their class

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,6 +59,7 @@ def toy():
 def test_gradient_is_that_of_the_evidence(models):
     """Against finite differences, through the shipped classifier in float64."""
     import copy
+from types import SimpleNamespace
 
     classifier = copy.deepcopy(models["classifier"]).double()
     method = ClassifierGuidance(joint_temperature=0.9, margin_discount=0.6, clip=False)
@@ -66,6 +68,8 @@ def test_gradient_is_that_of_the_evidence(models):
     labels = torch.tensor([3, 0, 7])
 
     class Node:
+        clock = SimpleNamespace(stage=0)
+
         def aside(self, name, mode, rows, work):
             assert (name, mode, rows) == ("classifier", "gradient", 3)
             return work()
@@ -169,6 +173,7 @@ def test_reference_and_weight_are_the_classifiers():
 
     class Node:
         classifier = Told(logits.tolist()).double()
+        clock = SimpleNamespace(stage=0)
 
         def aside(self, name, mode, rows, work):
             return work()
