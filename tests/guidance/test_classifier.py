@@ -59,7 +59,6 @@ def toy():
 def test_gradient_is_that_of_the_evidence(models):
     """Against finite differences, through the shipped classifier in float64."""
     import copy
-from types import SimpleNamespace
 
     classifier = copy.deepcopy(models["classifier"]).double()
     method = ClassifierGuidance(joint_temperature=0.9, margin_discount=0.6, clip=False)
