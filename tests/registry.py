@@ -45,7 +45,7 @@ QUICK = {
     "explicit": ["grid.timesteps=[999,700,400.5,100]"],
     "dc_solver": [f"sampler.search.{setting}" for setting in _SEARCH],
     **{name: ["sampler.ratios=[1,1,1.1,0.9]"] for name in ("dc_ddim", "dc_dpmpp_2m")},
-    "ode": ["sampler.steps=1", "sampler.rtol=0.1", "sampler.atol=0.1", "sampler.method=RK23"],  # its own steps
+    "ode": ["sampler.steps=1", "sampler.rtol=0.03", "sampler.atol=0.03", "sampler.method=RK23"],  # its own steps
     "ptq4dm": ["precision.calibration.samples=2", "+" + _FEW],
     "w8a8": [_FEW],
     "qdiffusion": ["precision.calibration.samples=2", "precision.rounding.iterations=2", _FEW],

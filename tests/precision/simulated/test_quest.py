@@ -18,7 +18,8 @@ from accel.precision.simulated.weights import nearest_weight, scales_of, sliced,
 from accel.samplers import DiffusersSampler
 
 DDIM = DiffusersSampler("DDIMScheduler", 4)
-KEEP = ("time_embedding.*", "down_blocks.*", "up_blocks.*")
+# All but the attention, which is what is tuned: elsewhere rounding would drown what tuning gains.
+KEEP = ("time_embedding.*", "down_blocks.*", "up_blocks.*", "mid_block.resnets.*", "conv_in", "conv_out")
 QUICK = {
     "keep": KEEP,
     "rounding": AdaRound(iterations=10),
@@ -65,8 +66,8 @@ def made(pipe, digits):
         return generate(pipe, digits, own, 99, start, stop, 8)
 
     found = {}
-    for name, iterations in (("tuned", 100), ("rounded", 0)):
-        recipe = Recipe(DDIM, precision=QuEST(iterations=iterations, lr=1e-3, **QUICK))
+    for name, iterations in (("tuned", 40), ("rounded", 0)):
+        recipe = Recipe(DDIM, precision=QuEST(weight_bits=2, activation_bits=4, iterations=iterations, lr=1e-3, **QUICK))
         found[name] = recipe, recipe.precision.calibrate(pipe, recipe, sample)
     return found
 
@@ -87,10 +88,10 @@ def test_only_the_named_layers_are_tuned(made, pipe):
 def test_tuned_weights_are_on_the_levels_of_the_rounded(made, pipe):
     tuned = made["tuned"][1]["base"]
     for name, layer in quantisable(pipe.unet, KEEP).items():
-        scale = scales_of(to_rows(layer.weight, "channel"), 4, Range())
+        scale = scales_of(to_rows(layer.weight, "channel"), 2, Range())
         ratios = to_rows(tuned[name + "|weight"], "channel") / scale
         torch.testing.assert_close(ratios, ratios.round(), atol=2e-3, rtol=0)
-        assert ratios.abs().max() < 7.01
+        assert ratios.abs().max() < 1.01
 
 
 @torch.no_grad()
@@ -113,7 +114,7 @@ def test_tuning_brings_the_output_nearer(made, pipe):
 
     full, states = outputs(Recipe(DDIM))
     error = {name: (outputs(*own, states)[0] - full).square().mean().item() for name, own in made.items()}
-    assert error["tuned"] < error["rounded"], error
+    assert error["tuned"] < 0.8 * error["rounded"], error
 
 
 def test_the_network_is_left_as_it_was(made, pipe):
