@@ -114,7 +114,7 @@ def _shared(overrides: list[str]) -> Any:
     choices = tuple(o for o in overrides if o not in settings)
     if all(PLAIN.fullmatch(o) and not o.startswith("hydra.") for o in choices):
         try:
-            return _with(_choices(choices, tuple(map(str, registry.folders(_of_job())))), settings)
+            return _with(_choices(choices, tuple(map(_state, registry.folders(_of_job())))), settings)
         except (ConfigError, _Unlike):
             pass  # then Hydra says what is wrong, of all overrides
     return _composed(overrides)
@@ -125,8 +125,14 @@ class _Unlike(Exception):
 
 
 @lru_cache(maxsize=64)
-def _choices(choices: tuple[str, ...], folders: tuple[str, ...]) -> Any:
+def _choices(choices: tuple[str, ...], folders: tuple[tuple[str, int, int], ...]) -> Any:
     return _composed(list(choices))
+
+
+def _state(folder: registry.Folder) -> tuple[str, int, int]:
+    """What changes when a file of a config folder does: its name, how many files it has, and the newest one's time."""
+    written = [path.stat().st_mtime_ns for path in folder.path.rglob("*.yaml")]
+    return str(folder), len(written), max(written, default=0)
 
 
 def _with(shared: Any, settings: list[str]) -> Any:

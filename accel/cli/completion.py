@@ -1,6 +1,7 @@
 """`accel completion <shell>`: TAB completes groups, choices, settings and subcommands, without loading torch or Hydra.
 
-eval "$(accel completion bash)"      in ~/.bashrc; likewise zsh in ~/.zshrc
+eval "$(accel completion bash)"      in ~/.bashrc
+eval "$(accel completion zsh)"       in ~/.zshrc, after compinit
 accel completion fish | source       in ~/.config/fish/config.fish
 """
 
@@ -29,10 +30,18 @@ _accel() {
 }
 complete -o nospace -F _accel accel
 """
+ZSH = """\
+_accel() {
+    local -a found
+    found=("${(@f)$("${words[1]}" completion query "${LBUFFER}" 2>/dev/null)}")
+    compadd -Q -S '' -- "${(@)found:#}"
+}
+compdef _accel accel
+"""
 FISH = """\
 complete -c accel -f -a '(accel completion query (commandline -cp) 2>/dev/null)'
 """
-SCRIPTS = {"bash": BASH, "fish": FISH}
+SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 VALUES = {
     "plan": ["true", "false"],
     "explain": ["true", "false"],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 INK, GREY, FAINT = "#1f2328", "#6e7781", "#d8dee4"
 DPI = 160
@@ -20,6 +21,13 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def fit(text: Text, inches: float) -> None:
+    """Make a text smaller where it is wider than this."""
+    renderer, pixels = text.figure.canvas.get_renderer(), inches * text.figure.dpi
+    while (wide := text.get_window_extent(renderer).width) > pixels:  # a width is not quite proportional to the size
+        text.set_fontsize(text.get_fontsize() * min(pixels / wide, 0.99))
 
 
 def png(figure: Figure) -> bytes:

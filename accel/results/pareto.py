@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from accel.results.canvas import FAINT, GREY, INK, new_figure
+from accel.results.canvas import FAINT, GREY, INK, fit, new_figure
 from accel.results.comparison import COMPETES, Comparison, Row
 from accel.results.labels import label_points, overlap
 from accel.results.panels import Point, cost_panel, front, kind_of, time_panels
@@ -49,7 +49,8 @@ def pareto(study: Comparison) -> Figure | None:
         axes.set_visible(False)
     for axes in drawn[:, 0]:
         axes.set_ylabel(f"{metric_name(group[3])}, lower is better", color=INK, size=9)
-    figure.text(left / width, 1 - 0.23 / height, study.title, size=13, weight="bold", color=INK, va="center")
+    title = figure.text(left / width, 1 - 0.23 / height, study.title, size=13, weight="bold", color=INK, va="center")
+    fit(title, width - left - 0.15)
     what = f"{study.suite}, N = {group[1]}, seed {group[2]}; bars and bands are 95 % intervals; dashed: Pareto front"
     figure.text(left / width, 1 - 0.51 / height, what, size=9, color=GREY, va="center")
     _legend(figure, [point.row for _, points in panels for point in points])

@@ -6,12 +6,13 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from accel.records import Results
-from accel.results.canvas import DPI, GREY, INK, new_figure
+from accel.results.canvas import DPI, GREY, INK, fit, new_figure
 from accel.results.comparison import Comparison, Row
 from accel.results.text import interval, metric_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 SAMPLE, GAP, LINE = 76, 4, 12  # largest side of a sample, pixels between samples, between rows
 MOST_SAMPLES, LABEL_WIDTH = 16, 32
@@ -37,10 +38,10 @@ def sample_sheet(study: Comparison, results: Results) -> Figure | None:
     width, height = label + count * (size + GAP) + 20, top + len(strips) * pitch + 12 + below * bool(captions)
     figure = new_figure(width / DPI, height / DPI)
 
-    def write(x: float, y: float, text: str, **style: Any) -> None:
-        figure.text(x / width, y / height, text, va="center", **style)
+    def write(x: float, y: float, text: str, **style: Any) -> Text:
+        return figure.text(x / width, y / height, text, va="center", **style)
 
-    write(24, height - 32, study.title, size=10, weight="bold", color=INK)
+    fit(write(24, height - 32, study.title, size=10, weight="bold", color=INK), (width - 48) / DPI)
     what = f"{study.suite}, the same {count} seeds in every row; {metric_name(group[3])} with its 95 % interval"
     write(24, height - 66, what, size=7, color=GREY)
     for i, (row, samples) in enumerate(strips):

@@ -84,3 +84,17 @@ def test_bash_completes_by_the_documented_line(command, breaks):
     assert len(processes) == 5
     for modules in processes:
         assert not {"torch", "diffusers", "hydra"} & set(modules.split())
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+def test_zsh_completes_by_the_documented_line(command):
+    script = (
+        'compdef() { echo "compdef $@" }\n'
+        'compadd() { while [[ $1 != -- ]]; do shift; done; shift; echo "$@" }\n'
+        'eval "$(accel completion zsh)"\n'
+        'try() { local LBUFFER="$1"; local -a words=(accel); _accel }\n'
+        'try "accel sampler=heu"\ntry "accel -m sampler=ddim,heu"\ntry "accel lis"\ntry "accel suite=nothing_li"\n'
+    )
+    done = subprocess.run(["zsh", "-f", "-c", script], env=command[0], capture_output=True, text=True)
+    found = ["compdef _accel accel", "sampler=heun", "sampler=ddim,heun", "list", ""]
+    assert done.stdout.splitlines() == found, done.stderr

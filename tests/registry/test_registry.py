@@ -309,3 +309,12 @@ def test_a_class_that_cannot_be_imported_names_its_package(installed, accel):
     assert code == 2
     said = "cannot import 'brings.cache.Mine', which package 'brings' (entry point 'brings' of accel.methods) brings: "
     assert said + "ModuleNotFoundError: No module named 'no_such_thing'" in printed
+
+
+def test_a_file_that_was_changed_is_read_again(folder):
+    registry.extend([f"--config-dir={folder}"])
+    assert config.choice_of("cache", "mine").interval == 4
+    written(folder, **{"cache/mine.yaml": CACHE.replace("4", "3")})
+    assert config.choice_of("cache", "mine", "cache.branch=2").interval == 3
+    written(folder, **{"cache/other.yaml": CACHE})
+    assert config.choice_of("cache", "other").interval == 4

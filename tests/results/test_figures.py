@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from accel.results import pareto, samples
-from accel.results.canvas import DPI
+from accel.results.canvas import DPI, fit, new_figure
 from accel.results.comparison import Comparison
 from accel.results.figures import write_figures
 from accel.results.panels import Point, front, kind_of
@@ -65,6 +65,15 @@ def test_labels_do_not_overlap_each_other_or_leave_the_panel(demo, monkeypatch):
             assert axes.bbox.x0 - 1 <= box.x0
             assert box.x1 <= axes.bbox.x1 + 1
             assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def test_a_long_title_becomes_smaller():
+    figure = new_figure(4, 3)
+    texts = [figure.text(0.1, 0.5, words, size=13) for words in ("short", "a title of many words, " * 5)]
+    for text in texts:
+        fit(text, 3)
+        assert text.get_window_extent(figure.canvas.get_renderer()).width <= 3 * figure.dpi
+    assert texts[0].get_fontsize() == 13 > texts[1].get_fontsize()
 
 
 def test_missing_timing_leaves_one_panel(fabric, monkeypatch):

@@ -11,7 +11,6 @@ import torch
 from accel.core.guidance import Guidance
 from accel.core.recipe import Recipe
 from accel.core.seeds import generators
-from accel.guidance.cfg import CFG
 from accel.records import digest
 from accel.samplers import DiffusersSampler
 from accel.suites.base import Suite
@@ -49,7 +48,7 @@ class MixtureSuite(Suite):
         return Recipe(DiffusersSampler("DPMSolverMultistepScheduler", 200, "dpmpp_2m", options), guidance=guidance)
 
     def solves(self, guidance: Guidance | None) -> bool:
-        return guidance is None or type(guidance) is CFG
+        return guidance is None or guidance.plain
 
     def solve(self, pipe: PixelPipeline, recipe: Recipe, seed: int, start: int, stop: int) -> torch.Tensor:
         """Integrates d(x/alpha)/d(rho) from the last training timestep, where trailing grids start, to rho = 0."""

@@ -21,6 +21,9 @@ DDIM = DiffusersSampler("DDIMScheduler", 4)
 # All but the attention, which is what is tuned: elsewhere rounding would drown what tuning gains.
 KEEP = ("time_embedding.*", "down_blocks.*", "up_blocks.*", "mid_block.resnets.*", "conv_in", "conv_out")
 QUICK = {
+    "weight_bits": 2,
+    "activation_bits": 4,
+    "lr": 1e-3,
     "keep": KEEP,
     "rounding": AdaRound(iterations=10),
     "calibration": StridedSteps(samples=8, stride=1),
@@ -67,7 +70,7 @@ def made(pipe, digits):
 
     found = {}
     for name, iterations in (("tuned", 40), ("rounded", 0)):
-        recipe = Recipe(DDIM, precision=QuEST(weight_bits=2, activation_bits=4, iterations=iterations, lr=1e-3, **QUICK))
+        recipe = Recipe(DDIM, precision=QuEST(iterations=iterations, **QUICK))
         found[name] = recipe, recipe.precision.calibrate(pipe, recipe, sample)
     return found
 
