@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -149,6 +149,23 @@ def test_the_whole_command_on_another_device(device, tmp_path, monkeypatch, caps
         cli.main()
     assert stop.value.code == 0, capsys.readouterr()
     assert (tmp_path / "tables" / "adhoc_digits.md").exists()
+
+
+def test_a_search_on_another_device_finds_the_same(tmp_path, monkeypatch):
+    asked = ["search=timesteps", "search.metric=distance", "search.halving.first=4", "search.halving.doublings=0",
+             "search.budget=160", "search.finalists=1", "search.rescore_n=4", "search.compare=[trailing]",
+             "optimiser=random", "sampler=ddim_accel", "sampler.steps=2", "suite.converged_steps=2", "study=s",
+             "evaluation.n=60", "evaluation.distance_n=60", "evaluation.timing=false", "wandb=disabled"]  # fmt: skip
+    found = {}
+    for place in ("cpu", DEVICE):
+        results = tmp_path / place.replace(":", "_")
+        monkeypatch.setattr(sys, "argv", ["accel", *asked, f"evaluation.device={place}", f"results={results}"])
+        with Elsewhere() if place == DEVICE else nullcontext(), pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 0
+        (record,) = Results(results).all("search")
+        found[place] = record["timesteps"], record["id"], record["finalists"]
+    assert found["cpu"] == found[DEVICE]
 
 
 @pytest.mark.parametrize(("asked", "found"), [("auto", "cuda"), ("cpu", "cpu"), ("cuda:1", "cuda:1")])
