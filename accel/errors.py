@@ -37,6 +37,10 @@ class IntegrityError(AccelError):
     """A file whose content does not match its hash, or that is missing or damaged."""
 
 
+class StorageError(ConfigError):
+    """A file that cannot be written: it is the disk that is to be mended, not this cell, so nothing goes on."""
+
+
 def unknown(kind: str, found: str, allowed: Iterable[str]) -> ConfigError:
     """Error for an unknown name: the near matches first, then all that is allowed."""
     allowed = sorted(allowed)

@@ -19,12 +19,13 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from accel.errors import ConfigError, IntegrityError, check_name
-from accel.files import write_atomic
+from accel.files import locked, write_atomic
 
 SCHEMA = 1
 AGAIN = "Delete it and run the same command again to compute it anew."
@@ -138,6 +139,10 @@ class Results:
 
     def _study(self, name: str) -> Path:
         return self.root / "studies" / f"{check_name('study', name)}.json"
+
+    def alone(self, name: str) -> AbstractContextManager[bool]:
+        """Hold the lock of a study: whoever changes its manifest, or makes tables of it, does so alone."""
+        return locked(self.root / "shards" / f".study-{check_name('study', name)}.lock")
 
     def studies(self) -> list[str]:
         return sorted(p.stem for p in (self.root / "studies").glob("*.json"))

@@ -22,7 +22,7 @@ import torch
 from accel.core.recipe import Recipe
 from accel.digests import weights_digest
 from accel.errors import ConfigError, check_int
-from accel.files import load_tensors, save_tensors
+from accel.files import load_tensors, locked, save_tensors
 from accel.records import describe, digest
 from accel.samplers.noise_schedule import noise_schedule
 from accel.search.evaluations import Evaluator, Task
@@ -193,12 +193,13 @@ class Room:
         key = digest({"suite": self.suite.name, "weights": self.suite.fingerprint(), "recipe": alone, "metric": metric,
                       "times": times.tolist(), "samples": samples, "seed": runner.evaluation.seed})  # fmt: skip
         path = self.root / "artefacts" / "search" / f"jumps-{key}.safetensors"
-        kept = load_tensors(path)
-        if kept is None:
-            started = time.perf_counter()
-            costs = torch.from_numpy(jump_costs(runner, self.base, times, samples, metric))
-            kept = {"costs": costs, "seconds": torch.tensor(time.perf_counter() - started)}
-            save_tensors(path, kept)
+        with locked(path.with_name(f".{path.stem}.lock")):
+            kept = load_tensors(path)
+            if kept is None:
+                started = time.perf_counter()
+                costs = torch.from_numpy(jump_costs(runner, self.base, times, samples, metric))
+                kept = {"costs": costs, "seconds": torch.tensor(time.perf_counter() - started)}
+                save_tensors(path, kept)
         self.ledger.charge(("jumps", key), len(times) * samples * _rows(self.base), float(kept["seconds"]))
         return times, kept["costs"].numpy()
 

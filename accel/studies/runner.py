@@ -19,9 +19,9 @@ from accel.errors import ConfigError, IntegrityError, Refusals, check_bool, chec
 from accel.evaluation.cost import counted_cost
 from accel.evaluation.generate import generate
 from accel.evaluation.score import EPOCH, score, score_images
-from accel.evaluation.shards import ShardStore, boundaries, locked
+from accel.evaluation.shards import ShardStore
 from accel.evaluation.timing import time_recipe
-from accel.files import write_atomic
+from accel.files import locked, write_atomic
 from accel.records import Results, describe, digest
 from accel.studies.calibration import CALIBRATION_SEED, Calibration
 from accel.suites.base import Suite
@@ -200,7 +200,7 @@ class Runner:
         itself = self.generation_id(recipe) == self.generation_id(self.suite.converged(recipe.exact_guidance))
         exact = None if itself and not self.suite.solves(recipe.exact_guidance) else self.converged_images(recipe)
         values = score(self.suite, shards, exact)
-        self._picture(key, shards["images"])
+        self.picture(key, shards["images"])
         record = {
             "kind": "quality",
             "id": key,
@@ -230,31 +230,40 @@ class Runner:
     def shards(self, recipe: Recipe, n: int, artefacts: Any = None) -> dict[str, torch.Tensor]:
         """All tensors of the first n samples of `recipe`; only missing shards are generated."""
         store, e = self._store(recipe), self.evaluation
-        missing = store.missing(n, e.shard)
-        for path in store.damaged:
-            self.say(f"shard {path} is damaged (its hash does not match); computing it anew.")
-        self.on_samples(n - sum(b - a for a, b in missing))
-        if missing:
-            with accelerate(self.pipe, recipe, models=self.models, artefacts=artefacts):
-                for a, b in missing:
-                    with locked(self._device_lock, shared=True):
-                        images = generate(self.pipe, self.suite, recipe, e.seed, a, b, e.batch)
-                    tensors = {"images": self.suite.stored(images)}
-                    if not self._scoring:
-                        tensors = score_images(self.suite, images, self.suite.conditions(a, b))
-                    store.save(a, b, tensors)
-                    self.on_samples(b - a)
-        found = store.gather(n, e.shard, {"images": e.compared})
-        return found | (self._scores(recipe, store, n) if self._scoring else {})
+
+        def make(a: int, b: int) -> dict[str, torch.Tensor]:
+            with locked(self._device_lock, shared=True):
+                images = generate(self.pipe, self.suite, recipe, e.seed, a, b, e.batch)
+            self.on_samples(b - a)
+            if self._scoring:
+                return {"images": self.suite.stored(images)}
+            return score_images(self.suite, images, self.suite.conditions(a, b))
+
+        with store.kept():
+            missing = store.missing(n, e.shard)
+            for path in store.damaged:
+                self.say(f"shard {path} is damaged (its hash does not match); computing it anew.")
+            self.on_samples(n - sum(b - a for a, b in missing))
+            if missing:
+                with accelerate(self.pipe, recipe, models=self.models, artefacts=artefacts):
+                    store.fill(missing, make)
+            found = store.gather(n, e.shard, {"images": e.compared})
+            return found | (self._scores(recipe, store, n) if self._scoring else {})
 
     def _scores(self, recipe: Recipe, store: ShardStore, n: int) -> dict[str, torch.Tensor]:
         """Features and per-sample scores of the images in `store`: apart, so that other ones need no other images."""
         scored = digest({"samples": self.generation_id(recipe), "scoring": self._scoring})
-        scores = ShardStore(self.results.root, scored)
-        for a, b in scores.missing(n, self.evaluation.shard):
+
+        def make(a: int, b: int) -> dict[str, torch.Tensor]:
             made = score_images(self.suite, store.load(a, b)["images"], self.suite.conditions(a, b))
-            scores.save(a, b, {k: v for k, v in made.items() if k != "images"})
-        return scores.gather(n, self.evaluation.shard)
+            return {k: v for k, v in made.items() if k != "images"}
+
+        return self._filled(ShardStore(self.results.root, scored), n, make)
+
+    def _filled(self, store: ShardStore, n: int, make: Callable[[int, int], dict]) -> dict[str, torch.Tensor]:
+        with store.kept():
+            store.fill(store.missing(n, self.evaluation.shard), make)
+            return store.gather(n, self.evaluation.shard)
 
     def missing_samples(self, recipe: Recipe) -> int:
         """How many of the run's samples are still to be generated."""
@@ -273,44 +282,11 @@ class Runner:
         if not self.suite.solves(recipe.exact_guidance):
             return self.shards(converged, n)["images"]
         store = ShardStore(self.results.root, digest({"exact": self.generation_id(converged)}))
-        for a, b in boundaries(n, self.evaluation.shard):
-            if store.load(a, b) is None:
-                solution = self.suite.solve(self.pipe, converged, self.evaluation.seed, a, b)
-                store.save(a, b, {"images": solution})
-        return store.gather(n, self.evaluation.shard)["images"]
 
-    def floor(self) -> dict[str, Any] | None:
-        """Record of real held-out images against the reference: no sampler can be expected to score below it."""
-        held_out = self.suite.held_out()
-        if held_out is None:
-            return None
-        images, conditions = held_out
-        n = min(self.evaluation.n, len(images))
-        identity = {"real": self.suite.name, "n": n, "reference": self.suite.reference_identity()}
-        key = digest(identity)
-        if record := self.find("quality", key):
-            return record
-        tensors = score_images(self.suite, images[:n], {k: v[:n] for k, v in conditions.items()})
-        values = score(self.suite, tensors, None)
-        self._picture(key, tensors["images"])
-        record = {
-            "kind": "quality",
-            "id": key,
-            "label": "real images (held out)",
-            "axes": {},
-            "suite": self.suite.name,
-            "n": n,
-            "seed": 0,
-            "simulated": False,
-            "recipe": {},
-            "values": {k: v.to_dict() for k, v in values.items()},
-            "cost": None,
-            "strip": "",
-            "reference": self.suite.reference_identity(),
-            "environment": provenance(),
-        }
-        self.results.save(record)
-        return record
+        def make(a: int, b: int) -> dict[str, torch.Tensor]:
+            return {"images": self.suite.solve(self.pipe, converged, self.evaluation.seed, a, b)}
+
+        return self._filled(store, n, make)["images"]
 
     # calibration ---------------------------------------------------------------------------------------------------
 
@@ -337,11 +313,14 @@ class Runner:
         key = self.timing_id(recipe, baseline)
         if record := self.find("timing", key):
             return record
-        e = self.evaluation
         artefacts, _ = self.artefacts(recipe)
         with locked(self._device_lock):  # nobody else times or generates meanwhile
-            measured = time_recipe(self.pipe, self.suite, recipe, baseline, models=self.models, artefacts=artefacts,
-                                   batch=e.timing_batch, repetitions=e.repetitions)  # fmt: skip
+            return self.find("timing", key) or self._time(recipe, baseline, key, artefacts)
+
+    def _time(self, recipe: Recipe, baseline: Recipe, key: str, artefacts: Any) -> dict[str, Any]:
+        e = self.evaluation
+        measured = time_recipe(self.pipe, self.suite, recipe, baseline, models=self.models, artefacts=artefacts,
+                               batch=e.timing_batch, repetitions=e.repetitions)  # fmt: skip
         where = environment(self.device) | self.suite.execution()
         record = {
             "kind": "timing",
@@ -381,7 +360,8 @@ class Runner:
     def _device_lock(self) -> Path:
         return self.results.root / "shards" / ".device.lock"
 
-    def _picture(self, key: str, images: torch.Tensor) -> None:
+    def picture(self, key: str, images: torch.Tensor) -> None:
+        """Write the picture of a record: its first samples side by side."""
         from PIL import Image
 
         strip = torch.cat(list(self.suite.to_uint8(images[:STRIP])), dim=-1).permute(1, 2, 0).numpy()
