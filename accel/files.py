@@ -5,7 +5,6 @@ A write that fails (the disk is full, the folder became read-only) leaves nothin
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from accel.errors import StorageError
+from accel.errors import StorageError, unwritable
 
 if TYPE_CHECKING:  # tables are written without torch
     import torch
@@ -54,17 +53,6 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise unwritable(path, error) from error
-
-
-def unwritable(path: object, error: OSError) -> StorageError:
-    """What is told of a file that cannot be written."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    remedy = (
-        "Free some space and run the same command again: what is finished is kept."
-        if full
-        else "Choose a writable folder with results=<folder>."
-    )
-    return StorageError(f"cannot write {path}: {error.strerror or error}. {remedy}")
 
 
 @contextmanager

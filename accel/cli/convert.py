@@ -6,7 +6,6 @@ where they are; only files without a safetensors twin are converted.
 
 from __future__ import annotations
 
-import argparse
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from accel.benches.options import Parser
 from accel.errors import ConfigError
 
 TWINS = {"pytorch_model": "model", "diffusion_pytorch_model": "diffusion_pytorch_model"}  # of the safetensors
@@ -21,7 +21,7 @@ TWINS = {"pytorch_model": "model", "diffusion_pytorch_model": "diffusion_pytorch
 
 def main(words: Sequence[str]) -> int:
     """`accel convert <folder>`; prints the files written."""
-    options = argparse.ArgumentParser(prog="accel convert", description=__doc__)
+    options = Parser(__doc__, "convert")
     options.add_argument("folder", type=Path)
     for path in convert(options.parse_args(words).folder):
         print(path)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from accel.benches.options import Parser
 from accel.errors import unknown
 
 TRAINERS = {
@@ -24,9 +25,7 @@ TRAINERS = {
 
 def main(words: Sequence[str]) -> int:
     """`accel train`; an interrupted one resumes from its last checkpoint."""
-    options = argparse.ArgumentParser(
-        prog="accel train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = Parser(__doc__, "train")
     options.add_argument("--suite", default="digits")
     options.add_argument("--part", default=None, help="only this network (default: all, in order)")
     options.add_argument("--work", default="outputs/train", help="folder of the checkpoints")

@@ -1,4 +1,4 @@
-"""Commands that run at the same time in one results folder: nothing is lost, nothing is made twice, one order of rows."""
+"""Commands at the same time in one results folder: nothing is lost, nothing is made twice, one order of rows."""
 
 from __future__ import annotations
 
