@@ -8,6 +8,7 @@ on a third set of seeds, that of every other run.
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import time
 from abc import ABC, abstractmethod
@@ -64,7 +65,9 @@ class Search(ABC):
         check_int("search.finalists", self.finalists, 1)
         check_int("search.rescore_n", self.rescore_n, 2)
         check_int("search.seed", self.seed, 0, 10_000)
-        check_int("search.workers", self.workers, 1)
+        check_int("search.workers", self.workers, 1, 8 * (os.cpu_count() or 1))
+        if not isinstance(self.halving, Halving):
+            raise ConfigError(f"search.halving is {self.halving!r}; allowed: first, doublings and keep.")
 
     @property
     def label(self) -> str:
@@ -127,6 +130,7 @@ class Room:
     ) -> tuple[Objective, Trial | None]:
         """Run the optimiser on `space` until the ledger has `budget`; the objective, and the trial that it decided
         for, if it decides by itself."""
+        space.check()
         evaluator.runner.check(space.recipe(space.canonical(space.seeds[0])))
         self._pay_converged(evaluator)
         objective = Objective(
