@@ -58,7 +58,7 @@ def build_search(cfg: Any, overrides: list[str] | None = None) -> Any:
 
 def searches(cfg: Any) -> bool:
     """Whether a composed configuration asks for a search, in any of its cells."""
-    cells = expand_cells(resolved(cfg.cells)) if cfg.cells else []
+    cells = expand_cells(resolved(cfg)["cells"]) if cfg.cells else []
     chosen = {o.partition("=")[2] for cell in cells for o in cell if o.startswith("search=")}
     return cfg.search._target_ != NO_METHOD or bool(chosen - {"none"})
 
@@ -160,8 +160,8 @@ def _check_cell(own: list[str], allowed: Sequence[str] = OWN) -> None:
         key = override.lstrip("+").partition("=")[0].partition(".")[0]
         if key not in allowed:
             raise ConfigError(
-                f"a cell has {override}; allowed in cells: {', '.join(allowed)}, and their settings. What holds for the "
-                f"whole study stands beside cells: {override} as a word of its own."
+                f"a cell has {override}; allowed in cells: {', '.join(allowed)}, and their settings. What holds for "
+                f"the whole study stands beside cells: {override} as a word of its own."
             )
 
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from accel.benches.options import Parser
-from accel.errors import unknown
+from accel.errors import ConfigError, unknown
 
 TRAINERS = {
     "digits": "accel.suites.digits.train",
@@ -54,6 +54,10 @@ def train(args: argparse.Namespace) -> None:
     if args.part and args.part not in trainer.PARTS:
         raise unknown(f"part of suite {args.suite}", args.part, trainer.PARTS)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # whatever torch says of a device that is not there
+        raise ConfigError(f"--device is {device!r}, which torch cannot use here; allowed: cpu, or a GPU.") from error
     assets = Path(args.assets) if args.assets else ASSETS / args.suite
     name, loss = TextColumn("{task.description:<12}"), TextColumn("loss {task.fields[loss]:.4f}")
     columns = (name, BarColumn(), MofNCompleteColumn(), loss, TimeElapsedColumn(), TimeRemainingColumn())

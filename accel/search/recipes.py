@@ -141,8 +141,8 @@ class RecipeSearch(Search):
             for override in (o for alternative in expand_cells(own, f"search.axes.{name}") for o in alternative):
                 if override.partition("=")[0].partition(".")[0] not in AXES:
                     raise ConfigError(
-                        f"search.axes.{name} has {override}; allowed: overrides of {', '.join(AXES)}. What holds for all "
-                        "candidates stands beside the search."
+                        f"search.axes.{name} has {override}; allowed: overrides of {', '.join(AXES)}. What holds for "
+                        "all candidates stands beside the search."
                     )
 
     @property
