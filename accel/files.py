@@ -32,12 +32,19 @@ def file_name(text: str) -> str:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that it is either whole or absent, whatever kills the process."""
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[str]:
+    """Gives a temporary file to be written, which becomes `path` if that goes well, and else goes."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
+            os.close(handle)
+            yield temporary
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
@@ -53,6 +60,9 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise unwritable(path, error) from error
+    except SafetensorError as error:  # the system's error, of which it keeps the number in its text alone
+        number = re.search(r"os error (\d+)", str(error))
+        raise unwritable(path, OSError(int(number[1]) if number else 0, str(error))) from error
 
 
 @contextmanager

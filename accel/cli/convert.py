@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from accel.benches.options import Parser
 from accel.errors import ConfigError
+from accel.files import whole
 
 TWINS = {"pytorch_model": "model", "diffusion_pytorch_model": "diffusion_pytorch_model"}  # of the safetensors
 
@@ -45,5 +46,6 @@ def _convert(path: Path) -> Path | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ConfigError(f"{path} cannot be read, or holds more than tensors: {str(error).splitlines()[0]}") from error
-    save_file({k: v.clone().contiguous() for k, v in state.items()}, target, {"format": "pt"})
+    with whole(target) as temporary:
+        save_file({k: v.clone().contiguous() for k, v in state.items()}, temporary, {"format": "pt"})
     return target

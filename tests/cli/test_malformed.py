@@ -264,8 +264,8 @@ def test_what_nobody_foresaw_is_one_error_too(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert stop.value.code == 2
     assert (
-        said
-        == "error: unexpected RecursionError: maximum recursion depth. ACCEL_TRACEBACK=1 in the environment shows where.\n"
+        said == "error: unexpected RecursionError: maximum recursion depth. "
+        "ACCEL_TRACEBACK=1 in the environment shows where.\n"
     )
     monkeypatch.setenv("ACCEL_TRACEBACK", "1")
     with pytest.raises(RecursionError):
