@@ -18,8 +18,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,13 @@ class Results:
     def all(self, kind: str) -> list[dict[str, Any]]:
         folder = self.root / "records" / check_name("the kind of a record", kind)
         return [_read_named(p, "id", kind) for p in sorted(folder.glob("*.json"))]
+
+    def intact(self, kind: str) -> Iterator[dict[str, Any]]:
+        """All records of a kind but damaged ones."""
+        folder = self.root / "records" / check_name("the kind of a record", kind)
+        for path in sorted(folder.glob("*.json")):
+            with suppress(IntegrityError):
+                yield _read_named(path, "id", kind)
 
     def save_study(self, study: dict[str, Any]) -> None:
         write_json(self._study(study["name"]), {"schema": SCHEMA} | study)
