@@ -132,7 +132,8 @@ def test_kills_at_random_moments_cost_nothing_that_was_finished(work, tmp_path):
             moments[last[-1].partition("/")[0]] += 1
         written = Counter(root.with_suffix(".log").read_text().split())
         dear = {p: n for p, n in written.items() if n > 1 and p.startswith(("shards", "artefacts", "records"))}
-        again = {p for p in dear if ".parts/" not in p and not p.startswith("records/search_study")}
+        # A picture is written just before its record; parts of a calibration take each other's place.
+        again = {p for p in dear if ".parts/" not in p and not re.match(r"records/(search_study/|.*\.png)", p)}
         assert not again, "what was finished was made twice"
         assert measured(root) == wanted
         assert not [p for p in root.rglob(".*") if not p.name.endswith(".lock") and p.name.count(".") < 3]
