@@ -37,8 +37,8 @@ SHAPES: dict[str, Shape] = {
     "timing": {"label": TEXT, "quality": TEXT, "ms_per_image": (dict,), "speedup": (dict,), "threads": (int,)},
     "study": {"name": TEXT, "suite": TEXT, "rows": (list,)},
 }
-ROW = {"label": TEXT, "role": TEXT, "quality": MAYBE_TEXT}
-ROW_MAYBE = {"timing": MAYBE_TEXT, "of": MAYBE_TEXT, "refused": MAYBE_TEXT}
+ROW: dict[str, tuple[type, ...]] = {"label": TEXT, "role": TEXT, "quality": (object,)}
+ROW_MAYBE = {"of": MAYBE_TEXT, "refused": MAYBE_TEXT}
 
 
 def describe(value: Any) -> Any:
@@ -177,10 +177,10 @@ def _read_named(path: Path, field: str, kind: str) -> dict[str, Any]:
     """`read_json` of a file of a kind that says its own name in `field`; IntegrityError if that is another, or if the
     file lacks what its kind has."""
     content = read_json(path)
+    if content.get(field) != path.stem:
+        raise IntegrityError(f"{path} is damaged: its {field} is {content.get(field)!r}, not {path.stem!r}. {AGAIN}")
     _check_shape(path, content, SHAPES.get(kind, {}))
     for name, value in content["values"].items() if kind == "quality" else ():
         if not isinstance(value, dict):
             raise IntegrityError(f"{path} is damaged: its value {name} is {value!r}. {AGAIN}")
-    if content.get(field) != path.stem:
-        raise IntegrityError(f"{path} is damaged: its {field} is {content.get(field)!r}, not {path.stem!r}. {AGAIN}")
     return content

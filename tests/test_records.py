@@ -95,7 +95,7 @@ def test_a_record_that_lacks_what_all_have_is_damaged_whatever_its_hash_says(tmp
 
 
 ROW = {"label": "ddim-5", "role": "cell", "quality": "abc", "timing": None, "of": None, "refused": None}
-ROWS = [5, {}, ROW | {"label": 5}, ROW | {"role": None}, ROW | {"of": 5}, ROW | {"refused": []}, ROW | {"quality": 5},
+ROWS = [5, {}, ROW | {"label": 5}, ROW | {"role": None}, ROW | {"of": 5}, ROW | {"refused": []}, ROW | {"quality": []},
         ROW | {"quality": "../../../../etc/passwd"}, ROW | {"timing": "/etc/passwd"},
         ROW | {"quality": "a/b"}]  # fmt: skip
 

@@ -117,9 +117,9 @@ class Objective:
         top = halving.rungs[-1]
         if (least := rows_per_image(self.reference.recipe) * top) > budget:
             raise ConfigError(
-                f"the search has {max(0, budget)} network evaluations beside those of its finalists, but to score one "
-                f"candidate alone takes {least} ({least // top} for each of {top} samples); allowed: search.budget of "
-                "several times that, or fewer samples (search.halving.first, search.halving.doublings)."
+                f"beside its finalists the search has a budget of {max(0, budget)} network evaluations, but to score "
+                f"one candidate alone takes {least} ({least // top} for each of {top} samples); allowed: search.budget "
+                "of several times that, or fewer samples (search.halving.first, search.halving.doublings)."
             )
         for n in halving.rungs:  # everything is held against it, so it is scored on all samples
             self._score([self.reference], n)

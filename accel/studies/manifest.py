@@ -88,7 +88,7 @@ class Manifest:
         fixed = ROLES.index(role) if role in ROLES else len(ROLES)
         cell = of if role == "control" and of else label
         place = -1 if self.study.merge else self.place.get(cell, len(self.place))
-        return fixed, place, natural(cell), role == "control", natural(label), row.get("quality") or ""
+        return fixed, place, natural(cell), role == "control", natural(label), str(row["quality"] or "")
 
 
 def natural(text: str) -> list[tuple[int, float, str]]:
