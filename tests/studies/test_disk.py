@@ -58,11 +58,11 @@ def contents(root: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("number", REMEDIES, ids=errno.errorcode.get)
 def test_a_disk_that_fails_in_the_middle(number, accel, tmp_path, monkeypatch):
-    """At every tenth write, shards, records, manifest and tables among them."""
+    """At every twelfth write, shards, records, manifest and tables among them."""
     assert accel(tmp_path / "whole")[0] == 0
     wanted = contents(tmp_path / "whole")
     replace, root, writes = os.replace, tmp_path / "full", 0
-    for room in (0, *[7] * 20):
+    for room in (0, *[11] * 20):
         left = room
 
         def full(source, target):

@@ -33,7 +33,7 @@ from accel.studies.study import Study
 from accel.suites.mixture import MixtureSuite
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-KILLS, SEED = int(os.environ.get("ACCEL_KILLS", "6")), int(os.environ.get("ACCEL_KILLS_SEED", "0"))
+KILLS, SEED = int(os.environ.get("ACCEL_KILLS", "4")), int(os.environ.get("ACCEL_KILLS_SEED", "0"))
 EVALUATION = Evaluation(n=64, distance_n=64, shard=16, timing=False, device="cpu")
 
 
