@@ -168,7 +168,7 @@ def _composed(overrides: list[str], **options: Any) -> Any:
     with nullcontext() if initialised else initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             return compose("config", overrides, **options)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             raise _explain(error) from error
 
 
@@ -292,7 +292,11 @@ def check_choices(overrides: list[str]) -> None:
     for override in overrides:
         key, _, value = override.partition("=")
         key = key.lstrip("+~").partition("@")[0].removeprefix("override ").strip("/")
-        if key not in known or not value or value.startswith(("[", "$", "glob(")):
+        if key not in known or not value or value.startswith(("$", "glob(")):
+            continue
+        if value.startswith("[") and key != "experiment":
+            raise ConfigError(f"{override} names a list; choose one: {', '.join(known[key])}.")
+        if value.startswith("["):
             continue
         for choice in value.split(","):
             if choice.strip() not in (*known[key], "null"):

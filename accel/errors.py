@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
@@ -35,6 +36,33 @@ class IncompatibleError(AccelError):
 
 class IntegrityError(AccelError):
     """A file whose content does not match its hash, or that is missing or damaged."""
+
+
+class StorageError(ConfigError):
+    """A file that cannot be written: it is the disk that is to be mended, not this cell, so nothing goes on."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def unwritable(path: object, error: OSError) -> StorageError:
+    """What is told of a file that the system does not let us write."""
+    remedy = "Choose a writable folder with results=<folder>."
+    if error.errno in FULL:
+        remedy = "Free some space and run the same command again: what is finished is kept."
+    return StorageError(f"cannot write {path}: {error.strerror or error}. {remedy}")
+
+
+def told(error: BaseException) -> str:
+    """What a user is told of any error: of ours its text, of the disk's the remedy, of any other what it is."""
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        error = unwritable(error.filename or "a file", error)
+    if isinstance(error, AccelError):
+        return str(error)
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 400 else f"{text[:397]}..."
+    return f"unexpected {type(error).__name__}{text and f': {text}'}. ACCEL_TRACEBACK=1 in the environment shows where."
 
 
 def unknown(kind: str, found: str, allowed: Iterable[str]) -> ConfigError:

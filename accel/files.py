@@ -1,4 +1,7 @@
-"""Files that are whole or absent: any bytes, and tensors with a sha256 of what they hold."""
+"""Files that are whole or absent: any bytes, and tensors with a sha256 of what they hold; and locks between processes.
+
+A write that fails (the disk is full, the folder became read-only) leaves nothing behind and raises StorageError.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from accel.errors import ConfigError
+from accel.errors import StorageError, unwritable
 
 if TYPE_CHECKING:  # tables are written without torch
     import torch
@@ -27,21 +32,75 @@ def file_name(text: str) -> str:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that it is either whole or absent, whatever kills the process."""
-    try:
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[str]:
+    """Gives a temporary file to be written, which becomes `path` if that goes well, and else goes."""
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {path}: {error.strerror}. Choose a writable folder with results=<folder>."
-        ) from error
+        try:
+            os.close(handle)
+            yield temporary
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # where the folder became read-only, it stays
+                os.unlink(temporary)
+            raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's error while `path` is written into ours, which says what mends it."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
+    except SafetensorError as error:  # the system's error, of which it keeps the number in its text alone
+        number = re.search(r"os error (\d+)", str(error))
+        raise unwritable(path, OSError(int(number[1]) if number else 0, str(error))) from error
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True, shared: bool = False) -> Iterator[bool]:
+    """Hold a lock between processes, freed by the system when the process dies; yields whether it is held.
+
+    `shared` locks exclude exclusive ones only, so that many may generate while nobody times. Not to be taken twice by
+    one process. The file may be deleted by whoever holds the lock.
+    """
+    import fcntl
+
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    while True:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            try:
+                with writing(path):
+                    fcntl.flock(handle, how)
+            except StorageError as error:
+                if not isinstance(error.__cause__, BlockingIOError):
+                    raise
+                yield False
+                return
+            if not _is(handle, path):  # deleted meanwhile: what is there now, if anything, is another lock
+                continue
+            yield True
+            return
+        finally:
+            os.close(handle)
+
+
+def _is(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def save_tensors(path: Path, tensors: Tensors) -> None:

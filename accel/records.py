@@ -18,16 +18,27 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from accel.errors import ConfigError, IntegrityError, check_name
-from accel.files import write_atomic
+from accel.files import locked, write_atomic
 
 SCHEMA = 1
 AGAIN = "Delete it and run the same command again to compute it anew."
+# What every file of a kind has, and of which type; whoever reads one need not look again.
+Shape = Mapping[str, tuple[type, ...]]
+TEXT, MAYBE_TEXT = (str,), (str, type(None))
+SHAPES: dict[str, Shape] = {
+    "quality": {"label": TEXT, "suite": TEXT, "n": (int,), "seed": (int,), "values": (dict,)},
+    "timing": {"label": TEXT, "quality": TEXT, "ms_per_image": (dict,), "speedup": (dict,), "threads": (int,)},
+    "study": {"name": TEXT, "suite": TEXT, "rows": (list,)},
+}
+ROW: dict[str, tuple[type, ...]] = {"label": TEXT, "role": TEXT, "quality": (object,)}
+ROW_MAYBE = {"of": MAYBE_TEXT, "refused": MAYBE_TEXT}
 
 
 def describe(value: Any) -> Any:
@@ -111,11 +122,18 @@ class Results:
     def load(self, kind: str, key: str) -> dict[str, Any] | None:
         """The record, or None if there is none; IntegrityError if it is damaged."""
         path = self.path(kind, key)
-        return _read_named(path, "id") if path.exists() else None
+        return _read_named(path, "id", kind) if path.exists() else None
 
     def all(self, kind: str) -> list[dict[str, Any]]:
         folder = self.root / "records" / check_name("the kind of a record", kind)
-        return [_read_named(p, "id") for p in sorted(folder.glob("*.json"))]
+        return [_read_named(p, "id", kind) for p in sorted(folder.glob("*.json"))]
+
+    def intact(self, kind: str) -> Iterator[dict[str, Any]]:
+        """All records of a kind but damaged ones."""
+        folder = self.root / "records" / check_name("the kind of a record", kind)
+        for path in sorted(folder.glob("*.json")):
+            with suppress(IntegrityError):
+                yield _read_named(path, "id", kind)
 
     def save_study(self, study: dict[str, Any]) -> None:
         write_json(self._study(study["name"]), {"schema": SCHEMA} | study)
@@ -125,27 +143,44 @@ class Results:
         path = self._study(name)
         if not path.exists():
             return None
-        manifest = _read_named(path, "name")
-        try:
-            for row in manifest["rows"]:
-                for kind in ("quality", "timing"):
-                    if row.get(kind) is not None:
-                        self.path(kind, row[kind])
-        except (ConfigError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error) if isinstance(error, ConfigError) else "it has no list of rows."
-            raise IntegrityError(f"{path} is damaged: {reason} {AGAIN}") from error
+        manifest = _read_named(path, "name", "study")
+        for i, row in enumerate(manifest["rows"]):
+            own = row if isinstance(row, dict) else {}
+            _check_shape(path, own, ROW | {k: v for k, v in ROW_MAYBE.items() if k in own}, f"row {i}: ")
+            for kind in ("quality", "timing"):
+                if own.get(kind) is not None:
+                    try:
+                        self.path(kind, own[kind])
+                    except ConfigError as error:
+                        raise IntegrityError(f"{path} is damaged: {error} {AGAIN}") from error
         return manifest
 
     def _study(self, name: str) -> Path:
         return self.root / "studies" / f"{check_name('study', name)}.json"
 
+    def alone(self, name: str) -> AbstractContextManager[bool]:
+        """Hold the lock of a study: whoever changes its manifest, or makes tables of it, does so alone."""
+        return locked(self.root / "shards" / f".study-{check_name('study', name)}.lock")
+
     def studies(self) -> list[str]:
         return sorted(p.stem for p in (self.root / "studies").glob("*.json"))
 
 
-def _read_named(path: Path, field: str) -> dict[str, Any]:
-    """`read_json` of a file that says its own name in `field`; IntegrityError if that is another."""
+def _check_shape(path: Path, content: Mapping[str, Any], shape: Shape, where: str = "") -> None:
+    for name, types in shape.items():
+        if not isinstance(content.get(name, ...), types):
+            found = repr(content[name])[:60] if name in content else "not there"
+            raise IntegrityError(f"{path} is damaged: {where}its {name} is {found}. {AGAIN}")
+
+
+def _read_named(path: Path, field: str, kind: str) -> dict[str, Any]:
+    """`read_json` of a file of a kind that says its own name in `field`; IntegrityError if that is another, or if the
+    file lacks what its kind has."""
     content = read_json(path)
     if content.get(field) != path.stem:
         raise IntegrityError(f"{path} is damaged: its {field} is {content.get(field)!r}, not {path.stem!r}. {AGAIN}")
+    _check_shape(path, content, SHAPES.get(kind, {}))
+    for name, value in content["values"].items() if kind == "quality" else ():
+        if not isinstance(value, dict):
+            raise IntegrityError(f"{path} is damaged: its value {name} is {value!r}. {AGAIN}")
     return content

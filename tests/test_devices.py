@@ -13,14 +13,16 @@ from accel.caching import DeepCache
 from accel.config import compose, instantiate
 from accel.core.devices import device_lock
 from accel.core.recipe import Recipe
-from accel.evaluation.shards import locked
 from accel.evaluation.timing import interleave, stopwatch
+from accel.files import locked
 from accel.guidance import CFG, ClassifierGuidance
 from accel.precision import Cast, FakeQuant
 from accel.records import Results
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch
-from accel.studies.runner import Evaluation, Runner
+from accel.studies.evaluation import Evaluation
+from accel.studies.floor import floor
+from accel.studies.runner import Runner
 from accel.suites.base import Suite
 from accel.suites.digits.levels import level_classifier
 from accel.testing.elsewhere import DEVICE, Elsewhere
@@ -127,7 +129,7 @@ def test_runs_on_another_device(case, device, tmp_path):
     suite, recipe = made(case.partition(",")[0], "suite.converged_steps=2"), RUNS[case]
     baseline = Recipe(recipe.sampler, guidance=recipe.guidance if suite.name == "shapes" else None)
     runner = Runner(suite, Evaluation(**QUICK, device=DEVICE), Results(tmp_path))
-    assert runner.floor()["values"]
+    assert floor(runner)["values"]
     quality = runner.quality(recipe)
     assert {"distance", f"fid_{suite.name.partition('_')[0]}"} <= set(quality["values"])
     assert runner.quality(baseline)["environment"]["device"] == DEVICE

@@ -1,5 +1,6 @@
 """Records survive what happens to files: damage, killed processes, folders that cannot be written."""
 
+import errno
 import json
 import math
 import os
@@ -7,11 +8,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from accel.errors import ConfigError, IntegrityError
+from accel.errors import ConfigError, IntegrityError, StorageError
 from accel.files import write_atomic
 from accel.records import Results, check_writable, describe, digest, read_json, write_json
+from accel.results.comparison import Comparison
 
-CONTENT = {"kind": "quality", "id": "abc", "values": {"fid_digits": {"value": 1.25, "n": 1000}}, "note": "Δ"}
+CONTENT = {"kind": "quality", "id": "abc", "label": "ddim-5", "suite": "digits", "n": 2000, "seed": 0,
+           "values": {"fid_digits": {"value": 1.25, "n": 1000}}, "note": "Δ"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def test_studies_are_listed_by_name(tmp_path):
     assert results.studies() == []
     assert results.load_study("b") is None
     for name in ("b", "a"):
-        results.save_study({"name": name, "rows": []})
+        results.save_study({"name": name, "suite": "digits", "rows": []})
     assert results.studies() == ["a", "b"]
     assert results.load_study("b")["rows"] == []
 
@@ -76,8 +79,38 @@ def test_damage_is_found_and_says_what_mends_it(tmp_path, which):
         read_json(path)
 
 
+WRONG = {
+    "values": [..., 5, {"fid": 5}], "n": ["x", None], "suite": [..., 3], "seed": [...], "label": [None],
+               "id": ["other", ...]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_record_that_lacks_what_all_have_is_damaged_whatever_its_hash_says(tmp_path, name, value):
+    results = Results(tmp_path)
+    path = results.save(CONTENT)
+    write_json(path, {k: value if k == name else v for k, v in CONTENT.items() if k != name or value is not ...})
+    with pytest.raises(IntegrityError, match=r"abc\.json is damaged: its .*Delete it"):
+        results.load("quality", "abc")
+
+
+ROW = {"label": "ddim-5", "role": "cell", "quality": "abc", "timing": None, "of": None, "refused": None}
+ROWS = [5, {}, ROW | {"label": 5}, ROW | {"role": None}, ROW | {"of": 5}, ROW | {"refused": []}, ROW | {"quality": []},
+        ROW | {"quality": "../../../../etc/passwd"}, ROW | {"timing": "/etc/passwd"},
+        ROW | {"quality": "a/b"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS, ids=repr)
+def test_a_manifest_with_a_row_that_is_none_is_damaged_and_nothing_is_read_for_it(tmp_path, monkeypatch, row):
+    results = Results(tmp_path)
+    results.save_study({"name": "s", "suite": "digits", "rows": [ROW, row]})
+    monkeypatch.setattr(Results, "load", lambda *args: pytest.fail("a record was read"))
+    with pytest.raises(IntegrityError, match=r"s\.json is damaged.*Delete it"):
+        Comparison.load(results, "s")
+
+
 @pytest.mark.parametrize("failing", ["replace", "chmod"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("No space left on device")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
 def test_a_write_that_dies_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, failing, error):
     path = tmp_path / "a.json"
     write_atomic(path, b"old")
@@ -86,7 +119,8 @@ def test_a_write_that_dies_leaves_the_old_file_and_nothing_else(tmp_path, monkey
         raise error
 
     monkeypatch.setattr(os, failing, die)
-    with pytest.raises(error if isinstance(error, type) else type(error)):
+    ours = pytest.raises(StorageError, match=r"No space left on device. Free some space and run the same command again")
+    with pytest.raises(error) if isinstance(error, type) else ours:
         write_atomic(path, b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert path.read_bytes() == b"old"

@@ -13,7 +13,8 @@ from accel.core.environment import environment, provenance
 from accel.guidance import CFG
 from accel.metrics.statistics import Estimate, jackknife
 from accel.records import Results, digest
-from accel.studies.runner import Evaluation, Runner
+from accel.studies.evaluation import Evaluation
+from accel.studies.runner import Runner
 from accel.suites.shapes import ShapesSuite
 from accel.suites.shapes.adherence import detect, judged
 from accel.suites.shapes.captions import Order, wanted

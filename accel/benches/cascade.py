@@ -30,7 +30,8 @@ from accel.samplers.predictor import Predictor
 from accel.search.cascade import Cascade
 from accel.search.dc_solver import DCSolver
 from accel.search.trajectories import converged_states
-from accel.studies.runner import Evaluation, Runner
+from accel.studies.evaluation import Evaluation
+from accel.studies.runner import Runner
 
 Searched = dict[tuple[int, float], list[float]]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from accel.errors import (
     check_name,
     unknown,
 )
-from accel.grammar import check_overrides
+from accel.grammar import check_cells, check_overrides
 from accel.records import Results
 
 WANDB = ("offline", "online", "disabled")
-OWN = (*AXES, "search", "optimiser", "transfer", "experiment")  # what a cell may choose for itself
+OWN = (*AXES, "search", "optimiser", "transfer")  # what a cell may choose for itself
 
 
 def build(cfg: Any, overrides: list[str] | None = None) -> Any:
@@ -58,7 +58,7 @@ def build_search(cfg: Any, overrides: list[str] | None = None) -> Any:
 
 def searches(cfg: Any) -> bool:
     """Whether a composed configuration asks for a search, in any of its cells."""
-    cells = expand_cells(cfg.cells) if cfg.cells else []
+    cells = expand_cells(resolved(cfg)["cells"]) if cfg.cells else []
     chosen = {o.partition("=")[2] for cell in cells for o in cell if o.startswith("search=")}
     return cfg.search._target_ != NO_METHOD or bool(chosen - {"none"})
 
@@ -92,7 +92,9 @@ def _parts(cfg: Any, refusals: Refusals) -> dict[str, Any]:
 
 def _baseline(cfg: Any) -> Any:
     try:
-        return recipe_of(compose(check_overrides("baseline", cfg.baseline)))
+        own = check_overrides("baseline", cfg.baseline)
+        _check_cell(own, AXES)
+        return recipe_of(compose(own))
     except AccelError as error:
         told = Refusals()
         for reason in error.reasons or (error,):
@@ -113,11 +115,20 @@ def _check_settings(cfg: Any) -> None:
         if cfg.plan and cfg.explain:
             refusals.add(ConfigError("plan=true and explain=true are both given; choose one."))
         refusals.ask(check_name, "study", cfg.study)
+        refusals.ask(_check_title, cfg.title)
+        refusals.ask(_transfer, cfg)
+        if cfg.cells is not None:
+            refusals.ask(check_cells, "cells", cfg.cells)
         refusals.ask(Results, cfg.results)
         if isinstance(cfg.results, str) and not (cfg.plan or cfg.explain):
             refusals.ask(_check_folder, Path(cfg.results))
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
+
+
+def _check_title(title: Any) -> None:
+    if isinstance(title, bool) or not isinstance(title, (str, int)) or not str(title).strip():
+        raise ConfigError(f"title is {title!r}; allowed: a line of text.")
 
 
 def _check_folder(folder: Path) -> None:
@@ -143,14 +154,14 @@ def _cells(cfg: Any, overrides: list[str] | None, refusals: Refusals, make: Call
     return list(filter(None, [refusals.ask(made, own) for own in refusals.ask(expand_cells, cfg.cells) or ()]))
 
 
-def _check_cell(own: list[str]) -> None:
+def _check_cell(own: list[str], allowed: Sequence[str] = OWN) -> None:
     """Refuse what a cell cannot set, since all cells share it: the suite, the evaluation, the study."""
     for override in own:
         key = override.lstrip("+").partition("=")[0].partition(".")[0]
-        if key not in OWN:
+        if key not in allowed:
             raise ConfigError(
-                f"a cell has {override}; allowed in cells: {', '.join(OWN)}, and their settings. What holds for the "
-                f"whole study stands beside cells: {override} as a word of its own."
+                f"a cell has {override}; allowed in cells: {', '.join(allowed)}, and their settings. What holds for "
+                f"the whole study stands beside cells: {override} as a word of its own."
             )
 
 
@@ -167,7 +178,14 @@ def _search_cell(cfg: Any, own: list[str]) -> Any:
 
 
 def _transfer(cfg: Any) -> list[list[str]]:
-    return [check_overrides("transfer", list(more)) for more in cfg.transfer or ()]
+    if cfg.transfer is None or cfg.transfer == []:
+        return []
+    transfers = check_cells("transfer", cfg.transfer)
+    for own in transfers:
+        _check_cell(check_overrides("transfer", own), AXES)
+    if cfg.search._target_ == NO_METHOD and not searches(cfg):
+        raise ConfigError("transfer says where else to evaluate what a search finds; add search=..., or leave it out.")
+    return transfers
 
 
 def _elsewhere(overrides: list[str], more: Any) -> list[str]:

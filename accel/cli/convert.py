@@ -6,7 +6,6 @@ where they are; only files without a safetensors twin are converted.
 
 from __future__ import annotations
 
-import argparse
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +13,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from accel.benches.options import Parser
 from accel.errors import ConfigError
+from accel.files import whole
 
 TWINS = {"pytorch_model": "model", "diffusion_pytorch_model": "diffusion_pytorch_model"}  # of the safetensors
 
 
 def main(words: Sequence[str]) -> int:
     """`accel convert <folder>`; prints the files written."""
-    options = argparse.ArgumentParser(prog="accel convert", description=__doc__)
+    options = Parser(__doc__, "convert")
     options.add_argument("folder", type=Path)
     for path in convert(options.parse_args(words).folder):
         print(path)
@@ -45,5 +46,6 @@ def _convert(path: Path) -> Path | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ConfigError(f"{path} cannot be read, or holds more than tensors: {str(error).splitlines()[0]}") from error
-    save_file({k: v.clone().contiguous() for k, v in state.items()}, target, {"format": "pt"})
+    with whole(target) as temporary:
+        save_file({k: v.clone().contiguous() for k, v in state.items()}, temporary, {"format": "pt"})
     return target

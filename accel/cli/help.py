@@ -36,7 +36,7 @@ Results: <results>/tables (Markdown, CSV), /figures, /records (one hashed JSON a
 command again computes only what is missing: an interrupted run resumes, a larger evaluation.n adds samples.
 
 Exit codes: 0 done; 1 some cells failed (the others are there); 2 the request is wrong, nothing was written;
-130 interrupted, finished shards are kept.
+130 interrupted, 143 terminated: finished shards are kept.
 
 Other commands: `accel rebuild tables|figures`, `accel bench <name>`, `accel train`, `accel reference` (features of a
 folder of real images), `accel convert` (pickled weights to safetensors); each explains itself with --help.

@@ -8,10 +8,10 @@ A study then starts without reading the images again. The same --network, --weig
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from accel.benches.options import Parser
 from accel.errors import ConfigError
 from accel.metrics.networks import feature_network
 from accel.suites.hub import image_folder, real_images
@@ -19,9 +19,7 @@ from accel.suites.hub import image_folder, real_images
 
 def main(words: Sequence[str]) -> int:
     """`accel reference <folder> --size <pixels> --out <file>`."""
-    options = argparse.ArgumentParser(
-        prog="accel reference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = Parser(__doc__, "reference")
     options.add_argument("folder")
     options.add_argument("--network", default="inception", help="inception, dinov2 or clip")
     options.add_argument("--weights", default=None, help="the network's file, folder or hub id")

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from accel.errors import unknown
+from accel.benches.options import Parser
+from accel.errors import ConfigError, unknown
 
 TRAINERS = {
     "digits": "accel.suites.digits.train",
@@ -24,9 +25,7 @@ TRAINERS = {
 
 def main(words: Sequence[str]) -> int:
     """`accel train`; an interrupted one resumes from its last checkpoint."""
-    options = argparse.ArgumentParser(
-        prog="accel train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = Parser(__doc__, "train")
     options.add_argument("--suite", default="digits")
     options.add_argument("--part", default=None, help="only this network (default: all, in order)")
     options.add_argument("--work", default="outputs/train", help="folder of the checkpoints")
@@ -55,6 +54,10 @@ def train(args: argparse.Namespace) -> None:
     if args.part and args.part not in trainer.PARTS:
         raise unknown(f"part of suite {args.suite}", args.part, trainer.PARTS)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # whatever torch says of a device that is not there
+        raise ConfigError(f"--device is {device!r}, which torch cannot use here; allowed: cpu, or a GPU.") from error
     assets = Path(args.assets) if args.assets else ASSETS / args.suite
     name, loss = TextColumn("{task.description:<12}"), TextColumn("loss {task.fields[loss]:.4f}")
     columns = (name, BarColumn(), MofNCompleteColumn(), loss, TimeElapsedColumn(), TimeRemainingColumn())

@@ -70,6 +70,8 @@ def split(arguments: Sequence[str]) -> Words:
                 words.overrides.append(word)
             else:
                 refusals.add(_bare(word))
+    if "--resolve" in words.flags and "--cfg" not in words.flags:
+        raise ConfigError("--resolve goes with --cfg alone: --cfg job --resolve")
     return words
 
 

@@ -2,19 +2,20 @@
 
 A shard is a safetensors file that holds the images, their fp16 features and per-sample scores, and a sha256 of its
 tensors. Boundaries are multiples of the shard size, so that a larger N only adds shards. A damaged shard is detected
-when it is read, reported and computed again.
+when it is read, reported and computed again. Processes that want the same shards share the work: each takes those that
+nobody else has begun, and waits for the rest.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-from accel.files import Tensors, load_tensors, save_tensors
+from accel.files import Tensors, load_tensors, locked, save_tensors
 
 
 def boundaries(n: int, size: int) -> list[tuple[int, int]]:
@@ -49,6 +50,42 @@ class ShardStore:
         """Shards of the first n samples that are still to be computed; damaged ones are among them."""
         return [(a, b) for a, b in boundaries(n, size) if self.load(a, b) is None]
 
+    def fill(self, todo: list[tuple[int, int]], make: Callable[[int, int], Tensors]) -> None:
+        """`make(a, b)` and save each of these shards that is not there and that no other process makes.
+
+        When it returns they are all there; what another process began and did not finish is made here.
+        """
+        for wait in (False, True):
+            left = []
+            for a, b in todo:
+                lock = self.folder / f".{a:06d}-{b:06d}.lock"
+                with locked(lock, wait) as held:
+                    if not held:
+                        left.append((a, b))
+                        continue
+                    if self.load(a, b) is None:
+                        self.save(a, b, make(a, b))
+                    with suppress(OSError):
+                        lock.unlink()
+            todo = left
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """While it lasts no process forgets these shards."""
+        with locked(self._in_use, shared=True):
+            yield
+
+    def forget(self) -> None:
+        """Delete the shards, unless another process uses them."""
+        if self.folder.is_dir():
+            with locked(self._in_use, wait=False) as alone:
+                if alone:
+                    shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def _in_use(self) -> Path:
+        return self.folder / ".in_use.lock"
+
     def gather(self, n: int, size: int, limits: Mapping[str, int] | None = None) -> Tensors:
         """All tensors of the first n samples, concatenated; every shard must be there.
 
@@ -60,24 +97,3 @@ class ShardStore:
                 if a < (limits or {}).get(name, n):
                     parts.setdefault(name, []).append(tensor)
         return {name: torch.cat(tensors) for name, tensors in parts.items()}
-
-
-@contextmanager
-def locked(path: Path, wait: bool = True, shared: bool = False) -> Iterator[bool]:
-    """Hold a lock between processes, freed by the system when the process dies; yields whether it is held.
-
-    `shared` locks exclude exclusive ones only, so that many may generate while nobody times.
-    """
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-            held = True
-        except BlockingIOError:
-            held = False
-        yield held
-    finally:
-        os.close(handle)

@@ -6,8 +6,9 @@ ratio says nothing. Medians with 95 % intervals by bootstrap over rounds. CUDA: 
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -19,10 +20,12 @@ from accel.core.devices import device_lock
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError
 from accel.evaluation.generate import generate
-from accel.evaluation.shards import locked
+from accel.files import locked
 from accel.suites.base import Suite
 
 Clock = Callable[[], float]
+DISTURBED = 0.25  # of a timing whose disturbance is more than that, ms/image is not to be kept
+TRIES = 2  # at once; what is disturbed still is timed again by the next command
 
 
 def stopwatch(run: Callable[[], Any], device: torch.device | str = "cpu", clock: Clock | None = None) -> float:
@@ -90,6 +93,28 @@ def ratio_interval(one: np.ndarray, other: np.ndarray, seed: int = 0, draws: int
     drawn = [np.median(values[rng.integers(0, len(values), (draws, len(values)))], axis=1) for values in (one, other)]
     lo, hi = np.quantile(drawn[0] / drawn[1], [0.025, 0.975])
     return {"value": float(np.median(one) / np.median(other)), "lo": float(lo), "hi": float(hi)}
+
+
+def disturbance(measured: Mapping[str, Any], beside: Iterable[float] = ()) -> float:
+    """How disturbed a timing was: how far the interval of its A/A floor reaches from 1, or by what share its baseline
+    was slower than the fastest of the timings `beside` it (ms of the same baseline on the same machine), if that is
+    more. A drift or a load cancels in ratios, not in ms/image."""
+    floor = max(abs(measured["aa"]["lo"] - 1), abs(measured["aa"]["hi"] - 1))
+    return max(floor, measured["baseline_ms"]["value"] / min(beside, default=math.inf) - 1)
+
+
+def disturbed(record: Mapping[str, Any]) -> bool:
+    """Whether a timing record is to be made again; those made before disturbances were kept are not."""
+    return record.get("disturbance", 0.0) > DISTURBED
+
+
+def calmest(measure: Callable[[], dict[str, Any]], beside: Iterable[float] = ()) -> dict[str, Any]:
+    """What `measure` finds, with its `disturbance`; the calmest of several times where that is too large."""
+    beside, tried = list(beside), []
+    while len(tried) < TRIES and (not tried or disturbed(tried[-1])):
+        measured = measure()
+        tried.append(measured | {"disturbance": round(disturbance(measured, beside), 4)})
+    return min(tried, key=lambda measured: measured["disturbance"])
 
 
 def time_recipe(

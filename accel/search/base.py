@@ -8,6 +8,7 @@ on a third set of seeds, that of every other run.
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import time
 from abc import ABC, abstractmethod
@@ -22,7 +23,7 @@ import torch
 from accel.core.recipe import Recipe
 from accel.digests import weights_digest
 from accel.errors import ConfigError, check_int
-from accel.files import load_tensors, save_tensors
+from accel.files import load_tensors, locked, save_tensors
 from accel.records import describe, digest
 from accel.samplers.noise_schedule import noise_schedule
 from accel.search.evaluations import Evaluator, Task
@@ -31,7 +32,7 @@ from accel.search.optimisers.base import Optimiser, Teacher
 from accel.search.spaces import Space
 from accel.search.teacher import jump_costs, teacher_times
 from accel.studies.estimate import rows_per_image
-from accel.studies.runner import Evaluation
+from accel.studies.evaluation import Evaluation
 from accel.suites.base import Suite
 
 SEARCH_SEED, FRESH_SEED = 2_000_003, 3_000_017  # the search's `seed` is added; no evaluation may have them
@@ -64,7 +65,9 @@ class Search(ABC):
         check_int("search.finalists", self.finalists, 1)
         check_int("search.rescore_n", self.rescore_n, 2)
         check_int("search.seed", self.seed, 0, 10_000)
-        check_int("search.workers", self.workers, 1)
+        check_int("search.workers", self.workers, 1, 8 * (os.cpu_count() or 1))
+        if not isinstance(self.halving, Halving):
+            raise ConfigError(f"search.halving is {self.halving!r}; allowed: first, doublings and keep.")
 
     @property
     def label(self) -> str:
@@ -127,6 +130,7 @@ class Room:
     ) -> tuple[Objective, Trial | None]:
         """Run the optimiser on `space` until the ledger has `budget`; the objective, and the trial that it decided
         for, if it decides by itself."""
+        space.check()
         evaluator.runner.check(space.recipe(space.canonical(space.seeds[0])))
         self._pay_converged(evaluator)
         objective = Objective(
@@ -193,12 +197,13 @@ class Room:
         key = digest({"suite": self.suite.name, "weights": self.suite.fingerprint(), "recipe": alone, "metric": metric,
                       "times": times.tolist(), "samples": samples, "seed": runner.evaluation.seed})  # fmt: skip
         path = self.root / "artefacts" / "search" / f"jumps-{key}.safetensors"
-        kept = load_tensors(path)
-        if kept is None:
-            started = time.perf_counter()
-            costs = torch.from_numpy(jump_costs(runner, self.base, times, samples, metric))
-            kept = {"costs": costs, "seconds": torch.tensor(time.perf_counter() - started)}
-            save_tensors(path, kept)
+        with locked(path.with_name(f".{path.stem}.lock")):
+            kept = load_tensors(path)
+            if kept is None:
+                started = time.perf_counter()
+                costs = torch.from_numpy(jump_costs(runner, self.base, times, samples, metric))
+                kept = {"costs": costs, "seconds": torch.tensor(time.perf_counter() - started)}
+                save_tensors(path, kept)
         self.ledger.charge(("jumps", key), len(times) * samples * _rows(self.base), float(kept["seconds"]))
         return times, kept["costs"].numpy()
 

@@ -27,12 +27,12 @@ import torch
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, DivergedError, check_int, unknown
 from accel.evaluation.score import distances
-from accel.evaluation.shards import locked
-from accel.files import file_name
+from accel.files import file_name, locked, writing
 from accel.metrics.fid import FrechetDistance
 from accel.records import Results, canonical, digest
 from accel.studies.estimate import rows_per_image
-from accel.studies.runner import Evaluation, Runner
+from accel.studies.evaluation import Evaluation
+from accel.studies.runner import Runner
 from accel.suites.base import Suite
 
 EPOCH = 1  # raise when a change alters the scores of the same samples
@@ -162,8 +162,12 @@ class Memory:
                     self.known[entry["key"]] = entry["found"]
 
     def add(self, key: str, found: dict[str, Any]) -> None:
+        """Keep what was found for `key`, unless another process was faster: then what that found."""
         line = canonical({"key": key, "found": found})
-        with locked(self.path.with_suffix(".lock")):
+        with locked(self.path.with_suffix(".lock")), writing(self.path):
+            self.refresh()
+            if key in self.known:
+                return
             whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
             with self.path.open("ab") as file:
                 file.write(("" if whole else "\n").encode() + f"{_sum(line)} {line}\n".encode())

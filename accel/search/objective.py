@@ -110,15 +110,16 @@ class Objective:
         self.limit = math.inf if limit is None else limit
         self.trials: dict[Vector, Trial] = {}
         self._stalled = 0
+        space.check()
         first = space.canonical(space.seeds[0])
         self.reference = self._trial(first) if reference is None else Trial((), reference)
         self._objectives = 1 + len(costs(space.recipe(first)) or ())
         top = halving.rungs[-1]
         if (least := rows_per_image(self.reference.recipe) * top) > budget:
             raise ConfigError(
-                f"the search has a budget of {budget} network evaluations, but to score one candidate alone takes "
-                f"{least} ({least // top} for each of {top} samples); allowed: search.budget of several times that, or "
-                "fewer samples (search.halving.first, search.halving.doublings)."
+                f"beside its finalists the search has a budget of {max(0, budget)} network evaluations, but to score "
+                f"one candidate alone takes {least} ({least // top} for each of {top} samples); allowed: search.budget "
+                "of several times that, or fewer samples (search.halving.first, search.halving.doublings)."
             )
         for n in halving.rungs:  # everything is held against it, so it is scored on all samples
             self._score([self.reference], n)

@@ -21,7 +21,7 @@ import numpy as np
 
 from accel.config import AXES, choice_of, expand_cells
 from accel.core.recipe import Recipe
-from accel.errors import ConfigError, IncompatibleError, unknown
+from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
 from accel.evaluation.cost import counted_cost
 from accel.files import file_name
 from accel.metrics.statistics import paired
@@ -33,7 +33,8 @@ from accel.search.objective import Objective
 from accel.search.pareto import front
 from accel.search.spaces import Space, Vector
 from accel.search.timesteps import finite, history
-from accel.studies.runner import Evaluation, Runner
+from accel.studies.evaluation import Evaluation
+from accel.studies.runner import Runner
 
 FEW = 4  # steps
 
@@ -133,6 +134,17 @@ class RecipeSearch(Search):
                 f"{what}, so there is nothing to search; allowed: for each axis at least one override, such as "
                 """'search.axes.cache=["cache=none","cache=deepcache"]'."""
             )
+
+        if self.limit is not None:
+            check_float("search.limit", self.limit, 0.0)
+        check_int("search.front", self.front, 1)
+        for name, own in self.axes.items():
+            for override in (o for alternative in expand_cells(own, f"search.axes.{name}") for o in alternative):
+                if override.partition("=")[0].partition(".")[0] not in AXES:
+                    raise ConfigError(
+                        f"search.axes.{name} has {override}; allowed: overrides of {', '.join(AXES)}. What holds for "
+                        "all candidates stands beside the search."
+                    )
 
     @property
     def choices(self) -> tuple[tuple[tuple[str, ...], ...], ...]:

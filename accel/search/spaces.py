@@ -60,6 +60,14 @@ class Space(ABC):
     seeds: tuple[Vector, ...]  # known good candidates; the first is what all are held against
     ordered = True  # whether neighbouring numbers are alike, so that small steps make sense
 
+    def check(self) -> None:
+        """ConfigError where there is nothing to choose."""
+        if all(low == high for low, high in self.bounds):
+            raise ConfigError(
+                "the search has one candidate alone, so there is nothing to choose; allowed: fewer steps than the "
+                "model's schedule has timesteps, more than one with search.start=last, and an axis with alternatives."
+            )
+
     @abstractmethod
     def canonical(self, vector: Sequence[int]) -> Vector:
         """The one name of a candidate."""

@@ -8,10 +8,10 @@ evaluated as any recipe is, on the seed of `evaluation`, which no search has.
 from __future__ import annotations
 
 import re
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,7 +20,9 @@ from rich.table import Table
 from accel.config import spelled_out
 from accel.core.environment import provenance
 from accel.core.recipe import Recipe
-from accel.errors import AccelError, ConfigError
+from accel.errors import AccelError, ConfigError, IntegrityError, StorageError
+from accel.evaluation.shards import ShardStore
+from accel.files import locked
 from accel.records import check_writable, describe, digest
 from accel.results.progress import Progress
 from accel.results.search import write_searches
@@ -29,9 +31,12 @@ from accel.search.objective import Objective
 from accel.search.optimisers.base import Optimiser
 from accel.search.recipes import conclude
 from accel.studies.estimate import seconds_per_row
+from accel.studies.manifest import natural
 from accel.studies.request import Request
 from accel.studies.runner import Runner
 from accel.studies.study import Study
+
+KINDS = ("grid", "search", "transfer")  # of rows, in the order in which a table has them
 
 
 @dataclass(frozen=True)
@@ -74,14 +79,12 @@ class SearchStudy(Request):
         check_writable(self.results.root)
         self.suite.reference()
         with self._progress() as progress:
-            records = [self._tried(cell, progress) for cell in self.cells]
+            records = self._records(progress)
         failed = records.count(None)
         if self.cells[0].search.several:
             return self._validated(self.cells[0], records[0])
         self._evaluated(records)
-        for path in write_searches(self.results):
-            if path.suffix == ".md" and path.stem == self.name:
-                self.console.print(path.read_text(), markup=False, highlight=False, soft_wrap=True)
+        self._show(lambda path: path.stem == self.name)
         for cell, record in zip(self.cells, records, strict=True):
             if len(self.cells) <= 3 and record is not None:
                 text = f"to run what {cell.name} found:\n  {record['command']}"
@@ -109,19 +112,32 @@ class SearchStudy(Request):
     def _room(self, cell: Cell) -> Room:
         return Room(cell.search, cell.optimiser, cell.recipe, self.suite, self.evaluation, self.results.root, self.say)
 
-    def _tried(self, cell: Cell, progress: Progress) -> dict[str, Any] | None:
+    def _records(self, progress: Progress) -> list[dict[str, Any] | None]:
+        """The record of each cell's search, None where that cannot be run; those that another process is busy with
+        come last."""
+        records: dict[int, dict[str, Any] | None] = {}
+        for wait in (False, True):
+            for i in sorted(set(range(len(self.cells))) - set(records)):
+                cell, room = self.cells[i], self._room(self.cells[i])
+                with locked(self.results.root / "artefacts" / "search" / f".{room.key}.lock", wait) as held:
+                    if held:
+                        records[i] = self._tried(cell, room, progress)
+        return [records[i] for i in sorted(records)]
+
+    def _tried(self, cell: Cell, room: Room, progress: Progress) -> dict[str, Any] | None:
         """`_searched`; where others are to follow, a search that cannot be run is reported and passed over."""
         try:
-            return self._searched(cell, progress)
+            return self._searched(cell, room, progress)
+        except StorageError:
+            raise
         except AccelError as error:
             if len(self.cells) == 1:
                 raise
             self.console.print(f"failed: {cell.recipe.label} {cell.name}: {error}", style="red", markup=False)
             return None
 
-    def _searched(self, cell: Cell, progress: Progress) -> dict[str, Any]:
+    def _searched(self, cell: Cell, room: Room, progress: Progress) -> dict[str, Any]:
         """The record of the cell's search, made now if it is not there."""
-        room = self._room(cell)
         if record := self.results.load("search", room.key):
             return record
         label = f"{cell.recipe.label} {cell.name}"[:44]
@@ -148,11 +164,11 @@ class SearchStudy(Request):
         # Scores are kept; of a finished search nobody needs the candidates' samples.
         for key in {what[0] for what in room.ledger.paid}:
             if re.fullmatch(r"[0-9a-f]+", key):
-                shutil.rmtree(self.results.root / "shards" / key, ignore_errors=True)
+                ShardStore(self.results.root, key).forget()
 
     def _evaluated(self, records: Sequence[dict[str, Any] | None]) -> None:
         runner = Runner(self.suite, self.evaluation, self.results, self.say)
-        rows = self._kept_rows()
+        rows: list[dict[str, Any]] = []
 
         def add(group: Recipe, name: str, recipe: Recipe, record: dict[str, Any] | None, kind: str) -> None:
             row = {"group": digest(describe(replace(group, grid=None))), "of": replace(group, grid=None).label,
@@ -175,16 +191,30 @@ class SearchStudy(Request):
                 for grid, recipe in cell.search.compared(other).items():
                     add(other, grid, recipe, None, "grid")
                 add(other, f"{cell.name} of {cell.recipe.label}", cell.search.found(other, record), record, "transfer")
+        self._save(rows, whole=True)
 
-    def _kept_rows(self) -> list[dict[str, Any]]:
-        before = self.results.load("search_study", self.name) if self.merge else None
-        same = before and (before["suite"], before["n"], before["seed"]) == (
-            self.suite.name, self.evaluation.n, self.evaluation.seed)  # fmt: skip
-        return list(before["rows"]) if same else []
+    def _save(self, rows: list[dict[str, Any]], whole: bool = False) -> None:
+        """Put `rows`, in the order of the command, into the study; `whole`: they are all that the command has."""
+        about = {"suite": self.suite.name, "n": self.evaluation.n, "seed": self.evaluation.seed}
+        with self.results.alone(self.name):
+            there = self._there(about)
+            if self.merge:
+                kept = [*there, *(row for row in rows if row not in there)]
+                rows = sorted(kept, key=lambda row: (natural(row["of"]), row["group"], KINDS.index(row["kind"]),
+                                                     natural(row["name"]), row["search"] or ""))  # fmt: skip
+            elif not whole and all(row in there for row in rows):
+                return  # another process is ahead
+            self.results.save({"kind": "search_study", "id": self.name, "title": self.title, "rows": rows} | about)
 
-    def _save(self, rows: list[dict[str, Any]]) -> None:
-        self.results.save({"kind": "search_study", "id": self.name, "title": self.title, "suite": self.suite.name,
-                           "n": self.evaluation.n, "seed": self.evaluation.seed, "rows": rows})  # fmt: skip
+    def _there(self, about: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows that are there of the same samples."""
+        try:
+            before = self.results.load("search_study", self.name)
+        except IntegrityError:
+            if self.merge:
+                raise
+            return []  # it is about to be replaced anyway
+        return list(before["rows"]) if before and about.items() <= before.items() else []
 
     def _validated(self, cell: Cell, record: dict[str, Any]) -> int:
         """The front of a recipe search as a study of its own, on fresh seeds, beside every single method."""
@@ -194,10 +224,16 @@ class SearchStudy(Request):
         failed = study.run()
         suite = [o for o in spelled_out(list(cell.overrides)) if o.lstrip("+").startswith("suite")]
         conclude(self.results, self.name, record, self.evaluation, suite)
-        for path in write_searches(self.results):
-            if path.suffix == ".md" and path.stem.startswith(self.name):
-                self.console.print(path.read_text(), markup=False, highlight=False, soft_wrap=True)
+        self._show(lambda path: path.stem.startswith(self.name))
         return failed
+
+    def _show(self, wanted: Callable[[Path], bool]) -> None:
+        """Write the tables of all searches, and show those that are wanted."""
+        with self.results.alone("searches"):  # whoever is last shows the rows of all
+            tables = [path for path in write_searches(self.results) if path.suffix == ".md" and wanted(path)]
+            texts = [path.read_text() for path in tables]
+        for text in texts:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _progress(self) -> Progress:
         spent = TextColumn("{task.completed:,}/{task.total:,} NFE")

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from accel.config import choice_of
+from accel.config import choice_of, groups
 from accel.core.recipe import Recipe
-from accel.errors import IncompatibleError
+from accel.errors import ConfigError, IncompatibleError, unknown
 from accel.samplers.grids import ExplicitGrid
 from accel.search.base import Room, Search, schedule_of, weights_of
 from accel.search.objective import Objective
@@ -34,6 +34,12 @@ class TimestepSearch(Search):
         super().__post_init__()
         object.__setattr__(self, "grids", tuple(self.grids))
         object.__setattr__(self, "compare", tuple(self.compare))
+        for setting in ("grids", "compare"):
+            for name in getattr(self, setting):
+                if name not in groups()["grid"]:
+                    raise unknown(f"grid in search.{setting}", str(name), groups()["grid"])
+        if not self.grids:
+            raise ConfigError("search.grids is empty; allowed: choices of grid, the first of which is the reference.")
 
     @property
     def label(self) -> str:

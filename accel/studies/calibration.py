@@ -17,7 +17,7 @@ from accel.core.job import Job
 from accel.core.recipe import Recipe
 from accel.core.seeds import generators
 from accel.evaluation.generate import generate
-from accel.files import load_tensors, save_tensors
+from accel.files import load_tensors, locked, save_tensors
 from accel.records import describe, digest
 from accel.samplers.ode import initial_latents
 from accel.suites.base import Suite
@@ -65,15 +65,20 @@ class Calibration:
 
     def _artefact(self, recipe: Recipe, make: Callable[[Job], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         path = self.folder / f"{self.artefact_id(recipe)}.safetensors"
-        flat = load_tensors(path)
-        if flat is None:
-            if path.exists():
-                self.say(f"artefact {path} is damaged (its hash does not match); calibrating anew.")
-            job = Job(path.with_suffix(".parts"), self.on_search)
-            flat = make(job)
-            flat["seconds"] = torch.tensor(job.seconds)
-            save_tensors(path, flat)
-            job.finish()
+        if (kept := load_tensors(path)) is not None:
+            return kept
+        with locked(path.with_name(f".{path.stem}.lock")):  # its parts have one writer, too
+            kept = load_tensors(path)
+            return self._made(path, make) if kept is None else kept
+
+    def _made(self, path: Path, make: Callable[[Job], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        if path.exists():
+            self.say(f"artefact {path} is damaged (its hash does not match); calibrating anew.")
+        job = Job(path.with_suffix(".parts"), self.on_search)
+        flat = make(job)
+        flat["seconds"] = torch.tensor(job.seconds)
+        save_tensors(path, flat)
+        job.finish()
         return flat
 
     def _search(self, recipe: Recipe, job: Job) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from accel.core.recipe import Recipe
 from accel.errors import check_name
 from accel.records import Results
-from accel.studies.runner import Evaluation
+from accel.studies.evaluation import Evaluation
 from accel.suites.base import Suite
 
 

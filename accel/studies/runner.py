@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,82 +14,20 @@ from accel.core.devices import device_lock
 from accel.core.environment import environment, instruction_set, provenance
 from accel.core.recipe import Recipe, accelerate
 from accel.digests import weights_digest
-from accel.errors import ConfigError, IntegrityError, Refusals, check_bool, check_int
+from accel.errors import IntegrityError, Refusals
 from accel.evaluation.cost import counted_cost
 from accel.evaluation.generate import generate
 from accel.evaluation.score import EPOCH, score, score_images
-from accel.evaluation.shards import ShardStore, boundaries, locked
-from accel.evaluation.timing import time_recipe
-from accel.files import write_atomic
+from accel.evaluation.shards import ShardStore
+from accel.evaluation.timing import DISTURBED, calmest, disturbed, time_recipe
+from accel.files import locked, write_atomic
 from accel.records import Results, describe, digest
-from accel.studies.calibration import CALIBRATION_SEED, Calibration
+from accel.studies.calibration import Calibration
+from accel.studies.evaluation import Evaluation
 from accel.suites.base import Suite
 
-MIN_N = 60
-WHY_N = "20 jackknife groups of three samples, which every interval comes from"
-DEVICES = re.compile(r"auto|cpu|(cuda|xpu|mps)(:\d+)?")
 STRIP = 10  # samples in a record's picture
 PICTURE = 256  # its height at most
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How recipes are evaluated. `n`, `seed` and `distance_n` change numbers; the rest only how they are computed."""
-
-    n: int = 512
-    seed: int = 0
-    distance_n: int = 128
-    batch: int = 64
-    shard: int = 64
-    controls: bool = True
-    timing: bool = True
-    timing_batch: int = 8
-    repetitions: int = 9
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        with Refusals() as refusals:
-            for name in ("n", "distance_n"):
-                refusals.ask(check_int, f"evaluation.{name}", getattr(self, name), MIN_N, why=WHY_N)
-            for name in ("batch", "shard", "timing_batch"):
-                refusals.ask(check_int, f"evaluation.{name}", getattr(self, name), 1)
-            refusals.ask(check_int, "evaluation.repetitions", self.repetitions, 3)
-            refusals.ask(check_int, "evaluation.seed", self.seed, 0)
-            for name in ("controls", "timing"):
-                refusals.ask(check_bool, f"evaluation.{name}", getattr(self, name))
-            refusals.ask(self.resolve_device)
-            if self.seed == CALIBRATION_SEED:
-                refusals.add(
-                    ConfigError(f"evaluation.seed {self.seed} is the seed of calibration samples; choose another.")
-                )
-
-    @property
-    def compared(self) -> int:
-        """Samples compared with the converged trajectory: `distance_n` up to whole shards, at most n."""
-        return min(self.n, -(-self.distance_n // self.shard) * self.shard)
-
-    def resolve_device(self) -> str:
-        """The device that is meant; ConfigError if there is none of that name here."""
-        if not isinstance(self.device, str) or not DEVICES.fullmatch(self.device):
-            raise ConfigError(
-                f"evaluation.device is {self.device!r}; allowed: auto, cpu, cuda or cuda:<number>, xpu, mps."
-            )
-        if self.device == "auto":
-            return "cuda" if device_count("cuda") else "cpu"
-        kind, _, number = self.device.partition(":")
-        if kind != "cpu" and not (count := device_count(kind)):
-            raise ConfigError(
-                f"evaluation.device={self.device}, but torch sees no GPU of that kind; use evaluation.device=cpu."
-            )
-        if number and int(number) >= count:
-            raise ConfigError(f"evaluation.device={self.device}; allowed: {kind}:0 to {kind}:{count - 1}.")
-        return self.device
-
-
-def device_count(kind: str) -> int:
-    """How many devices of a kind (cuda, xpu, mps) torch can use here."""
-    module = torch.get_device_module(kind)
-    return module.device_count() if module.is_available() else 0
 
 
 def quiet(message: str) -> None:
@@ -200,7 +137,7 @@ class Runner:
         itself = self.generation_id(recipe) == self.generation_id(self.suite.converged(recipe.exact_guidance))
         exact = None if itself and not self.suite.solves(recipe.exact_guidance) else self.converged_images(recipe)
         values = score(self.suite, shards, exact)
-        self._picture(key, shards["images"])
+        self.picture(key, shards["images"])
         record = {
             "kind": "quality",
             "id": key,
@@ -230,31 +167,40 @@ class Runner:
     def shards(self, recipe: Recipe, n: int, artefacts: Any = None) -> dict[str, torch.Tensor]:
         """All tensors of the first n samples of `recipe`; only missing shards are generated."""
         store, e = self._store(recipe), self.evaluation
-        missing = store.missing(n, e.shard)
-        for path in store.damaged:
-            self.say(f"shard {path} is damaged (its hash does not match); computing it anew.")
-        self.on_samples(n - sum(b - a for a, b in missing))
-        if missing:
-            with accelerate(self.pipe, recipe, models=self.models, artefacts=artefacts):
-                for a, b in missing:
-                    with locked(device_lock(self.device), shared=True):
-                        images = generate(self.pipe, self.suite, recipe, e.seed, a, b, e.batch)
-                    tensors = {"images": self.suite.stored(images)}
-                    if not self._scoring:
-                        tensors = score_images(self.suite, images, self.suite.conditions(a, b))
-                    store.save(a, b, tensors)
-                    self.on_samples(b - a)
-        found = store.gather(n, e.shard, {"images": e.compared})
-        return found | (self._scores(recipe, store, n) if self._scoring else {})
+
+        def make(a: int, b: int) -> dict[str, torch.Tensor]:
+            with locked(device_lock(self.device), shared=True):
+                images = generate(self.pipe, self.suite, recipe, e.seed, a, b, e.batch)
+            self.on_samples(b - a)
+            if self._scoring:
+                return {"images": self.suite.stored(images)}
+            return score_images(self.suite, images, self.suite.conditions(a, b))
+
+        with store.kept():
+            missing = store.missing(n, e.shard)
+            for path in store.damaged:
+                self.say(f"shard {path} is damaged (its hash does not match); computing it anew.")
+            self.on_samples(n - sum(b - a for a, b in missing))
+            if missing:
+                with accelerate(self.pipe, recipe, models=self.models, artefacts=artefacts):
+                    store.fill(missing, make)
+            found = store.gather(n, e.shard, {"images": e.compared})
+            return found | (self._scores(recipe, store, n) if self._scoring else {})
 
     def _scores(self, recipe: Recipe, store: ShardStore, n: int) -> dict[str, torch.Tensor]:
         """Features and per-sample scores of the images in `store`: apart, so that other ones need no other images."""
         scored = digest({"samples": self.generation_id(recipe), "scoring": self._scoring})
-        scores = ShardStore(self.results.root, scored)
-        for a, b in scores.missing(n, self.evaluation.shard):
+
+        def make(a: int, b: int) -> dict[str, torch.Tensor]:
             made = score_images(self.suite, store.load(a, b)["images"], self.suite.conditions(a, b))
-            scores.save(a, b, {k: v for k, v in made.items() if k != "images"})
-        return scores.gather(n, self.evaluation.shard)
+            return {k: v for k, v in made.items() if k != "images"}
+
+        return self._filled(ShardStore(self.results.root, scored), n, make)
+
+    def _filled(self, store: ShardStore, n: int, make: Callable[[int, int], dict]) -> dict[str, torch.Tensor]:
+        with store.kept():
+            store.fill(store.missing(n, self.evaluation.shard), make)
+            return store.gather(n, self.evaluation.shard)
 
     def missing_samples(self, recipe: Recipe) -> int:
         """How many of the run's samples are still to be generated."""
@@ -273,44 +219,11 @@ class Runner:
         if not self.suite.solves(recipe.exact_guidance):
             return self.shards(converged, n)["images"]
         store = ShardStore(self.results.root, digest({"exact": self.generation_id(converged)}))
-        for a, b in boundaries(n, self.evaluation.shard):
-            if store.load(a, b) is None:
-                solution = self.suite.solve(self.pipe, converged, self.evaluation.seed, a, b)
-                store.save(a, b, {"images": solution})
-        return store.gather(n, self.evaluation.shard)["images"]
 
-    def floor(self) -> dict[str, Any] | None:
-        """Record of real held-out images against the reference: no sampler can be expected to score below it."""
-        held_out = self.suite.held_out()
-        if held_out is None:
-            return None
-        images, conditions = held_out
-        n = min(self.evaluation.n, len(images))
-        identity = {"real": self.suite.name, "n": n, "reference": self.suite.reference_identity()}
-        key = digest(identity)
-        if record := self.find("quality", key):
-            return record
-        tensors = score_images(self.suite, images[:n], {k: v[:n] for k, v in conditions.items()})
-        values = score(self.suite, tensors, None)
-        self._picture(key, tensors["images"])
-        record = {
-            "kind": "quality",
-            "id": key,
-            "label": "real images (held out)",
-            "axes": {},
-            "suite": self.suite.name,
-            "n": n,
-            "seed": 0,
-            "simulated": False,
-            "recipe": {},
-            "values": {k: v.to_dict() for k, v in values.items()},
-            "cost": None,
-            "strip": "",
-            "reference": self.suite.reference_identity(),
-            "environment": provenance(),
-        }
-        self.results.save(record)
-        return record
+        def make(a: int, b: int) -> dict[str, torch.Tensor]:
+            return {"images": self.suite.solve(self.pipe, converged, self.evaluation.seed, a, b)}
+
+        return self._filled(store, n, make)["images"]
 
     # calibration ---------------------------------------------------------------------------------------------------
 
@@ -335,18 +248,42 @@ class Runner:
         if recipe.simulated or not self.evaluation.timing:
             return None
         key = self.timing_id(recipe, baseline)
-        if record := self.find("timing", key):
-            return record
-        e = self.evaluation
+        before = self.find("timing", key)
+        if before and not disturbed(before):
+            return before
         artefacts, _ = self.artefacts(recipe)
-        measured = time_recipe(self.pipe, self.suite, recipe, baseline, models=self.models, artefacts=artefacts,
-                               batch=e.timing_batch, repetitions=e.repetitions)  # fmt: skip
+        with locked(self._store(recipe).folder / ".timing.lock"):
+            there = self.find("timing", key)
+            if there and (there != before or not disturbed(there)):  # another process was faster
+                return there
+            made = self._time(recipe, baseline, key, artefacts)
+            if disturbed(made):
+                self.say(
+                    f"{recipe.label} was timed on a disturbed machine (by {made['disturbance']:.0%}; at most "
+                    f"{DISTURBED:.0%} is kept): the same command times it again."
+                )
+            if before and before["disturbance"] <= made["disturbance"]:
+                return before
+            self.results.save(made)
+            return made
+
+    def _time(self, recipe: Recipe, baseline: Recipe, key: str, artefacts: Any) -> dict[str, Any]:
+        e = self.evaluation
         where = environment(self.device) | self.suite.execution()
-        record = {
+        against = self.quality_id(baseline)
+        beside = [
+            other["baseline_ms"]["value"] for other in self.results.intact("timing")
+            if other.get("baseline") == against and other.get("batch") == e.timing_batch and "baseline_ms" in other
+            and where.items() <= other.get("environment", {}).items()
+        ]  # fmt: skip
+        measured = calmest(
+            lambda: time_recipe(self.pipe, self.suite, recipe, baseline, models=self.models, artefacts=artefacts,
+                                batch=e.timing_batch, repetitions=e.repetitions), beside)  # fmt: skip
+        return {
             "kind": "timing",
             "id": key,
             "quality": self.quality_id(recipe),
-            "baseline": self.quality_id(baseline),
+            "baseline": against,
             "label": recipe.label,
             "suite": self.suite.name,
             "device_name": where["device_name"],
@@ -355,8 +292,6 @@ class Runner:
             "environment": where | provenance(),
             **measured,
         }
-        self.results.save(record)
-        return record
 
     def control(self, recipe: Recipe, cost: dict[str, Any]) -> Recipe:
         """The plain sampler whose MACs an image come nearest to the accelerated recipe's `cost`."""
@@ -376,7 +311,8 @@ class Runner:
     def _store(self, recipe: Recipe) -> ShardStore:
         return ShardStore(self.results.root, self.generation_id(recipe))
 
-    def _picture(self, key: str, images: torch.Tensor) -> None:
+    def picture(self, key: str, images: torch.Tensor) -> None:
+        """Write the picture of a record: its first samples side by side."""
         from PIL import Image
 
         strip = torch.cat(list(self.suite.to_uint8(images[:STRIP])), dim=-1).permute(1, 2, 0).numpy()

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.table import Table
 
 from accel.core.recipe import Recipe, accelerate
-from accel.errors import AccelError, ConfigError, IncompatibleError, Refusals
+from accel.errors import AccelError, ConfigError, IncompatibleError, Refusals, StorageError
 from accel.evaluation.generate import generate
 from accel.records import check_writable
 from accel.results.figures import write_figures
@@ -19,6 +19,7 @@ from accel.results.strips import LEGEND, strip
 from accel.results.tables import write_tables
 from accel.results.terminal import print_study
 from accel.results.tracking import log_record, log_study, upload_command
+from accel.studies import floor
 from accel.studies.estimate import rows_per_image, seconds_per_row
 from accel.studies.manifest import Job, Manifest
 from accel.studies.request import Request
@@ -45,14 +46,15 @@ class Study(Request):
     def run(self) -> int:
         """Compute what is missing, then rebuild the study's tables and figures; the number of failed cells."""
         started = time.perf_counter()
-        rows, computed = Manifest(self), 0
+        computed = 0
         with self._progress() as progress:
             runner = self._runner(progress)
             refused = self._refusals(runner)
             check_writable(self.results.root)
             jobs = self._jobs(runner, refused)
+            rows = Manifest(self, [*(job.recipe.label for job in jobs), *(recipe.label for recipe, _ in refused)])
             bar = progress.add_task("real images (held out)", total=len(jobs) + 1, unit="cells", there=0)
-            rows.add_floor(runner.floor())
+            rows.add_floor(floor.floor(runner))
             progress.advance(bar)
             while jobs:
                 job = jobs.pop(0)
@@ -67,6 +69,8 @@ class Study(Request):
                         continue
                     # The reference is there to be compared with, not to be chosen: its time is of no interest.
                     timing = runner.timing(job.recipe, self.baseline) if job.role != "reference" else None
+                except StorageError:  # no cell's fault, and no other cell would fare better
+                    raise
                 except (AccelError, RuntimeError, ValueError) as error:
                     rows.add_failure(job, error)
                     self.console.print(f"failed: {job.recipe.label}: {error}", style="red", markup=False)
@@ -84,7 +88,7 @@ class Study(Request):
                 progress.advance(bar)
             for recipe, reason in refused:
                 rows.add_refusal(recipe, reason)
-            rows.save()
+            rows.save(whole=True)
         self.publish(computed > 0)
         self.console.print(
             f"{computed} of {len(rows.rows)} rows computed now, the others were there already; "
@@ -94,7 +98,8 @@ class Study(Request):
 
     def publish(self, track: bool = False) -> None:
         """Rebuild tables and figures from the records and show the table."""
-        paths = [*write_tables(self.results, self.name), *write_figures(self.results, self.name)]
+        with self.results.alone(self.name):  # whoever is last shows the rows of all
+            paths = [*write_tables(self.results, self.name), *write_figures(self.results, self.name)]
         hint = self._track_study() if track and self.wandb != "disabled" else None
         print_study(self.results, self.name, self.console)
         self.console.print("written: " + ", ".join(str(p) for p in paths), highlight=False, soft_wrap=True)

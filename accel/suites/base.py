@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -205,14 +206,23 @@ def load_pipeline(cls: type, folder: Path | str, **kwargs: Any) -> Any:
     if not (folder / "model_index.json").exists():
         raise ConfigError(f"{folder} is not a diffusers pipeline folder (it has no model_index.json).")
     logging.disable_progress_bar()
-    try:
+    with loading(folder):
         pipe = cls.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, **{"low_cpu_mem_usage": False} | kwargs
         )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Turn whatever a library says while it loads `folder` into a ConfigError."""
+    try:
+        yield
     except Exception as error:  # each layer below has errors of its own, and none is of interest but as text
         reason = " ".join(str(error).split())[:400] or type(error).__name__
+        if "remote_code" in reason:  # a library's advice that is never to be followed here
+            reason = "it asks for code of its own, which is never run."
         raise ConfigError(
             f"cannot load {folder}: {reason} Only safetensors weights are loaded, never pickles."
         ) from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe

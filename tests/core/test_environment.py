@@ -15,7 +15,9 @@ from accel.core.environment import environment, instruction_set, provenance, wit
 from accel.core.recipe import Recipe
 from accel.records import Results
 from accel.samplers import DiffusersSampler
-from accel.studies.runner import Evaluation, Runner
+from accel.studies.evaluation import Evaluation
+from accel.studies.floor import floor
+from accel.studies.runner import Runner
 
 CPUINFO = {
     "flags\t\t: fpu avx2 avx512f avx512_vnni nonsense\n": ["avx2", "avx512f", "avx512_vnni"],
@@ -163,9 +165,10 @@ def test_records_say_what_made_them_and_ids_do_not_change(machine, digits, tmp_p
     made = {}
     for commit in ("abc", "def-dirty"):
         told = {"accel": "0.1.0", "commit": commit}
-        monkeypatch.setattr("accel.studies.runner.provenance", lambda told=told: told)
+        for room in ("runner", "floor"):
+            monkeypatch.setattr(f"accel.studies.{room}.provenance", lambda told=told: told)
         runner = Runner(digits, how, Results(tmp_path / commit))
-        made[commit] = [runner.floor(), runner.quality(recipes[0]), runner.timing(*recipes)]
+        made[commit] = [floor(runner), runner.quality(recipes[0]), runner.timing(*recipes)]
         assert [r["environment"]["commit"] for r in made[commit]] == [commit] * 3
         assert [runner.results.load(r["kind"], r["id"])["environment"]["commit"] for r in made[commit]] == [commit] * 3
     assert [r["id"] for r in made["abc"]] == [r["id"] for r in made["def-dirty"]]

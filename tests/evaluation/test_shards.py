@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from accel.errors import ConfigError
-from accel.evaluation.shards import ShardStore, boundaries, locked
+from accel.evaluation.shards import ShardStore, boundaries
+from accel.files import locked
 
 
 def tensors(start: int, stop: int) -> dict[str, torch.Tensor]:

@@ -14,7 +14,8 @@ from accel.guidance import CFG, AdaptiveGuidance, CFGPlusPlus, ClassifierGuidanc
 from accel.records import Results
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid
-from accel.studies.runner import Evaluation, Runner
+from accel.studies.evaluation import Evaluation
+from accel.studies.runner import Runner
 from accel.suites.digits.flow import DigitsFlowSuite
 from accel.suites.mixture import MixtureSuite
 

@@ -12,7 +12,8 @@ from accel.core.recipe import Recipe
 from accel.records import Results
 from accel.samplers import DiffusersSampler
 from accel.search.base import FRESH_SEED, SEARCH_SEED, Room
-from accel.studies.runner import Evaluation, Runner
+from accel.studies.evaluation import Evaluation
+from accel.studies.runner import Runner
 from accel.suites.mixture import MixtureSuite
 
 EVALUATION = Evaluation(n=60, seed=0, distance_n=60, shard=64, timing=False, device="cpu")

@@ -13,7 +13,7 @@ from accel.search.base import Room
 from accel.search.objective import Halving
 from accel.search.optimisers import RandomSearch
 from accel.stitching import TStitch
-from accel.studies.runner import Evaluation
+from accel.studies.evaluation import Evaluation
 
 BASE = Recipe(DiffusersSampler("DEISScheduler", 3, "ddim_accel", {"variant": "tab", "ab_order": 0}))
 SMALL = Recipe(BASE.sampler, stitch=TStitch(fractions=(1.0,)))

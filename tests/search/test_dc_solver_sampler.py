@@ -18,7 +18,8 @@ from accel.records import Results
 from accel.samplers.grids import Grid, PowerGrid
 from accel.search import Cascade, DCSolver, RatioSearch
 from accel.search.dc_solver import weights_digest
-from accel.studies.runner import Evaluation, Runner
+from accel.studies.evaluation import Evaluation
+from accel.studies.runner import Runner
 from accel.suites.mixture import MixtureSuite
 
 SEARCH = RatioSearch(noises=3, held_out=3, iterations=4, reference=24)

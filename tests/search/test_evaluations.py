@@ -16,7 +16,7 @@ from accel.search.evaluations import Evaluator, Memory, Scorer, Task
 from accel.search.objective import Halving
 from accel.search.optimisers import CoordinateDescent, DifferentialEvolution, OptunaSearch, RandomSearch
 from accel.search.timesteps import TimestepSearch
-from accel.studies.runner import Evaluation
+from accel.studies.evaluation import Evaluation
 from accel.suites.mixture import MixtureSuite
 
 DDIM = Recipe(DiffusersSampler("DEISScheduler", 3, "ddim_accel", {"variant": "tab", "ab_order": 0}))

@@ -15,7 +15,8 @@ from accel.samplers import DEISScheduler, DiffusersSampler
 from accel.search.optimisers import GITS
 from accel.search.optimisers.gits import least_path
 from accel.search.teacher import jump_costs, teacher_times
-from accel.studies.runner import Evaluation, Runner
+from accel.studies.evaluation import Evaluation
+from accel.studies.runner import Runner
 from accel.suites.mixture import MixtureSuite
 
 EULER = DiffusersSampler("DEISScheduler", 4, "ddim_accel", {"variant": "tab", "ab_order": 0})

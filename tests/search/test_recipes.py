@@ -15,7 +15,7 @@ from accel.search.objective import Halving
 from accel.search.optimisers import OptunaSearch, RandomSearch
 from accel.search.recipes import RecipeSearch, _Prices, recipe_from
 from accel.search.study import Cell, SearchStudy
-from accel.studies.runner import Evaluation
+from accel.studies.evaluation import Evaluation
 from accel.suites.mixture import MixtureSuite
 
 AXES = {

@@ -105,7 +105,7 @@ BAD = {
     "metric": (["search.metric=fid"], "use search.metric=distance"),
     "sampler": (["sampler=ddim"], "DDIMScheduler.set_timesteps takes no timesteps"),
     "seed": (["evaluation.seed=2000003"], "is one that the search selects by"),
-    "workers": (["search.workers=0"], "search.workers is 0; allowed: an integer >= 1"),
+    "workers": (["search.workers=0"], "search.workers is 0; allowed: an integer in [1, "),
 }
 
 

@@ -16,7 +16,8 @@ from accel.search.base import SEARCH_SEED
 from accel.search.objective import Halving
 from accel.search.optimisers import GITS, CoordinateDescent, DifferentialEvolution, RandomSearch
 from accel.search.timesteps import TimestepSearch
-from accel.studies.runner import Evaluation, Runner
+from accel.studies.evaluation import Evaluation
+from accel.studies.runner import Runner
 from accel.suites.mixture import MixtureSuite
 
 SEARCH = TimestepSearch("distance", Halving(8, 1), 2000, 2, 24, grids=("trailing", "karras"))

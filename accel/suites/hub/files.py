@@ -20,6 +20,7 @@ from accel.suites.hub.kinds import UNUSED
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<a>\w+))?(-\d+-of-\d+)?(\.(?P<b>\w+))?\.safetensors")
+ATTENTION = (None, "eager", "sdpa")  # of transformers, which need no other package
 TEXT = (".json", ".txt", ".model")  # configs and tokenizers
 
 
@@ -40,10 +41,12 @@ def check(folder: Path, variant: str | None) -> None:
     weights of `variant` (or plain ones)."""
     for name, (_, cls) in components(folder).items():
         if is_network(cls) or name == "scheduler":
-            config_of(folder, name)
+            _check_config(folder, name, config_of(folder, name))
+        elif not (folder / name).is_dir():
+            raise ConfigError(f"{folder / name} is missing. Download the model again.")
         if not is_network(cls) or _weights(folder, name, variant):
             continue
-        place = _place(folder, name)
+        place = place_of(folder, name)
         files = sorted(p.name for p in place.glob("*")) if place.is_dir() else []
         pickles = [f for f in files if f.endswith(PICKLES)]
         if pickles:
@@ -57,9 +60,30 @@ def check(folder: Path, variant: str | None) -> None:
         raise ConfigError(f"{place} has no {which}safetensors weights.{hint or ' Download the model again.'}")
 
 
+def _check_config(folder: Path, name: str, config: dict[str, Any]) -> None:
+    """Refuse a config that would make a library fetch and run the kernels of somebody else."""
+    left: list[Any] = [config]
+    while left:
+        for key, value in left.pop().items():
+            if isinstance(value, dict):
+                left.append(value)
+            elif isinstance(value, list):
+                left += [item for item in value if isinstance(item, dict)]
+            elif "implementation" in str(key) and value not in ATTENTION:
+                raise ConfigError(
+                    f"the config of {folder / name} has {key} {value!r}, which may be code of its own; allowed: null, "
+                    f"eager, sdpa. {NEVER}"
+                )
+
+
 def denoiser_of(folder: Path) -> str:
     """Name of the denoiser's component."""
     return "unet" if "unet" in components(folder) else "transformer"
+
+
+def has_variant(folder: Path, name: str, variant: str | None) -> bool:
+    """Whether there are weights of the variant, or the plain ones are loaded."""
+    return variant is not None and any(_variant(path.name) == variant for path in _weights(folder, name, variant))
 
 
 def is_network(cls: str) -> bool:
@@ -77,12 +101,12 @@ def hashes(folder: Path, variant: str | None) -> dict[str, str]:
 def config_of(folder: Path, component: str) -> dict[str, Any]:
     """The config of one component."""
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
-    path = _place(folder, component) / name
+    path = place_of(folder, component) / name
     return read_object(path, f"{path} is missing. Download the model again.")
 
 
 def _used(folder: Path, name: str, cls: str, variant: str | None) -> Iterator[Path]:
-    place = _place(folder, name)
+    place = place_of(folder, name)
     if is_network(cls):
         yield from _weights(folder, name, variant)
         yield place / "config.json"
@@ -92,7 +116,8 @@ def _used(folder: Path, name: str, cls: str, variant: str | None) -> Iterator[Pa
         yield from (p for p in place.iterdir() if p.suffix in TEXT)
 
 
-def _place(folder: Path, name: str) -> Path:
+def place_of(folder: Path, name: str) -> Path:
+    """The folder of one component's files."""
     # Early checkpoints (google/ddpm-cifar10-32) keep everything at the root.
     return folder / name if (folder / name).is_dir() else folder
 
@@ -100,7 +125,7 @@ def _place(folder: Path, name: str) -> Path:
 def _weights(folder: Path, name: str, variant: str | None) -> list[Path]:
     """The weight files that are loaded: those of the variant, else the plain ones."""
     by_variant: dict[str | None, list[Path]] = {}
-    for path in _place(folder, name).glob("*.safetensors"):
+    for path in place_of(folder, name).glob("*.safetensors"):
         if WEIGHTS.fullmatch(path.name):
             by_variant.setdefault(_variant(path.name), []).append(path)
     return by_variant.get(variant) or by_variant.get(None, [])

@@ -19,6 +19,7 @@ from PIL import Image
 from accel.errors import ConfigError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+ORIENTATION = 0x0112  # of EXIF
 BATCH = 64  # images in memory at a time
 RESIZE = "RGB, centre crop to the aspect ratio, Pillow bicubic"
 
@@ -45,6 +46,7 @@ def sha256(paths: tuple[Path, ...]) -> str:
 def read(path: Path, height: int, width: int) -> np.ndarray:
     """One image as bytes (height, width, 3), see the module; OSError or ValueError if it cannot be read."""
     with Image.open(path) as image:
+        _check_readable(image)
         image = image.convert("RGB")
         scale = min(image.width / width, image.height / height)
         w, h = width * scale, height * scale
@@ -53,6 +55,22 @@ def read(path: Path, height: int, width: int) -> np.ndarray:
         if image.size == (width, height):
             return np.array(image)
         return np.array(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
+
+
+def _check_readable(image: Image.Image) -> None:
+    """ValueError for what RGB bytes would show otherwise than the file does: Pillow converts it without a word."""
+    stored = " ".join(str(tile[-1]) for tile in image.tile)  # RGB;16B is of 16 bits, though Pillow's mode for it is RGB
+    image.load()
+    if getattr(image, "n_frames", 1) > 1:
+        raise ValueError(f"it has {image.n_frames} frames; needed: one picture")
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr") or ";16" in stored:
+        raise ValueError(
+            f"its pixels are of mode {image.mode} ({stored}), more than 8 bits a channel; convert it to 8-bit RGB"
+        )
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        raise ValueError("it is transparent in places; put it on a background")
+    if (turned := image.getexif().get(ORIENTATION, 1)) not in (0, 1):
+        raise ValueError(f"it is to be turned (EXIF orientation {turned}); store it upright")
 
 
 def features(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from torch import nn
 
 from accel.core.denoiser import denoiser_name
 from accel.errors import ConfigError, needs
+from accel.suites.base import loading
 from accel.suites.hub import files as hub_files
+from accel.suites.hub import index as hub_index
 from accel.suites.hub.kinds import Kind
 
 
@@ -63,14 +66,43 @@ def compile_blocks(net: nn.Module, **options: Any) -> int:
 
 def denoiser(folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Module:
     """The denoiser alone of another pipeline folder."""
-    import diffusers
-
     name = hub_files.denoiser_of(folder)
-    cls = getattr(diffusers, hub_files.components(folder)[name][1])
-    return cls.from_pretrained(
-        folder, subfolder=name, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True,
-        **memory(),
-    )  # fmt: skip
+    return _network(folder, name, *hub_index.components(folder)[name], dtype, variant)
+
+
+def networks(folder: Path, dtype: torch.dtype, variant: str | None) -> dict[str, nn.Module]:
+    """Every network of a pipeline folder. ConfigError for one that cannot be loaded, or whose weights do not fill it:
+    what a file lacks would have random values."""
+    return {
+        name: _network(folder, name, library, cls, dtype, variant)
+        for name, (library, cls) in hub_index.components(folder).items()
+        if hub_files.is_network(cls)
+    }
+
+
+def _network(folder: Path, name: str, library: str, cls: str, dtype: torch.dtype, variant: str | None) -> nn.Module:
+    place = hub_files.place_of(folder, name)
+    options = {"dtype" if library == "transformers" and _says_dtype() else "torch_dtype": dtype}
+    if hub_files.has_variant(folder, name, variant):
+        options["variant"] = variant
+    with loading(place):
+        network, info = getattr(import_module(library), cls).from_pretrained(
+            place, use_safetensors=True, local_files_only=True, output_loading_info=True, **options, **memory()
+        )
+    lacking = sorted({*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])})
+    if lacking:
+        raise ConfigError(
+            f"{place}: the weights lack {len(lacking)} of the tensors of a {cls}, or have them in another shape: "
+            f"{', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}. Download the model again."
+        )
+    return network
+
+
+def _says_dtype() -> bool:
+    import transformers
+    from packaging.version import Version
+
+    return Version(transformers.__version__) >= Version("4.56")
 
 
 def limits(pipe: Any, kind: Kind, max_sequence_length: int | None) -> dict[str, tuple[Any, int]]:

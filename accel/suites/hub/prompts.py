@@ -15,6 +15,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from accel.errors import ConfigError, unknown
 
 FORMATS = (".json", ".txt", ".csv", ".tsv")
 BEYOND = ("refuse", "repeat")
+UNREADABLE = re.compile("[\\x00\\ud800-\\udfff]")  # half of a surrogate pair can come from JSON only
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ def _texts(path: Path, column: str | None, size: int, modified: int) -> tuple[st
         raise ConfigError(f"the prompt file {path} ends in {path.suffix!r}; allowed: {', '.join(FORMATS)}.")
     places, texts = reader(path, _decoded(path), column)
     texts = [text.strip() for text in texts]
+    for place, text in zip(places, texts, strict=True):
+        if bad := UNREADABLE.search(text):
+            raise ConfigError(f"{path}, {place}: there is U+{ord(bad[0]):04X} in it, which no text has; remove it.")
     if not texts:
         raise ConfigError(f"the prompt file {path} is empty; needed: at least one prompt.")
     empty = [place for place, text in zip(places, texts, strict=True) if not text]
@@ -98,13 +103,28 @@ def _decoded(path: Path) -> str:
 
 
 def _from_lines(path: Path, text: str, column: str | None) -> tuple[list[str], list[str]]:
-    lines = text.rstrip().splitlines()
+    # As wc and editors count them: not at U+2028 or U+0085, which may stand in a prompt.
+    lines = text.rstrip().replace("\r\n", "\n").split("\n") if text.strip() else []
+    if alone := [i for i, line in enumerate(lines, 1) if "\r" in line.strip()]:
+        raise ConfigError(
+            f"{path}, line {alone[0]}: there is a carriage return without a line feed, which some count as an end. "
+            f"Convert it: tr '\\r' '\\n' < {path.name} > lines.txt"
+        )
     return [f"line {i + 1}" for i in range(len(lines))], lines
 
 
 def _from_table(path: Path, text: str, column: str | None) -> tuple[list[str], list[str]]:
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
+    try:
+        return _column(path, rows, column)
+    except csv.Error as error:
+        raise ConfigError(f"{path}, line {rows.line_num + 1}: {error}. Quote its fields as RFC 4180 says.") from error
+
+
+def _column(path: Path, rows: csv.DictReader, column: str | None) -> tuple[list[str], list[str]]:
     names = rows.fieldnames or []
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{path} has two columns of one name among {', '.join(names)}; rename one.")
     if column is None:
         raise ConfigError(f"{path} has the columns {', '.join(names)}; name the prompts' with suite.prompts.column.")
     if column not in names:
@@ -119,7 +139,7 @@ def _from_table(path: Path, text: str, column: str | None) -> tuple[list[str], l
 def _from_json(path: Path, text: str, column: str | None) -> tuple[list[str], list[str]]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}.") from error
     if isinstance(content, list) and all(isinstance(item, str) for item in content):
         return [f"item {i}" for i in range(len(content))], content

@@ -29,10 +29,11 @@ from accel.metrics.statistics import Estimate
 from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
 from accel.suites.base import Reference, Suite, load_pipeline, to_uint8
+from accel.suites.hub import configs as hub_configs
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import index as hub_index
 from accel.suites.hub import models as hub_models
-from accel.suites.hub.kinds import PIXEL, Kind
+from accel.suites.hub.kinds import Kind
 from accel.suites.hub.prompts import Prompts
 from accel.suites.hub.real_images import RealImages
 
@@ -103,7 +104,8 @@ class HubSuite(Suite):
         kind = self.kind
         hub_models.quiet()
         options = kind.loading() | hub_models.memory()
-        pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], variant=self.variant, **options)
+        options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant)
+        pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], **options)
         return hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
 
     def models(self) -> dict[str, nn.Module]:
@@ -147,13 +149,21 @@ class HubSuite(Suite):
                 )
             if kind.condition == "prompt":
                 refusals.ask(self.prompts.check, n)
-            if kind.condition == "label" and (bad := [c for c in self.classes or () if not 0 <= c < self._class_count]):
-                refusals.add(ConfigError(f"suite.classes has {bad[0]}; allowed: 0..{self._class_count - 1}."))
+            refusals.ask(hub_configs.check, self.folder)
+            if kind.condition == "label":
+                refusals.ask(self._check_classes)
             if self.clip and kind.condition != "prompt":
                 refusals.add(
                     ConfigError(f"{kind.name} has no prompts, so there is no CLIP score; leave suite.clip out.")
                 )
             refusals.ask(self.scoring)  # a network that cannot be loaded is found now
+
+    def _check_classes(self) -> None:
+        count = self._class_count
+        if bad := [
+            c for c in self.classes or () if isinstance(c, bool) or not isinstance(c, int) or not 0 <= c < count
+        ]:
+            raise ConfigError(f"suite.classes has {bad[0]!r}; allowed: 0..{count - 1}.")
 
     # what sample i shows -------------------------------------------------------------------------------------------
 
@@ -203,7 +213,9 @@ class HubSuite(Suite):
 
     @property
     def _class_count(self) -> int:
-        return int(hub_files.config_of(self.folder, "transformer")["num_embeds_ada_norm"])
+        count = hub_files.config_of(self.folder, "transformer").get("num_embeds_ada_norm")
+        check_int(f"num_embeds_ada_norm in the config of {self.folder / 'transformer'}", count, 1)
+        return count
 
     @property
     def _classes(self) -> tuple[int, ...]:
@@ -276,7 +288,7 @@ class HubSuite(Suite):
         """Height and width of the generated images."""
         if self.height is not None:
             return self.height, self.width
-        return _image_size(self.folder)
+        return hub_configs.image_size(self.folder)
 
     def to_uint8(self, images: torch.Tensor) -> torch.Tensor:
         if images.dtype == torch.uint8:
@@ -303,17 +315,6 @@ def _distilled(folder: Path) -> bool:
     from accel.core.pipelines import distilled_config
 
     return distilled_config(hub_files.config_of(folder, hub_files.denoiser_of(folder)))
-
-
-@lru_cache(maxsize=8)
-def _image_size(folder: Path) -> tuple[int, int]:
-    kind, config = hub_index.kind_of(folder), hub_files.config_of(folder, hub_files.denoiser_of(folder))
-    size = 128 if kind.name == "FluxPipeline" else config["sample_size"]  # Flux's config has none
-    height, width = (size, size) if isinstance(size, int) else size
-    factor = 1
-    if kind.name not in PIXEL:
-        factor = 2 ** (len(hub_files.config_of(folder, "vae")["block_out_channels"]) - 1)
-    return height * factor, width * factor
 
 
 @lru_cache(maxsize=4)

@@ -47,6 +47,29 @@ def test_every_format_gives_the_same_prompts_and_the_same_hash(name, write):
     assert prompts.sha256() == Prompts(write("other.txt", FILES["a.txt"][0])).sha256()
 
 
+ODD = (
+    "a cat\u2028on a mat",
+    "the sea\u0085at night",
+    "one\u2029two",
+    "one\x0btwo",
+    "one\x0ctwo",
+    "one\x1ctwo",
+    "a dog",
+)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_ends_where_wc_and_editors_end_it(write, end):
+    assert Prompts(write("a.txt", end.join(ODD) + end)).texts() == ODD
+    assert Prompts(write("b.txt", end.join(ODD))).texts() == ODD
+
+
+def test_every_format_reads_odd_characters_as_they_are(write):
+    assert Prompts(write("a.json", json.dumps(ODD))).texts() == ODD
+    assert Prompts(write("a.csv", "id,caption\n" + "".join(f"1,{text}\n" for text in ODD)), "caption").texts() == ODD
+    assert Prompts(write("a.tsv", "id\tcaption\n" + "".join(f"1\t{text}\n" for text in ODD)), "caption").texts() == ODD
+
+
 def test_a_quoted_prompt_may_hold_commas_and_lines(write):
     path = write("a.csv", 'caption\n"red, green\nand blue"\n')
     assert Prompts(path, "caption").texts() == ("red, green\nand blue",)
@@ -66,6 +89,14 @@ WRONG = {
     "another JSON": ("a.json", '{"annotation": []}', {}, "not COCO captions.*annotations"),
     "no caption": ("a.json", '{"annotations": [{"image_id": 1, "id": 2}]}', {}, "KeyError: 'caption'"),
     "number": ("a.json", '{"annotations": [{"image_id": 1, "id": 2, "caption": 3}]}', {}, "TypeError"),
+    "old Macintosh": ("a.txt", "one\rtwo\rthree", {}, "line 1: there is a carriage return without a line feed.*tr "),
+    "a zero byte": ("a.txt", "one\ntw\0o", {}, r"line 2: there is U\+0000 in it"),
+    "UTF-16": ("a.txt", "one\ntwo".encode("utf-16"), {}, "is not UTF-8"),
+    "UTF-16 without a mark": ("a.txt", "one\ntwo".encode("utf-16-le"), {}, r"U\+0000 in it"),
+    "half a pair": ("a.json", '["one", "\\ud83d"]', {}, r"item 1: there is U\+D83D"),
+    "deep": ("a.json", "[" * 100_000, {}, "is not JSON"),
+    "a huge field": ("a.csv", "caption\n" + "x" * 200_000, {"column": "caption"}, "line 2: field larger than"),
+    "two columns": ("a.csv", "caption,caption\nx,y\n", {"column": "caption"}, "two columns of one name"),
     "another suffix": ("a.yaml", "x", {}, r"ends in '.yaml'; allowed: .json, .txt, .csv, .tsv"),
 }  # fmt: skip
 

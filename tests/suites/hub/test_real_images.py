@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +19,8 @@ from accel.metrics.fid import Moments, fid
 from accel.metrics.statistics import mean_estimate
 from accel.records import Results
 from accel.samplers import DiffusersSampler
-from accel.studies.runner import Evaluation, Runner
+from accel.studies.evaluation import Evaluation
+from accel.studies.runner import Runner
 from accel.suites.hub import image_folder, real_images
 from accel.suites.hub import suite as hub
 from accel.suites.hub.real_images import RealImages
@@ -100,6 +104,51 @@ def test_unreadable_images_are_all_named(folder, tmp_path):
         paths[i].write_bytes(data)
     with pytest.raises(ConfigError, match=r"2 of 62 reference images cannot be read: bad3.png \(.*bad61.png \("):
         image_folder.features(tuple(paths), Colours(), 8, 8)
+
+
+def _turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def _sixteen_bits() -> bytes:
+    """A PNG of 8 x 8 pixels of 16 bits a channel, which Pillow reads and does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(b"".join(b"\0" + bytes(48) for _ in range(8)))
+    head = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+OTHERWISE = {
+    "turned.jpg": (lambda path: Image.new("RGB", (8, 8)).save(path, exif=_turned()), "EXIF orientation 6"),
+    "deep.png": (lambda path: Image.new("I;16", (8, 8)).save(path), "more than 8 bits a channel"),
+    "float.tif": (lambda path: Image.new("F", (8, 8)).save(path), "mode F"),
+    "clear.png": (lambda path: Image.new("RGBA", (8, 8), (9, 9, 9, 254)).save(path), "transparent in places"),
+    "key.png": (lambda path: Image.new("P", (8, 8)).save(path, transparency=0), "transparent in places"),
+    "film.webp": (lambda path: Image.new("RGB", (8, 8)).save(
+        path, save_all=True, append_images=[Image.new("RGB", (8, 8), "red")]), "2 frames"),
+    "colours.png": (lambda path: path.write_bytes(_sixteen_bits()), "RGB;16B.*more than 8 bits a channel"),
+    "cut.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "cannot identify"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_images_that_rgb_bytes_would_show_otherwise_are_refused(name, tmp_path):
+    make, said = OTHERWISE[name]
+    make(tmp_path / name)
+    with pytest.raises((ValueError, OSError), match=said):
+        image_folder.read(tmp_path / name, 8, 8)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
+def test_images_of_eight_bits_are_read_as_they_are(mode, tmp_path):
+    picture = Image.linear_gradient("L").resize((8, 8)).convert(mode)
+    picture.save(tmp_path / "a.png")
+    assert np.array_equal(image_folder.read(tmp_path / "a.png", 8, 8), np.array(picture.convert("RGB")))
 
 
 def test_folder_as_reference(folder):

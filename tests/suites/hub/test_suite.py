@@ -22,7 +22,8 @@ from accel.guidance import CFG
 from accel.records import Results
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch
-from accel.studies.runner import Evaluation, Runner
+from accel.studies.evaluation import Evaluation
+from accel.studies.runner import Runner
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import models as hub_models
 from accel.suites.hub.prompts import Prompts

@@ -1,0 +1,68 @@
+"""Values of component configs that would be found wrong only in the middle of a run, found before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accel.errors import ConfigError, IncompatibleError, Refusals, check_float, check_int, unknown
+from accel.samplers.noise_schedule import is_flow, noise_schedule
+from accel.suites.hub import files as hub_files
+from accel.suites.hub import index as hub_index
+from accel.suites.hub.kinds import PIXEL
+
+LARGEST = 4096  # cells of latents, or pixels, on a side
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
+SPACINGS = ("leading", "linspace", "trailing")
+
+
+def check(folder: Path) -> None:
+    """ConfigError for a pipeline whose scheduler, VAE or image size cannot be what the files say."""
+    with Refusals() as refusals:
+        refusals.ask(image_size, folder)
+        refusals.ask(_check_scheduler, folder, hub_files.config_of(folder, "scheduler"))
+        if "vae" in hub_index.components(folder):
+            config = hub_files.config_of(folder, "vae")
+            for name in ("scaling_factor", "shift_factor"):
+                if name in config and (name, config[name]) != ("shift_factor", None):
+                    low = -1e6 if name == "shift_factor" else 1e-6
+                    refusals.ask(check_float, f"{name} in the config of {folder / 'vae'}", config[name], low, 1e6)
+
+
+def image_size(folder: Path) -> tuple[int, int]:
+    """Height and width that a pipeline generates by itself."""
+    kind, config = hub_index.kind_of(folder), hub_files.config_of(folder, hub_files.denoiser_of(folder))
+    size = 128 if kind.name == "FluxPipeline" else config.get("sample_size")  # Flux's config has none
+    sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
+    for side in sides:
+        check_int(f"sample_size in the config of {folder / hub_files.denoiser_of(folder)}", side, 1, LARGEST)
+    factor = 1
+    if kind.name not in PIXEL:
+        levels = hub_files.config_of(folder, "vae").get("block_out_channels")
+        if not isinstance(levels, list) or not levels:
+            raise ConfigError(f"block_out_channels in the config of {folder / 'vae'} is {levels!r}; allowed: a list.")
+        factor = 2 ** (len(levels) - 1)
+    return sides[0] * factor, sides[1] * factor
+
+
+def _check_scheduler(folder: Path, config: dict[str, Any]) -> None:
+    where = f"in the config of {hub_files.place_of(folder, 'scheduler')}"
+    cls = hub_index.components(folder)["scheduler"][1]
+    with Refusals() as refusals:
+        try:
+            noise_schedule(config)
+        except IncompatibleError:  # of another kind of model, which its own scheduler knows
+            pass
+        except (ConfigError, TypeError, ValueError) as error:
+            refusals.add(ConfigError(f"the noise schedule {where}: {error}"))
+        if cls.startswith("FlowMatch") and not is_flow(config):
+            refusals.add(ConfigError(f"the scheduler is a {cls} by the index, but the values {where} are no flow's."))
+        for name, allowed in (("prediction_type", PREDICTIONS), ("timestep_spacing", SPACINGS)):
+            if config.get(name) is not None and config[name] not in allowed:
+                refusals.add(unknown(f"{name} {where}", str(config[name]), allowed))
+        total = config.get("num_train_timesteps", 1000)
+        if config.get("steps_offset") is not None:
+            refusals.ask(check_int, f"steps_offset {where}", config["steps_offset"], 0, 100)
+        betas = config.get("trained_betas")
+        if isinstance(betas, list) and len(betas) != total:
+            refusals.add(ConfigError(f"trained_betas {where} are {len(betas)}; needed: {total}, one a timestep."))
