@@ -230,7 +230,7 @@ def shadow_forward(net: nn.Module, denoise: Denoise, clock: Trajectory) -> Itera
         kwargs = dict(zip(names, args, strict=False)) | kwargs
         wrapped = kwargs.pop("return_dict", True)
         inputs = Inputs(kwargs, sample_name)
-        clock.enter(inputs.rows)
+        clock.enter(inputs.rows, kwargs.get("timestep"))
         prediction = denoise(inputs)
         if return_dict and wrapped:
             from diffusers.models.modeling_outputs import Transformer2DModelOutput

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from accel.core import pipelines
+from accel.core.calls import told
 from accel.core.denoiser import Node, check_compiled, denoiser_name, shadow_forward
 from accel.core.guidance import CLASSIFIER, Guidance
 from accel.core.method import LATER, Method, Stitch
@@ -233,6 +234,7 @@ def accelerate(
                 method.follow(scheduler, nodes["base"])
         undo.callback(setattr, pipe, "scheduler", original)
         pipe.scheduler = run.scheduler = scheduler
+        undo.enter_context(told(pipe, scheduler, recipe.sampler.steps if recipe.sampler else None, guidance))
         yield run
 
 

@@ -28,7 +28,7 @@ import torch
 from accel.core.guidance import Guidance, Scaled, halves, joined
 from accel.errors import check_float, check_int, unknown
 from accel.guidance.cfg import CFG
-from accel.guidance.spaces import SPACES, exactly, level, own
+from accel.guidance.spaces import SPACES, exactly, latents, level, own
 
 # What is held against the threshold, of the samples' similarities (B,).
 DECISIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -51,6 +51,7 @@ class AdaptiveGuidance(Scaled):
     min_steps: int = 1
     remembers: ClassVar[bool] = True
     varies: ClassVar[bool] = True
+    changes_conditional: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +75,7 @@ class AdaptiveGuidance(Scaled):
         guided = node.memory.get("guided", list(range(count)))
         uncond, cond = self._evaluate(inputs, inner, guided)
         if guided and node.clock.step >= self.min_steps:
-            x = inputs.take("cond").sample
+            x = latents(inputs.take("cond"), cond)
             reached = self._reached(own(uncond, x)[guided], own(cond, x)[guided], x[guided], node)
             if off := [i for i, over in zip(guided, reached, strict=True) if over]:
                 uncond = unguided(uncond, cond, off)
