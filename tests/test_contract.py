@@ -53,10 +53,6 @@ IDENTITY = {
 TRAINED = ("neutral", "changes", "restores", "repeats")
 FOR_DIGITS = ("dmcmc",)  # whose noise-level classifier knows no other samples
 POINTS = [(*method, point) for method in METHODS for point in CHECKS[method[0]]]
-# What is known to break the contract, and why it stays.
-BROKEN = {
-    ("cache", "diffusers_pab", "slots"): "diffusers' PyramidAttentionBroadcast counts calls and knows no contexts",
-}
 ids = "-".join
 
 
@@ -80,10 +76,6 @@ def test_every_method_keeps_the_contract(point, digits):
         # The samples of a batch share the steps of an adaptive solver.
         tolerance={"fp32": 2e-3, "ode": 0.05}.get(choice),
     )
-    if point in BROKEN:
-        with pytest.raises(AssertionError):
-            checks[name]()
-        return
     try:
         checks[name]()
     except IncompatibleError as error:  # a GPU or a package is missing

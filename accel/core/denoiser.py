@@ -238,8 +238,14 @@ def shadow_forward(net: nn.Module, denoise: Denoise, clock: Trajectory) -> Itera
             return Transformer2DModelOutput(sample=prediction)
         return (prediction,) if return_dict else prediction
 
+    forward.beneath = net.forward
     with replaced_forward(net, forward):
         yield
+
+
+def forward_beneath(net: nn.Module) -> Callable[..., Any]:
+    """The network's own forward, other libraries' hooks included, whether or not `shadow_forward` shadows it."""
+    return getattr(net.forward, "beneath", net.forward)
 
 
 @contextmanager
