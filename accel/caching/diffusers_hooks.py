@@ -15,9 +15,9 @@ found by putting them on and off again: TaylorSeer's default finds no module of 
 `cache_identifiers` must name them. They count calls, so a sampler with two evaluations a step advances them twice; the
 contexts above undo that for FirstBlockCache, MagCache and TaylorSeer; PAB knows none and is refused under those
 samplers. FirstBlockCache fails where the last block returns no text stream (Stable Diffusion 3) and is refused there.
-MagCache's ratios belong to a model, a sampler and a number of steps: how much the norm of what all blocks add to a token
-changes from step to step, averaged over tokens (Ma et al. 2025, arXiv:2506.09045, eq. 4). Theirs are printed by a calibration
-run, to be copied; here they are an artefact.
+MagCache's ratios belong to a model, a sampler and a number of steps: how much the norm of what all blocks add to a
+token changes from step to step, averaged over tokens (Ma et al. 2025, arXiv:2506.09045, eq. 4). Theirs are printed by a
+calibration run, to be copied; here they are an artefact.
 """
 
 from __future__ import annotations
