@@ -128,7 +128,7 @@ def test_what_their_hooks_raise_is_a_refusal_and_what_the_network_raises_is_not(
             dit.transformer(torch.zeros(1, 7, 3, 3), timestep=torch.tensor([1]), class_labels=torch.tensor([1]))
     with _without_traces(dit.transformer):
         twice._apply(dit.transformer, None)
-        with pytest.raises(IncompatibleError, match="first_block cache fails on .*already exists"):
+        with pytest.raises(IncompatibleError, match=r"first_block cache fails on .*already exists"):
             Recipe(DDIM, cache=twice).check(dit)
 
 
