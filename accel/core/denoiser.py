@@ -151,7 +151,10 @@ class Node:
         finally:
             self.evaluating = False
         prediction = first_output(output)
-        return prediction if self.dtype is None else prediction.to(inputs.sample.dtype)
+        if self.dtype is None:
+            return prediction
+        like = next(iter(inputs.sample)) if isinstance(inputs.sample, list) else inputs.sample
+        return mapped(prediction, lambda tensor: tensor.to(like.dtype))  # some networks take and return lists
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         """What the network's own forward is called with for `inputs`: tensors of the node's dtype, by name."""

@@ -26,7 +26,6 @@ from accel.precision.executed.recorded_inputs import ordered, record_inputs, rep
 from accel.precision.simulated.calibration_sets import StridedSteps
 
 Forward = Callable[..., Any]
-KEEP = ("time_embedding.*", "class_embedding*", "*time_emb_proj")  # layers that stay in floating point
 
 _KEPT: WeakKeyDictionary[nn.Module, tuple[bytes, dict[str, Forward]]] = WeakKeyDictionary()
 
