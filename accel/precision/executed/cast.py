@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from accel.core.denoiser import Node
 from accel.core.precision import Precision
@@ -44,14 +45,22 @@ class Cast(Precision):
         for tensor in tensors:
             node.undo.callback(setattr, tensor, "data", tensor.data)
             tensor.data = tensor.data.to(dtype)
+        for hook in fit_inputs(node.net):
+            node.undo.callback(hook.remove)
         node.dtype = dtype
-        # Some networks compute all that they join with the timestep in its dtype.
-        for module in map(node.net.get_submodule, time_embedders(node.net, combined=True)):
-            for layer in (m for m in module.modules() if isinstance(m, nn.Linear)):
-                node.undo.callback(layer.register_forward_pre_hook(_as_weight).remove)
 
     def model_bytes(self, net: nn.Module, artefact: Any = None) -> int:
         return cast_bytes(net, DTYPES[self.dtype])
+
+
+def fit_inputs(net: nn.Module) -> list[RemovableHandle]:
+    """Let the layers that embed a timestep, and what is joined with it, take inputs of any dtype; the hooks.
+
+    Some networks compute all of that in the dtype of the timestep, which stays float32.
+    """
+    embedders = map(net.get_submodule, sorted(time_embedders(net, combined=True)))
+    layers = {id(m): m for embedder in embedders for m in embedder.modules() if isinstance(m, nn.Linear)}
+    return [layer.register_forward_pre_hook(_as_weight) for layer in layers.values()]
 
 
 def _as_weight(layer: nn.Linear, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
