@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.caching.parts import share
 from accel.caching.rows import Kept, parted, rows_of
 from accel.core.denoiser import Denoise, Inputs, Node, replaced_forward
 from accel.core.method import Method
@@ -52,6 +53,7 @@ class ModuleCache(Method):
 
     def attach(self, node: Node, inner: Denoise) -> Denoise:
         clock, names = node.clock, self.modules(node.net, node.name)
+        node.cached_share = share(node.net, names)
         plan: list[frozenset[str]] = []
         histories: dict[tuple[Key, str], list[History]] = {}  # one for each time that a forward calls the module
         for state in (plan, histories):

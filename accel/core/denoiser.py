@@ -8,7 +8,7 @@ the prediction as one tensor.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -76,6 +76,8 @@ class Inputs:
         return replace(self, parts=parts)
 
 
+GRAPHS = 8  # of one compiled block: with and without its modules, for each number of rows
+
 Denoise = Callable[[Inputs], torch.Tensor]
 Sample = Callable[[Any, int, int], torch.Tensor]  # (recipe, start, stop) -> images of those samples
 
@@ -111,7 +113,7 @@ class Node:
     `evaluating` tells whether the network runs now, `within()` is entered for as long, `mode` is what the trace calls
     an evaluation of it. For the guidance, which sits on the pipeline's own network: `guides` are the denoisers of the
     further networks that it names, `classifier` gives logits of a clean image, and what it remembers while sampling is
-    in `memory`, emptied with every trajectory.
+    in `memory`, emptied with every trajectory. `cached_share`: the part of its blocks' weights that a cache passes by.
     """
 
     name: str
@@ -127,6 +129,7 @@ class Node:
     classifier: nn.Module | None = None
     memory: dict[str, Any] = field(default_factory=dict)
     mode: str = "full"
+    cached_share: float | None = None
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
     _return_dict: bool = False
     _names: list[str] = field(default_factory=list)
@@ -208,6 +211,27 @@ def check_compiled(name: str, net: nn.Module, looks_inside: bool) -> None:
             f"the denoiser {name!r} ({type(getattr(net, '_orig_mod', net)).__name__}) is compiled as a whole; compile "
             "its blocks instead: load it again and call its compile_repeated_blocks() (suite.compile=true does)."
         )
+
+
+@contextmanager
+def room_to_compile(nets: Iterable[nn.Module]) -> Iterator[None]:
+    """Until the context ends torch.compile may compile each compiled block of `nets` anew.
+
+    What methods put into a block (a cache around its attention, quantised layers) is an object of its own in each, so
+    that no two blocks share a graph. Beyond torch's limit of 8 graphs the rest would silently run uncompiled.
+    """
+    modules = [module for net in nets for module in net.modules()]
+    compiled = sum(getattr(module, "_compiled_call_impl", None) is not None for module in modules)
+    if not compiled:
+        yield
+        return
+    import torch._dynamo
+
+    config = torch._dynamo.config
+    limits = ("recompile_limit", "accumulated_recompile_limit")
+    known = {name: getattr(config, name) for name in limits if hasattr(config, name)}
+    with config.patch({name: max(value, GRAPHS * compiled) for name, value in known.items()}):
+        yield
 
 
 def signature_of(net: nn.Module) -> inspect.Signature:

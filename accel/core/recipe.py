@@ -13,7 +13,7 @@ from torch import nn
 
 from accel.core import pipelines
 from accel.core.calls import told
-from accel.core.denoiser import Node, check_compiled, denoiser_name, shadow_forward
+from accel.core.denoiser import Node, check_compiled, denoiser_name, room_to_compile, shadow_forward
 from accel.core.guidance import CLASSIFIER, Guidance
 from accel.core.method import LATER, Method, Stitch
 from accel.core.precision import Precision
@@ -131,13 +131,17 @@ class Recipe:
 
 @dataclass
 class Run:
-    """What happens inside `accelerate`: the clock, and the counts of its last trajectory."""
+    """What happens inside `accelerate`: the clock, and the counts of its last trajectory.
+
+    `cached_share`: for each network whose modules a cache passes by, their part of the weights in its blocks.
+    """
 
     recipe: Recipe
     clock: Trajectory
     count_macs: bool = False
     pipe: Any = field(default=None, repr=False)
     scheduler: Any = field(default=None, repr=False)
+    cached_share: dict[str, float] = field(default_factory=dict)
 
     @property
     def trace(self) -> list[NetworkCall]:
@@ -206,6 +210,7 @@ def accelerate(
     copies = 2 if layout == "cond_first" and recipe.guidance_scale > 1 else 1
     with ExitStack() as undo:
         denoisers, nodes = {}, {}
+        undo.enter_context(room_to_compile(recipe.nets(pipe, models).values()))
         if recipe.precision:
             recipe.precision.prepare_pipeline(pipe, undo, artefacts)
         for key, net in recipe.nets(pipe, models).items():
@@ -219,6 +224,7 @@ def accelerate(
                 denoise = recipe.skip.attach(node, denoise)
             denoisers[key] = cache.attach(node, denoise) if cache else denoise
             nodes[key] = node
+        run.cached_share |= {k: node.cached_share for k, node in nodes.items() if node.cached_share is not None}
         denoise = recipe.stitch.combine(denoisers, clock) if recipe.stitch else denoisers["base"]
         if guidance:
             nodes["base"].guides = {name: denoisers[name] for name in guidance.models}
