@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from accel.core.guidance import Guidance, Scaled
-from accel.errors import ConfigError, IncompatibleError
+from accel.errors import AccelError, ConfigError, IncompatibleError
 
 RESCALE = "guidance_rescale"
 
@@ -43,13 +43,32 @@ def told(pipe: Any, scheduler: Any, steps: int | None, guidance: Guidance | None
                 args = (*args[:at], steps, *args[at + 1 :])
             else:
                 kwargs["num_inference_steps"] = steps
-        return call(self, *args, **kwargs)
+        try:
+            return call(self, *args, **kwargs)
+        except (AssertionError, TypeError, ValueError) as error:
+            if isinstance(error, AccelError) or not _asked_for_timesteps(error):
+                raise
+            raise IncompatibleError(
+                f"{cls.__name__} cannot drive {type(scheduler).__name__}: {' '.join(str(error).split())[:300]}. Use "
+                "the pipeline's own kind of scheduler (sampler=flow_euler for flows), or one of accel's own samplers."
+            ) from error
 
     pipe.__class__ = type(cls.__name__, (cls,), {"__call__": calling, "__module__": cls.__module__})
     try:
         yield
     finally:
         pipe.__class__ = cls
+
+
+def _asked_for_timesteps(error: BaseException) -> bool:
+    # Whether it was raised where a pipeline gets its timesteps: what it asks of a scheduler is told by no signature.
+    at, names = error.__traceback__, []
+    while at is not None:
+        names.append(at.tb_frame.f_code.co_name)
+        at = at.tb_next
+    return "set_timesteps" in str(error) or any(
+        name.endswith(("set_timesteps", "retrieve_timesteps")) for name in names
+    )
 
 
 def check_steps(given: Mapping[str, Any]) -> None:

@@ -3,6 +3,8 @@
 `layout`, the guided batch of one denoiser call: most pipelines stack (null, conditional) and step one of them.
 DiTPipeline stacks (conditional, null) and steps both. Pipelines with a `true_cfg_scale` (Flux) call the denoiser twice
 a step, conditional first, and their `guidance_scale` is a number that a distilled network is told, not a weight.
+
+`sign`: the networks of some flow pipelines predict x_0 - eps, which the pipelines negate before they step.
 """
 
 from __future__ import annotations
@@ -17,12 +19,19 @@ from torch import nn
 
 from accel.errors import IncompatibleError
 
+NEGATING = ("HiDreamImage", "Lumina", "NucleusMoEImage", "ZImage")
+
 
 def layout(pipe: Any) -> str:
     """Order of the guided batch: `uncond_first`, `cond_first`, or `separate` for two denoiser calls."""
     if type(pipe).__name__ == "DiTPipeline":
         return "cond_first"
     return "separate" if "true_cfg_scale" in _arguments(pipe) else "uncond_first"
+
+
+def sign(pipe: Any) -> float:
+    """-1 where the pipeline steps with the negative of its network's output, else 1."""
+    return -1.0 if type(pipe).__name__.startswith(NEGATING) else 1.0
 
 
 def distilled(net: Any) -> bool:

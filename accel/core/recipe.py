@@ -204,7 +204,7 @@ def accelerate(
     sampler = recipe.sampler and recipe.sampler.prepared(pipe, recipe, (artefacts or {}).get("sampler"))
     guidance = recipe.guidance and recipe.guidance.prepared(pipe, recipe, (artefacts or {}).get("guidance"))
     cache = recipe.cache and recipe.cache.prepared(pipe, recipe, (artefacts or {}).get("cache"))
-    clock = Trajectory()
+    clock = Trajectory(sign=pipelines.sign(pipe))
     run = Run(recipe, clock, count_macs, pipe)
     layout = pipelines.layout(pipe)
     copies = 2 if layout == "cond_first" and recipe.guidance_scale > 1 else 1
@@ -234,13 +234,14 @@ def accelerate(
 
         original = pipe.scheduler
         scheduler = sampler.build(original.config, recipe.grid) if sampler else copy.deepcopy(original)
-        attach_clock(scheduler, clock, recipe.sampler.steps if recipe.sampler else None, copies)
+        steps = recipe.sampler.steps if recipe.sampler else None
+        attach_clock(scheduler, clock, steps, copies, recipe.grid is not None)
         for method in (cache, guidance):
             if method:
                 method.follow(scheduler, nodes["base"])
         undo.callback(setattr, pipe, "scheduler", original)
         pipe.scheduler = run.scheduler = scheduler
-        undo.enter_context(told(pipe, scheduler, recipe.sampler.steps if recipe.sampler else None, guidance))
+        undo.enter_context(told(pipe, scheduler, steps, guidance))
         yield run
 
 

@@ -59,6 +59,7 @@ class Trajectory:
 
     `prelude`: evaluations made before the trajectory to prepare its initial samples (see `keep_as_prelude`).
     `generator`: what step noise is drawn from where the pipeline gives its scheduler none (DiT, SD3, Flux).
+    `sign`: of the network's output in what the pipeline steps with.
     """
 
     stage: int = -1
@@ -71,6 +72,7 @@ class Trajectory:
     events: list[Event] = field(default_factory=list)
     runs: int = 0
     generator: torch.Generator | list[torch.Generator] | None = None
+    sign: float = 1.0
     _scheduler: object = None
     _timesteps: torch.Tensor | None = None
     _times: list[float] = field(default_factory=list)
@@ -238,17 +240,21 @@ def level_of(alphas_cumprod: torch.Tensor | None, timestep: float) -> float:
     return math.sqrt((1 - alpha_bar) / alpha_bar) if alpha_bar > 0 else math.inf
 
 
-def attach_clock(scheduler, clock: Trajectory, steps: int | None = None, copies: int = 1) -> None:
+def attach_clock(
+    scheduler, clock: Trajectory, steps: int | None = None, copies: int = 1, gridded: bool = False
+) -> None:
     """Make `scheduler` drive `clock`, by instance attributes only (the class is untouched).
 
     With `steps` the number of inference steps that a pipeline asks for is replaced: the recipe decides. `copies`: rows
-    that the scheduler gets for each image.
+    that the scheduler gets for each image. `gridded`: the recipe decides the timesteps, too.
     """
     set_timesteps, step = scheduler.set_timesteps, scheduler.step
     draws = "generator" in inspect.signature(step).parameters
 
     @functools.wraps(set_timesteps)
     def clocked_set_timesteps(num_inference_steps=None, *args, **kwargs):
+        if steps is not None and gridded:
+            kwargs.pop("timesteps", None)
         if steps is not None and kwargs.get("timesteps") is None:
             # Flow pipelines always pass sigmas, made from their own number of steps.
             kwargs.pop("sigmas", None)

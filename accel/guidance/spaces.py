@@ -23,16 +23,18 @@ SPACES = ("x0", "eps", "v")
 
 @dataclass(frozen=True)
 class Level:
-    """alpha, sigma and the prediction type of one evaluation."""
+    """alpha, sigma and the prediction type of one evaluation; `sign`: of the network's output in the prediction."""
 
     alpha: float
     sigma: float
     kind: str
     flow: bool = False
+    sign: float = 1.0
 
     def weights(self, space: str) -> tuple[float, float]:
         """(a, b): the value in `space` is a x + b output. v is alpha eps - sigma x_0, of a flow eps - x_0."""
         p, q, r, s = convert(self.kind, self.alpha, self.sigma)
+        q, s = self.sign * q, self.sign * s
         alpha, sigma = (1.0, 1.0) if self.flow else (self.alpha, self.sigma)
         return {"x0": (p, q), "eps": (r, s), "v": (alpha * r - sigma * p, alpha * s - sigma * q)}[space]
 
@@ -58,14 +60,14 @@ def level(clock: Trajectory) -> Level:
     flow, sigma = is_flow(config), clock.sigma
     kind = "flow_prediction" if flow and "prediction_type" not in config else config.get("prediction_type", "epsilon")
     if flow:
-        return Level(1 - sigma, sigma, kind, True)
+        return Level(1 - sigma, sigma, kind, True, clock.sign)
     if math.isinf(sigma) and kind == "epsilon":
         raise IncompatibleError(
             f"at timestep {clock.timestep:g} this model's alpha is 0 (zero terminal SNR), where a prediction of eps "
             "says nothing about x_0; use guidance=cfg, or a sampler that begins below it."
         )
     alpha = 1 / math.sqrt(1 + sigma**2)
-    return Level(alpha, 1.0 if math.isinf(sigma) else sigma * alpha, kind)
+    return Level(alpha, 1.0 if math.isinf(sigma) else sigma * alpha, kind, False, clock.sign)
 
 
 def latents(inputs: Inputs, prediction: torch.Tensor) -> torch.Tensor:

@@ -130,7 +130,8 @@ class DiffusersSampler(Sampler):
         is no number: at the edges of a noise schedule."""
         if isinstance(scheduler, BaseScheduler):
             return scheduler
-        needs_mu = scheduler.config.get("use_dynamic_shifting")
+        takes_mu = "mu" in inspect.signature(scheduler.set_timesteps).parameters
+        needs_mu = takes_mu and scheduler.config.get("use_dynamic_shifting")
         try:
             with np.errstate(all="ignore"):
                 scheduler.set_timesteps(self.steps, **({"mu": 1.0} if needs_mu else {}))

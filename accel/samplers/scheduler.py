@@ -253,7 +253,11 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
             model_output = model_output.to(dtype)
         result = self._advance(self._step_index, model_output, sample, generator).to(dtype)
         self._step_index += 1
-        return SchedulerOutput(prev_sample=result) if return_dict else (result,)
+        if return_dict:
+            return SchedulerOutput(prev_sample=result)
+        # Where diffusers' schedulers have the prediction of x_0, which PixArt takes when there is one step.
+        whole = len(self.timesteps) == 1 and self.config.final_sigma == "zero"
+        return (result, result) if whole else (result,)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """The model's input is the sample itself."""

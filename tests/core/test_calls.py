@@ -2,6 +2,7 @@
 
 import copy
 
+import diffusers
 import pytest
 import torch
 from tiny import run_stable_diffusion, stable_diffusion
@@ -81,3 +82,22 @@ def test_a_second_denoiser_is_refused(name):
         Recipe(SAMPLER).check(pipe)
     setattr(pipe, name, pipe.unet)
     Recipe(SAMPLER).check(pipe)
+
+
+class Demanding(diffusers.DDIMScheduler):
+    """Asks for what no pipeline of these tests says."""
+
+    def set_timesteps(self, num_inference_steps, device=None, shape=None):
+        if shape is None and device is not None:
+            raise ValueError("set_timesteps needs the shape")
+        super().set_timesteps(num_inference_steps, device)
+
+
+def test_a_scheduler_that_the_pipeline_cannot_drive_is_refused_with_its_own_words():
+    pipe = stable_diffusion()
+    with accelerate(pipe, Recipe(DiffusersSampler(Demanding, 4))) as run:
+        with pytest.raises(IncompatibleError, match="cannot drive Demanding: set_timesteps needs the shape"):
+            run_stable_diffusion(pipe, 1.0)
+        with pytest.raises(ValueError, match="prompt"):  # the pipeline's own word on its own arguments
+            pipe()
+    assert run.trace == []

@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny import run_stable_diffusion, stable_diffusion
 
 from accel import Recipe, accelerate
+from accel.core import pipelines
 from accel.core.denoiser import Inputs
+from accel.core.trajectory import Trajectory, attach_clock
 from accel.guidance import APG, AdaptiveGuidance, CFGPlusPlus
-from accel.guidance.spaces import latents
+from accel.guidance.spaces import Level, latents
 from accel.samplers import DiffusersSampler
+from accel.samplers.grids import Grid
 
 MASK = torch.zeros(2, 1, 8, 8)
 MASK[:, :, 2:6, 2:6] = 1
@@ -48,3 +52,32 @@ def test_latents_are_the_first_of_what_the_network_gets(sample, prediction, shap
     found = latents(Inputs({"x": x}, "x"), torch.zeros(prediction))
     assert found.shape == shape
     assert torch.equal(found, x[tuple(slice(n) for n in shape)])
+
+
+def test_a_network_that_predicts_the_negative_says_the_same():
+    """HiDream, Lumina: the pipeline negates x_0 - eps before it steps."""
+
+    class HiDreamImageSomethingPipeline:
+        pass
+
+    assert pipelines.sign(HiDreamImageSomethingPipeline()) == -1.0
+    assert pipelines.sign(stable_diffusion()) == 1.0
+    x0, eps = torch.randn(2, 1, 3, 4, 4)
+    x = 0.25 * x0 + 0.75 * eps
+    for sign in (1.0, -1.0):
+        at = Level(0.25, 0.75, "flow_prediction", True, sign)
+        output = sign * (eps - x0)
+        for space, wanted in (("x0", x0), ("eps", eps), ("v", eps - x0)):
+            torch.testing.assert_close(at.to(space, output, x), wanted)
+            torch.testing.assert_close(at.back(space, wanted, x), output)
+
+
+@pytest.mark.parametrize("name", ["DEISScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_a_recipes_grid_wins_over_timesteps_that_a_pipeline_makes_itself(name):
+    """CogView4 hands its scheduler timesteps and sigmas of its own."""
+    scheduler = DiffusersSampler(name, 4).build(FlowMatchEulerDiscreteScheduler().config, Grid("linspace"))
+    scheduler.set_timesteps(4)
+    wanted = scheduler.timesteps
+    attach_clock(scheduler, Trajectory(), 4, gridded=True)
+    scheduler.set_timesteps(timesteps=[900, 800, 300, 100], sigmas=[0.9, 0.8, 0.3, 0.1])
+    assert torch.equal(scheduler.timesteps, wanted)
