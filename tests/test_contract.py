@@ -53,10 +53,6 @@ IDENTITY = {
 TRAINED = ("neutral", "changes", "restores", "repeats")
 FOR_DIGITS = ("dmcmc",)  # whose noise-level classifier knows no other samples
 POINTS = [(*method, point) for method in METHODS for point in CHECKS[method[0]]]
-# What is known to break the contract, and why it stays.
-BROKEN = {
-    ("cache", "diffusers_pab", "slots"): "diffusers' PyramidAttentionBroadcast counts calls and knows no contexts",
-}
 # How often an evaluation makes the host wait for a GPU, beyond the plain pipeline: what has to be read.
 WAITS = {
     "ag": 1,  # whether both predictions agree
@@ -87,10 +83,6 @@ def test_every_method_keeps_the_contract(point, digits):
         tolerance={"fp32": 2e-3, "ode": 0.05}.get(choice),
         waits=WAITS.get(choice, 0),
     )
-    if point in BROKEN:
-        with pytest.raises(AssertionError):
-            checks[name]()
-        return
     try:
         checks[name]()
     except IncompatibleError as error:  # a GPU or a package is missing

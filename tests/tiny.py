@@ -50,14 +50,19 @@ class GaussianFlow(ModelMixin, ConfigMixin):
         return (1 - s) * cls.MEAN + ((1 - s) ** 2 * cls.STD**2 + s**2) ** 0.5 * x
 
 
-def stable_diffusion():
-    """diffusers' own StableDiffusionPipeline, tiny and random, for `prompt_embeds`."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+def stable_diffusion(kind: str = "StableDiffusionPipeline", channels: int = 4):
+    """diffusers' own StableDiffusionPipeline (or another of its parts), tiny and random, for `prompt_embeds`.
+
+    channels: of the UNet's input.
+    """
+    import diffusers
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = UNet2DConditionModel(
-            sample_size=8, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
+            sample_size=8, in_channels=channels,
+            block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
             attention_head_dim=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         )  # fmt: skip
@@ -65,17 +70,20 @@ def stable_diffusion():
     for part in (net, vae):
         part.eval().requires_grad_(False)
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
-    pipe = StableDiffusionPipeline(vae, None, None, net, scheduler, None, None, requires_safety_checker=False)
+    parts = (vae, None, None, net, scheduler, None, None)
+    pipe = getattr(diffusers, kind)(*parts, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def run_stable_diffusion(pipe, guidance_scale: float, negative: int = 0, steps: int = 6):
-    """Latents (2, 4, 8, 8) for two prompts; `negative` numbers the negative prompt."""
+def run_stable_diffusion(pipe, guidance_scale: float, negative: int = 0, steps: int = 6, **more):
+    """Latents (2, 4, 8, 8) for two prompts; `negative` numbers the negative prompt, `more`: further arguments."""
     embed = [torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(seed)) for seed in (100, negative)]
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
-    return pipe(prompt_embeds=embed[0], negative_prompt_embeds=3 * embed[1], generator=generators, height=8, width=8,
-                guidance_scale=guidance_scale, num_inference_steps=steps, output_type="latent").images  # fmt: skip
+    call = {"prompt_embeds": embed[0], "negative_prompt_embeds": 3 * embed[1], "generator": generators}
+    size = {} if "image" in more and "mask_image" not in more else {"height": 8, "width": 8}
+    call |= {"guidance_scale": guidance_scale, "num_inference_steps": steps, "output_type": "latent"}
+    return pipe(**call, **size, **more).images
 
 
 class Rotating(ModelMixin, ConfigMixin):

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.caching.inheritance import LEVELS
 from accel.caching.module_cache import ModuleCache, replaced_forward
+from accel.caching.parts import layers
 from accel.core.denoiser import Denoise, Inputs, Node
 from accel.errors import ConfigError, IncompatibleError, check_int, unknown
 
@@ -55,11 +55,8 @@ def units(net: nn.Module) -> list[str]:
     def leaves_shape(module: nn.Module) -> bool:
         return not (getattr(module, "up", False) or getattr(module, "down", False))
 
-    return [
-        name
-        for name, module in net.named_modules()
-        if LEVELS["layer"](name) and type(module).__name__ in RESIDUALS and leaves_shape(module)
-    ]
+    there = ((name, net.get_submodule(name)) for name in layers(net))
+    return [name for name, m in there if type(m).__name__ in RESIDUALS and leaves_shape(m)]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The decoder of a diffusers UNet alone: the same parameters, the class's own `forward`, the encoder replaced by stubs.
+"""The decoder of a diffusers UNet alone: the same modules, the network's own `forward`, the encoder replaced by stubs.
 
 `conv_in`, the down blocks and the mid block return what was captured at the inputs of the up blocks: the hidden state
 that enters the first one and all skip tensors, ControlNet's and adapters' residuals already in them.
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.caching.unet_view import Stub, shallow_copy, skip_count
+from accel.caching.unet_view import Stub, Table, arranged, skip_count
+from accel.core.denoiser import forward_beneath
 
 RESIDUALS = (
     "down_block_additional_residuals",
@@ -44,11 +45,9 @@ class DecoderView:
     def __init__(self, net: nn.Module, name: str = "the denoiser") -> None:
         skip_count(net, name)
         self.net, self.first, self.down, self.mid = net, Stub(), DownStub(), Stub()
-        self.view = shallow_copy(net)
-        for attribute in ("conv_in", "mid_block"):
-            self.view.__dict__.pop(attribute, None)
+        self.own_forward = forward_beneath(net)
         blocks = nn.ModuleList([self.down])
-        self.view._modules |= {"conv_in": self.first, "down_blocks": blocks, "mid_block": self.mid}
+        self.tables = [Table(net, {"conv_in": self.first, "down_blocks": blocks, "mid_block": self.mid})]
 
     def capture(self, forward: Callable[[], Any]) -> tuple[Any, tuple[torch.Tensor, ...]]:
         """Run a full forward; return its result and the features, copied before anything could change them."""
@@ -71,6 +70,7 @@ class DecoderView:
         # The hidden state is copied again: FreeU changes it in place, the skips it does not.
         self.mid.value, self.first.value, self.down.value = features[0].clone(), features[1], features[2:]
         try:
-            return type(self.net).forward(self.view, **{k: v for k, v in kwargs.items() if k not in RESIDUALS})
+            with arranged(self.tables):
+                return self.own_forward(**{k: v for k, v in kwargs.items() if k not in RESIDUALS})
         finally:
             self.mid.value, self.first.value, self.down.value = None, None, ()

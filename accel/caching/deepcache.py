@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from accel.caching.rows import Kept, rows_of
+from accel.caching.rows import Kept, parted, rows_of
 from accel.caching.schedules import Schedule, Uniform
 from accel.caching.unet_view import ShallowView, capture, skip_count
 from accel.core.denoiser import Denoise, Inputs, Node
@@ -75,8 +75,8 @@ class BranchCache(Method):
             branches = needed(plan, clock.step)
             prediction, entries = capture([views[b] for b in branches], lambda: inner(inputs))
             for b, entry in zip(branches, entries, strict=True):
-                parts = entry.chunk(len(keys)) if len(keys) > 1 else (entry,)
-                stored.update(((*k, b), Kept((part,), inputs.members)) for k, part in zip(keys, parts, strict=True))
+                parts = parted((entry,), inputs, f"the UNet's decoder at skip {b}")
+                stored.update(((*k, b), part) for k, part in zip(keys, parts, strict=True))
             return prediction
 
         return denoise

@@ -10,19 +10,23 @@ removes every trace at the end. `options` are those of the hook's config:
     pab          spatial_attention_block_skip_range, spatial_attention_timestep_skip_range, ...
 
 Limits of theirs (diffusers 0.42): the first three work on transformers only; on UNets they raise, or silently do
-nothing, and are refused here; PAB works on both. They count calls, so a sampler with two evaluations a step advances
-them twice; the contexts above undo that for FirstBlockCache, MagCache and TaylorSeer. TaylorSeer's default finds no
-module of DiTTransformer2DModel, so that `cache_identifiers` must name them. FirstBlockCache fails where the last block
-returns no text stream (Stable Diffusion 3), which is refused, too. MagCache's ratios belong to a model, a sampler and a
-number of steps: how much the norm of what all blocks add to a token changes from step to step, averaged over tokens (Ma
-et al. 2025, arXiv:2506.09045, eq. 4). Theirs are printed by a calibration run, to be copied; here they are an artefact.
+nothing; PAB works on both. Where their hooks raise, or match no module of the network, they are refused here, which is
+found by putting them on and off again: TaylorSeer's default finds no module of DiTTransformer2DModel, so that
+`cache_identifiers` must name them. They count calls, so a sampler with two evaluations a step advances them twice; the
+contexts above undo that for FirstBlockCache, MagCache and TaylorSeer; PAB knows none and is refused under those
+samplers. FirstBlockCache fails where the last block returns no text stream (Stable Diffusion 3) and is refused there.
+MagCache's ratios belong to a model, a sampler and a number of steps: how much the norm of what all blocks add to a
+token changes from step to step, averaged over tokens (Ma et al. 2025, arXiv:2506.09045, eq. 4). Theirs are printed by a
+calibration run, to be copied; here they are an artefact.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,9 +43,15 @@ HOOKS = {  # name: config class and function of diffusers.hooks, and whether it 
     "taylorseer": ("TaylorSeerCacheConfig", "apply_taylorseer_cache", True),
     "pab": ("PyramidAttentionBroadcastConfig", "apply_pyramid_attention_broadcast", False),
 }
+NAMED = {
+    "taylorseer": "cache_identifiers",
+    "pab": "spatial_attention_block_identifiers and spatial_attention_block_skip_range",
+}
+# diffusers.hooks._common._ALL_TRANSFORMER_BLOCK_IDENTIFIERS
+BLOCK_LISTS = ("temporal_transformer_blocks", "single_transformer_blocks", "transformer_blocks", "blocks",
+               "visual_transformer_blocks", "layers")  # fmt: skip
 RATIOS = "mag_ratios"
 SAMPLES = 16  # that they are measured on
-BLOCKS = ("transformer_blocks", "single_transformer_blocks")
 
 
 @dataclass(frozen=True)
@@ -74,17 +84,50 @@ class DiffusersCache(Method):
 
     def check(self, nets, recipe) -> None:
         for name, net in nets.items():
-            if HOOKS[self.hook][2] and not isinstance(getattr(net, "transformer_blocks", None), nn.ModuleList):
+            if HOOKS[self.hook][2] and not blocks_of(net):
                 raise IncompatibleError(
                     f"diffusers' {self.hook} cache works on transformers, and {name!r} is a {type(net).__name__}; use "
                     "cache=deepcache, or cache=none."
                 )
-            last = list(getattr(net, "transformer_blocks", ()))[-1:]
-            if self.hook == "first_block" and any(getattr(block, "context_pre_only", False) for block in last):
+            text_ends = [getattr(block, "context_pre_only", False) for block in blocks_of(net)]
+            if self.hook == "first_block" and any(text_ends):
                 raise IncompatibleError(
                     f"diffusers' FirstBlockCache fails on {type(net).__name__}, whose last block returns no text; use "
                     "cache=taylorseer, or cache=none."
                 )
+            with _without_traces(net):
+                self._apply(net, None, {RATIOS: (1.0,)} if self.calibrated else {})
+
+    def check_around(self, scheduler, models) -> None:
+        if self.hook == "pab" and (order := int(getattr(scheduler, "order", 1))) > 1:
+            raise IncompatibleError(
+                f"diffusers' PyramidAttentionBroadcast counts calls, and {type(scheduler).__name__} makes {order} of "
+                "them a step, whose features it would mix; use a sampler with one evaluation a step, such as dpmpp_2m, "
+                "or cache=fora."
+            )
+
+    def _apply(self, net: nn.Module, clock: Any, more: Mapping[str, Any] | None = None) -> None:
+        """Put the hooks on `net`; IncompatibleError if diffusers cannot, or if they match none of its modules."""
+        import diffusers.hooks
+
+        config, before = self._config(clock, more), _hooked(net)
+        try:
+            getattr(diffusers.hooks, HOOKS[self.hook][1])(net, config)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise self._failed(net, error) from error
+        if _hooked(net) <= before:
+            raise IncompatibleError(
+                f"diffusers' {self.hook} cache matches no module of {type(net).__name__}, so nothing would be cached; "
+                f"name some in cache.options ({NAMED.get(self.hook, 'it has no option for that')}), use cache=fora or "
+                "cache=deepcache, or cache=none."
+            )
+
+    def _failed(self, net: nn.Module, error: Exception) -> IncompatibleError:
+        said = " ".join(str(error).split()) or type(error).__name__
+        return IncompatibleError(
+            f"diffusers' {self.hook} cache fails on {type(net).__name__}: {said[:200].rstrip('.')}. Use cache=fora, "
+            "cache=taylorseer or cache=deepcache, or cache=none."
+        )
 
     def prepared(self, pipe: Any, recipe: Any, artefact: Mapping[str, torch.Tensor] | None = None) -> DiffusersCache:
         if not self.calibrated:
@@ -120,7 +163,7 @@ class DiffusersCache(Method):
 
         net, clock = node.net, node.clock
         node.undo.enter_context(_without_traces(net))
-        getattr(diffusers.hooks, HOOKS[self.hook][1])(net, self._config(clock))
+        self._apply(net, clock)
         registry = diffusers.hooks.HookRegistry.check_if_exists_or_initialize(net)
         seen: list[tuple] = []
         clock.on_reset(registry.reset_stateful_hooks)
@@ -132,7 +175,12 @@ class DiffusersCache(Method):
                 registry.reset_stateful_hooks()
             seen[:] = [batch]
             _enter(net, f"{clock.slot}.{clock.call}.{'+'.join(inputs.parts)}.{inputs.rows}")
-            return inner(inputs)
+            try:
+                return inner(inputs)
+            except (ValueError, TypeError, KeyError) as error:
+                if not _raised_in_hooks(error):
+                    raise
+                raise self._failed(net, error) from error
 
         return denoise
 
@@ -161,7 +209,7 @@ class _Ratios(Method):
 
     def attach(self, node: Node, inner: Denoise) -> Denoise:
         clock, entry = node.clock, {}
-        blocks = [b for name in BLOCKS for b in getattr(node.net, name, ())]
+        blocks = blocks_of(node.net)
 
         def before(module, args, kwargs):
             entry["x"] = args[0] if args else kwargs["hidden_states"]
@@ -180,6 +228,12 @@ class _Ratios(Method):
         node.undo.callback(blocks[0].register_forward_pre_hook(before, with_kwargs=True).remove)
         node.undo.callback(blocks[-1].register_forward_hook(after).remove)
         return inner
+
+
+def blocks_of(net: nn.Module) -> list[nn.Module]:
+    """The transformer blocks that diffusers' hooks go to, in its order: those in lists of certain names."""
+    lists = [m for n, m in net.named_children() if n in BLOCK_LISTS and isinstance(m, nn.ModuleList)]
+    return [block for own in lists for block in own]
 
 
 def residual_norm(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
@@ -206,14 +260,34 @@ def _enter(net: nn.Module, name: str) -> None:
         hooks.HookRegistry.check_if_exists_or_initialize(net)._set_context(name)
 
 
+def _hooked(net: nn.Module) -> set[tuple[str, str]]:
+    # (module, hook) of all hooks that are on it.
+    found = ((name, getattr(module, "_diffusers_hook", None)) for name, module in net.named_modules())
+    return {(name, hook) for name, registry in found if registry is not None for hook in registry.hooks}
+
+
+def _raised_in_hooks(error: BaseException) -> bool:
+    # Whether diffusers' hooks raised it, and not the network that they call.
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and "hooks" in Path(last.tb_frame.f_code.co_filename).parts
+
+
 @contextmanager
 def _without_traces(net: nn.Module) -> Iterator[None]:
-    """Restore the instance attributes that hooks leave on modules: `forward` and the registry."""
+    """Restore what hooks leave: the instance attributes `forward` and registry of modules, and what is in a registry
+    that was there before (offloading has one)."""
     names = ("forward", "_diffusers_hook")
     before = [(m, {k: m.__dict__[k] for k in names if k in m.__dict__}) for m in net.modules()]
     for module, kept in before:  # a registry that a pipeline left behind would not know of the new ones below it
         if "_diffusers_hook" in kept and not kept["_diffusers_hook"].hooks:
             del module.__dict__["_diffusers_hook"]
+    registries = [kept["_diffusers_hook"] for _, kept in before if "_diffusers_hook" in kept]
+    states = [(vars(r), {k: copy.copy(v) for k, v in vars(r).items() if k != "_module_ref"}) for r in registries]
+    states += [(vars(ref), dict(vars(ref))) for registry in registries for ref in registry._fn_refs]
+    for registry in registries:
+        registry._child_registries_cache = None  # which would not hold the new ones
     try:
         yield
     finally:
@@ -221,3 +295,7 @@ def _without_traces(net: nn.Module) -> Iterator[None]:
             for name in names:
                 module.__dict__.pop(name, None)
             module.__dict__.update(kept)
+        for own, kept in states:
+            for name in own.keys() - kept.keys() - {"_module_ref"}:
+                del own[name]
+            own.update(kept)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 
 from accel.caching.decoder_view import DecoderView
-from accel.caching.rows import Kept, rows_of
+from accel.caching.rows import Kept, parted, rows_of
 from accel.caching.schedules import Schedule, Uniform
 from accel.caching.unet_view import skip_count
 from accel.core.denoiser import Denoise, Inputs, Node
@@ -125,9 +125,8 @@ class EncoderPropagation(Method):
             return prediction
 
         def keep(kept: dict, where: int, inputs: Inputs, tensors: tuple[torch.Tensor, ...]) -> None:
-            chunks = zip(*(tensor.chunk(len(inputs.parts)) for tensor in tensors), strict=True)
-            for part, own in zip(inputs.parts, chunks, strict=True):
-                kept[where, clock.call, part] = Kept(own, inputs.members)
+            for part, own in zip(inputs.parts, parted(tensors, inputs, "the UNet's encoder"), strict=True):
+                kept[where, clock.call, part] = own
 
         return denoise
 

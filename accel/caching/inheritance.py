@@ -7,10 +7,11 @@ layers and units, in several modes of time steps. Our reading of the levels:
     block   a whole down, mid or up block of a UNet, or a transformer block
     layer   a residual block or a transformer of a UNet (for a transformer: the block)
     unit    attn1, attn2 or ff of a transformer block, conv1 or conv2 of a residual block: what is inherited is the
-            branch before the residual is added, so that the current input passes by
+            branch before the residual is added, so that the current input passes by (accel/caching/parts.py)
 
 and of the modes: any of accel/caching/schedules.py (the steps at which everything runs), within the steps from `begin`
-to `end`, fractions of the trajectory. `match` names the modules that inherit by a regular expression.
+to `end`, fractions of the trajectory. `match` names the modules that inherit by a regular expression, on
+their names or, where a network has names of its own for attention and feed-forward, on `attn` and `ff` in their place.
 
 FORA (Selvaraju et al. 2024, "FORA: Fast-Forward Caching in Diffusion Transformer Acceleration", arXiv:2407.01425) is
 the level of units on a DiT, attn1 and ff of every block, uniform 1:N. Its released code counts steps down to 0 and so
@@ -21,36 +22,16 @@ gates of adaptive normalisation are computed at each step. With `order` > 0 outp
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from accel.caching.module_cache import ModuleCache
+from accel.caching.parts import LEVELS, role
 from accel.caching.schedules import Schedule, Uniform
 from accel.core.window import Window
 from accel.errors import ConfigError, IncompatibleError, check_int, unknown
-
-_BLOCK = re.compile(r"(down_blocks|up_blocks|transformer_blocks|single_transformer_blocks)\.\d+|mid_block")
-_LAYER = re.compile(r"((down_blocks|up_blocks)\.\d+|mid_block)\.(resnets|attentions)\.\d+")
-_UNIT = re.compile(r"(attn\d?|ff|ff_context|conv1|conv2)")
-
-
-def _is_block(name: str) -> bool:
-    return _BLOCK.fullmatch(name) is not None
-
-
-def _is_layer(name: str) -> bool:
-    transformer = _is_block(name) and "transformer_blocks" in name
-    return transformer or _LAYER.fullmatch(name) is not None
-
-
-def _is_unit(name: str) -> bool:
-    inside = _LAYER.match(name) or re.match(r"(single_)?transformer_blocks\.\d+\.", name)
-    return inside is not None and _UNIT.fullmatch(name.rsplit(".", 1)[-1]) is not None
-
-
-LEVELS: dict[str, Callable[[str], bool]] = {"block": _is_block, "layer": _is_layer, "unit": _is_unit}
 
 
 @dataclass(frozen=True)
@@ -85,8 +66,8 @@ class FeatureInheritance(ModuleCache):
         return f"{self.name}{self.schedule.label}{what}{self.window.label}" + (f"o{self.order}" if self.order else "")
 
     def modules(self, net: nn.Module, name: str) -> list[str]:
-        there = [n for n, _ in net.named_modules() if LEVELS[self.level](n)]
-        found = [n for n in there if re.search(self.match, n)]
+        there = LEVELS[self.level](net)
+        found = [n for n in there if re.search(self.match, n) or re.search(self.match, role(n))]
         if not there:
             raise IncompatibleError(
                 f"{name} ({type(net).__name__}) has no modules of cache.level={self.level}; use another level of "

@@ -23,9 +23,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.caching.rows import Kept, rows_of
+from accel.caching.parts import share
+from accel.caching.rows import Kept, parted, rows_of
 from accel.core.denoiser import Denoise, Inputs, Node, replaced_forward
 from accel.core.method import Method
+from accel.errors import IncompatibleError
 
 Key = tuple[int, int, str]  # stage within the step, call within the stage, part of the batch
 
@@ -51,12 +53,35 @@ class ModuleCache(Method):
 
     def attach(self, node: Node, inner: Denoise) -> Denoise:
         clock, names = node.clock, self.modules(node.net, node.name)
-        now, plan, histories = _Now(), [], {}
+        node.cached_share = share(node.net, names)
+        plan: list[frozenset[str]] = []
+        histories: dict[tuple[Key, str], list[History]] = {}  # one for each time that a forward calls the module
         for state in (plan, histories):
             clock.on_reset(state.clear)
-        for name in names:
+        cells = {name: _Cell() for name in names}
+        for name, cell in cells.items():
             module = node.net.get_submodule(name)
-            node.undo.enter_context(replaced_forward(module, _cached(name, module.forward, now)))
+            node.undo.enter_context(replaced_forward(module, _cached(cell, module.forward)))
+
+        def kept_outputs(name: str, keys: list[Key], inputs: Inputs) -> list[Any] | None:
+            found = [histories.get((key, name), ()) for key in keys]
+            outputs = []
+            for same in zip(*found, strict=False):
+                value = rows_of([history.at(clock.step) for history in same], inputs)
+                if value is None:
+                    return None
+                outputs.append(same[0].shape.restored([t.clone() for t in value]))
+            return outputs or None
+
+        def keep(name: str, keys: list[Key], inputs: Inputs) -> None:
+            for call, output in enumerate(cells[name].seen):
+                shape, tensors = Shape.of(output)
+                parts = parted([t.clone() for t in tensors], inputs, f"module {name}")
+                for key, own in zip(keys, parts, strict=True):
+                    calls = histories.setdefault((key, name), [])
+                    if call == len(calls):
+                        calls.append(History(shape))
+                    calls[call].add(clock.step, own, self.order)
 
         def denoise(inputs: Inputs) -> torch.Tensor:
             if not plan:
@@ -65,44 +90,51 @@ class ModuleCache(Method):
             keys = [(clock.slot, clock.call, part) for part in inputs.parts]
             for name in names:
                 if name not in plan[clock.step]:
-                    kept = [histories[k, name] for k in keys if (k, name) in histories]
-                    value = rows_of([h.at(clock.step) for h in kept], inputs) if len(kept) == len(keys) else None
-                    if value is not None:
-                        now.given[name] = kept[0].shape.restored([t.clone() for t in value])
-            before, node.mode = node.mode, "partial" if now.given else node.mode
+                    cells[name].given = kept_outputs(name, keys, inputs)
+            reused = any(cell.given for cell in cells.values())
+            before, node.mode = node.mode, "partial" if reused else node.mode
             try:
                 prediction = inner(inputs)
-                for name, output in now.seen.items():
-                    shape, tensors = Shape.of(output)
-                    parts = zip(*(t.clone().chunk(len(keys)) for t in tensors), strict=True)
-                    for key, own in zip(keys, parts, strict=True):
-                        history = histories.setdefault((key, name), History(shape))
-                        history.add(clock.step, Kept(own, inputs.members), self.order)
+                if not any(cell.calls for cell in cells.values()):
+                    raise IncompatibleError(
+                        f"an evaluation of {node.name} called none of the {len(names)} cached modules, such as "
+                        f"{names[0]}, so nothing would be cached; use another cache.match, or cache=none."
+                    )
+                for name in names:
+                    keep(name, keys, inputs)
             finally:
                 node.mode = before
-                now.clear()
+                for cell in cells.values():
+                    cell.clear()
             return prediction
 
         return denoise
 
 
 @dataclass
-class _Now:
-    """One evaluation: outputs that modules are to return, and those of the modules that ran."""
+class _Cell:
+    """One module in one evaluation: outputs that it is to return, and those of the runs that it did.
 
-    given: dict[str, Any] = field(default_factory=dict)
-    seen: dict[str, Any] = field(default_factory=dict)
+    A cell for each module, so that what is compiled around one does not depend on the others.
+    """
+
+    given: list[Any] | None = None
+    seen: list[Any] = field(default_factory=list)
+    calls: int = 0
 
     def clear(self) -> None:
-        self.given.clear()
+        self.given, self.calls = None, 0
         self.seen.clear()
 
 
-def _cached(name: str, forward: Callable[..., Any], now: _Now) -> Callable[..., Any]:
+def _cached(cell: _Cell, forward: Callable[..., Any]) -> Callable[..., Any]:
     def cached(*args: Any, **kwargs: Any) -> Any:
-        if name in now.given:
-            return now.given[name]
-        now.seen[name] = output = forward(*args, **kwargs)
+        cell.calls += 1
+        if cell.given is not None and cell.calls <= len(cell.given):
+            return cell.given[cell.calls - 1]
+        output = forward(*args, **kwargs)
+        if cell.given is None:
+            cell.seen.append(output)
         return output
 
     return cached
@@ -114,20 +146,24 @@ class History:
 
     shape: Shape
     step: int = -1
+    rows: int | None = None
     members: tuple[int, ...] | None = None
     factors: list[tuple[torch.Tensor, ...]] = field(default_factory=list)  # D_0, D_1, ...
 
     def add(self, step: int, output: Kept, order: int) -> None:
         """Take the output of a run at `step`; the order grows by one with each run, up to `order`."""
-        follows = output.members == self.members and step > self.step >= 0
+        same = (output.members, output.samples) == (self.members, self.rows)
+        follows = same and step > self.step >= 0
         before = zip(*self.factors, strict=True) if follows else [()] * len(output.tensors)
         pairs = zip(output.tensors, before, strict=True)
         new = [differences(tensor, old, step - self.step, order) for tensor, old in pairs]
-        self.step, self.members, self.factors = step, output.members, list(zip(*new, strict=True))
+        self.step, self.rows, self.members = step, output.samples, output.members
+        self.factors = list(zip(*new, strict=True))
 
     def at(self, step: int) -> Kept:
         """The forecast for `step`."""
-        return Kept(tuple(taylor(own, step - self.step) for own in zip(*self.factors, strict=True)), self.members)
+        forecast = tuple(taylor(own, step - self.step) for own in zip(*self.factors, strict=True))
+        return Kept(forecast, self.members, self.rows)
 
 
 def taylor(factors: Sequence[torch.Tensor], k: int) -> torch.Tensor:
@@ -149,9 +185,16 @@ def differences(value: torch.Tensor, before: Sequence[torch.Tensor], gap: int, o
     return found
 
 
+class _Tensor:
+    """Stands for a tensor in the nest of a `Shape`."""
+
+
 @dataclass(frozen=True)
 class Shape:
-    """How tensors nest in a module's output: a tensor, or tuples and lists of them."""
+    """How tensors nest in a module's output: a tensor, or tuples, lists and output objects of them.
+
+    What is no tensor (the text that a last block does not return, a number) is kept as it is.
+    """
 
     nest: Any
 
@@ -160,10 +203,10 @@ class Shape:
         tensors: list[torch.Tensor] = []
 
         def walk(value: Any) -> Any:
-            if isinstance(value, (list, tuple)):
-                return tuple(walk(v) for v in value)
-            tensors.append(value)
-            return None
+            if isinstance(value, torch.Tensor):
+                tensors.append(value)
+                return _Tensor
+            return _rebuilt(value, walk)
 
         return cls(walk(output)), tensors
 
@@ -172,6 +215,13 @@ class Shape:
         left: Iterator[torch.Tensor] = iter(tensors)
 
         def build(nest: Any) -> Any:
-            return next(left) if nest is None else tuple(build(n) for n in nest)
+            return next(left) if nest is _Tensor else _rebuilt(nest, build)
 
         return build(self.nest)
+
+
+def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
+    # `value` with each of its entries changed, if it has any.
+    if isinstance(value, dict):  # diffusers' output objects are dicts, too
+        return type(value)(**{k: change(v) for k, v in value.items()})
+    return tuple(change(v) for v in value) if isinstance(value, (list, tuple)) else value

@@ -1,25 +1,29 @@
-"""Truncated views of a diffusers UNet: the same parameters, fewer layers, the class's own `forward`.
+"""Truncated views of a diffusers UNet: the same modules, fewer layers, the network's own `forward`.
 
 The decoder's concatenation points are numbered from the shallowest: skip 1 is the output of `conv_in`, skip 2 that of
 the first down layer, and so on; a down block contributes one skip for each layer and one for its downsampler. A view
 with `skips = s` keeps the down layers that make skips 1..s and the up layers that consume them; the mid block is
-replaced by a stub that returns a stored tensor, which enters the first kept up layer. Containers are shallow copies,
-the original is never changed, so the view reads the current parameters (quantised or cast ones too). What is stored is
-copied when it is taken and when it is given back, because FreeU changes hidden states in place.
+replaced by a stub that returns a stored tensor, which enters the first kept up layer. While a view runs, the network
+and its cut blocks have other tables of children, and are put back after it: so the view reads the current parameters
+(quantised or cast ones too), and the hooks of other libraries (offloading) run as they do on the whole network. What is
+stored is copied when it is taken and when it is given back, because FreeU changes hidden states in place.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from accel.core.denoiser import first_output
+from accel.core.denoiser import first_output, forward_beneath
 from accel.errors import AccelError, IncompatibleError
+
+CONTROLNET = "down_block_additional_residuals"
+ADAPTER = "down_intrablock_additional_residuals"
 
 
 class Stub(nn.Module):
@@ -47,53 +51,72 @@ def skip_count(net: nn.Module, name: str = "the denoiser") -> int:
     return sum(len(b.resnets) for b in net.up_blocks)
 
 
-def shallow_copy(module: nn.Module) -> nn.Module:
-    """The module with a table of children of its own; parameters and children are shared."""
-    view = copy.copy(module)
-    view.__dict__.pop("forward", None)  # instance overrides are bound to the original
-    view._modules = dict(module._modules)
-    return view
+@dataclass(frozen=True)
+class Table:
+    """The children that `module` has while a view runs; None: none of that name."""
+
+    module: nn.Module
+    children: dict[str, nn.Module | None]
 
 
-def _kept_down(net: nn.Module, skips: int) -> nn.ModuleList:
-    kept, left = [], skips - 1  # skip 1 is conv_in's
+@contextmanager
+def arranged(tables: Sequence[Table]) -> Iterator[None]:
+    """Until the context ends the modules of `tables` have those children in place of their own of the same names."""
+    before = [(table.module, dict(vars(table.module))) for table in tables]
+    for table in tables:
+        own = vars(table.module)
+        own["_modules"] = own["_modules"] | table.children
+        for name in table.children:
+            own.pop(name, None)  # a child that is None may be a plain attribute
+    try:
+        yield
+    finally:
+        for module, own in before:
+            vars(module).clear()
+            vars(module).update(own)
+
+
+def _layers(block: nn.Module) -> dict[str, nn.ModuleList]:
+    # Lists with an entry for each layer of a block: its residual blocks, and what follows each of them.
+    lists = {n: m for n, m in block.named_children() if isinstance(m, nn.ModuleList)}
+    resamplers = ("downsamplers", "upsamplers")
+    return {n: m for n, m in lists.items() if n not in resamplers and len(m) == len(block.resnets)}
+
+
+def _cut(block: nn.Module, which: slice) -> Table:
+    return Table(block, {name: layers[which] for name, layers in _layers(block).items()})
+
+
+def _kept_down(net: nn.Module, skips: int) -> tuple[nn.ModuleList, list[Table], int, bool]:
+    """The kept down blocks, the cut ones among them (one at most), how many are whole, and whether the cut one has its
+    last layer."""
+    kept, cut, left, last = [], [], skips - 1, False  # skip 1 is conv_in's
     for block in net.down_blocks:
         if left <= 0:
             break
         layers = len(block.resnets)
         whole = layers + (1 if block.downsamplers is not None else 0)
-        if left >= whole:
-            kept.append(block)
-        else:
-            part = shallow_copy(block)
+        kept.append(block)
+        if left < whole:
             take = min(left, layers)
-            part._modules["resnets"] = block.resnets[:take]
-            if getattr(block, "attentions", None) is not None:
-                part._modules["attentions"] = block.attentions[:take]
-            part.__dict__.pop("downsamplers", None)
-            part._modules["downsamplers"] = None
-            kept.append(part)
+            table = _cut(block, slice(0, take))
+            cut.append(Table(block, table.children | {"downsamplers": None}))
+            last = take == layers
         left -= whole
-    return nn.ModuleList(kept)
+    return nn.ModuleList(kept), cut, len(kept) - len(cut), last
 
 
-def _kept_up(net: nn.Module, skips: int) -> tuple[nn.ModuleList, int, int]:
-    """The kept up blocks, and where the stored tensor enters: (index of the up block, layer within it)."""
+def _kept_up(net: nn.Module, skips: int) -> tuple[nn.ModuleList, list[Table], int, int]:
+    """The kept up blocks, the cut one, and where the stored tensor enters: (index of the up block, layer in it)."""
     kept, left = [], skips
     for index in reversed(range(len(net.up_blocks))):
         block = net.up_blocks[index]
         layers = len(block.resnets)
-        if left >= layers:
-            kept.insert(0, block)
-        else:
-            part = shallow_copy(block)
-            part._modules["resnets"] = block.resnets[layers - left :]
-            if getattr(block, "attentions", None) is not None:
-                part._modules["attentions"] = block.attentions[layers - left :]
-            kept.insert(0, part)
+        kept.insert(0, block)
+        cut = [_cut(block, slice(layers - left, layers))] if left < layers else []
         left -= layers
         if left <= 0:
-            return nn.ModuleList(kept), index, max(0, -left)
+            return nn.ModuleList(kept), cut, index, max(0, -left)
     raise AssertionError("skips exceed the decoder's layers")
 
 
@@ -101,37 +124,35 @@ class ShallowView:
     """The part of `net` outside skip `skips`, and the capture of the tensor that enters it on full evaluations."""
 
     def __init__(self, net: nn.Module, skips: int) -> None:
-        self.net, self.stub = net, Stub()
+        self.net, self.stub, self.own_forward = net, Stub(), forward_beneath(net)
         self.armed, self.entry = False, None
-        up, self.entry_block, self.entry_layer = _kept_up(net, skips)
-        self.view = shallow_copy(net)
-        self.view.__dict__.pop("mid_block", None)
-        self.view._modules |= {"down_blocks": _kept_down(net, skips), "mid_block": self.stub, "up_blocks": up}
+        up, cut_up, self.entry_block, self.entry_layer = _kept_up(net, skips)
+        down, cut_down, self.whole, self.last = _kept_down(net, skips)
+        children = {"down_blocks": down, "mid_block": self.stub, "up_blocks": up}
+        self.tables = [Table(net, children), *cut_down, *cut_up]
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """While this lasts `capture` works. Hooks stay where they are: to add and remove them at every full step would
         cost time, and compiled blocks would be compiled again."""
-        block = self.net.up_blocks[self.entry_block]
+        block, handles = self.net.up_blocks[self.entry_block], ExitStack()
         if self.entry_layer == 0:
 
             def before(module, args, kwargs):
                 if self.armed:
                     self.entry = (args[0] if args else kwargs["hidden_states"]).clone()
 
-            handle = block.register_forward_pre_hook(before, with_kwargs=True)
+            handles.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
         else:
-            layers = block.attentions if getattr(block, "attentions", None) is not None else block.resnets
-
+            # Of the modules of the layer before, the one that runs last leaves the hidden state.
             def after(module, args, output):
                 if self.armed:
                     self.entry = first_output(output).clone()
 
-            handle = layers[self.entry_layer - 1].register_forward_hook(after)
-        try:
+            for layers in _layers(block).values():
+                handles.callback(layers[self.entry_layer - 1].register_forward_hook(after).remove)
+        with handles:
             yield
-        finally:
-            handle.remove()
 
     def capture(self, forward: Callable[[], Any]) -> tuple[Any, torch.Tensor]:
         """Run a full forward; return its result and the hidden state that enters the kept part (before the concat)."""
@@ -141,14 +162,28 @@ class ShallowView:
 
     def forward(self, stored: torch.Tensor, **kwargs: Any) -> Any:
         """The shallow evaluation: `stored` replaces everything deeper than the view."""
+        zero = torch.zeros((), device=stored.device, dtype=stored.dtype)
         if kwargs.get("mid_block_additional_residual") is not None:
             # Already inside `stored`; a zero keeps diffusers from reading the call as a T2I-adapter's.
-            kwargs["mid_block_additional_residual"] = torch.zeros((), device=stored.device, dtype=stored.dtype)
+            kwargs["mid_block_additional_residual"] = zero
+        elif kwargs.get(CONTROLNET) is not None:  # which is how adapters were handed over formerly
+            kwargs[ADAPTER], kwargs[CONTROLNET] = kwargs[CONTROLNET], None
+        if kwargs.get(ADAPTER) is not None:
+            kwargs[ADAPTER] = self._adapters(list(kwargs[ADAPTER]), zero)
         self.stub.value = stored.clone()
         try:
-            return type(self.net).forward(self.view, **kwargs)
+            with arranged(self.tables):
+                return self.own_forward(**kwargs)
         finally:
             self.stub.value = None
+
+    def _adapters(self, residuals: list[torch.Tensor], zero: torch.Tensor) -> list[torch.Tensor]:
+        # One for each down block, added where it ends: in a block that attends behind its last layer, in others behind
+        # the downsampler, which a cut block does not have.
+        blocks = self.tables[0].children["down_blocks"]
+        if len(blocks) > self.whole and not (self.last and getattr(blocks[-1], "has_cross_attention", False)):
+            return [*residuals[: self.whole], zero]
+        return residuals[: len(blocks)]
 
 
 def capture(views: Sequence[ShallowView], forward: Callable[[], Any]) -> tuple[Any, list[torch.Tensor]]:

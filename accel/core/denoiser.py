@@ -8,7 +8,7 @@ the prediction as one tensor.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -77,6 +77,8 @@ class Inputs:
         return replace(self, parts=parts)
 
 
+GRAPHS = 8  # of one compiled block: with and without its modules, for each number of rows
+
 Denoise = Callable[[Inputs], torch.Tensor]
 Sample = Callable[[Any, int, int], torch.Tensor]  # (recipe, start, stop) -> images of those samples
 
@@ -112,7 +114,7 @@ class Node:
     `evaluating` tells whether the network runs now, `within()` is entered for as long, `mode` is what the trace calls
     an evaluation of it. For the guidance, which sits on the pipeline's own network: `guides` are the denoisers of the
     further networks that it names, `classifier` gives logits of a clean image, and what it remembers while sampling is
-    in `memory`, emptied with every trajectory.
+    in `memory`, emptied with every trajectory. `cached_share`: the part of its blocks' weights that a cache passes by.
     """
 
     name: str
@@ -128,6 +130,7 @@ class Node:
     classifier: nn.Module | None = None
     memory: dict[str, Any] = field(default_factory=dict)
     mode: str = "full"
+    cached_share: float | None = None
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
     _return_dict: bool = False
     _names: list[str] = field(default_factory=list)
@@ -152,7 +155,10 @@ class Node:
         finally:
             self.evaluating = False
         prediction = first_output(output)
-        return prediction if self.dtype is None else prediction.to(inputs.sample.dtype)
+        if self.dtype is None:
+            return prediction
+        like = next(iter(inputs.sample)) if isinstance(inputs.sample, list) else inputs.sample
+        return mapped(prediction, lambda tensor: tensor.to(like.dtype))  # some networks take and return lists
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         """What the network's own forward is called with for `inputs`: tensors of the node's dtype, by name."""
@@ -208,6 +214,27 @@ def check_compiled(name: str, net: nn.Module, looks_inside: bool) -> None:
         )
 
 
+@contextmanager
+def room_to_compile(nets: Iterable[nn.Module]) -> Iterator[None]:
+    """Until the context ends torch.compile may compile each compiled block of `nets` anew.
+
+    What methods put into a block (a cache around its attention, quantised layers) is an object of its own in each, so
+    that no two blocks share a graph. Beyond torch's limit of 8 graphs the rest would silently run uncompiled.
+    """
+    modules = [module for net in nets for module in net.modules()]
+    compiled = sum(getattr(module, "_compiled_call_impl", None) is not None for module in modules)
+    if not compiled:
+        yield
+        return
+    import torch._dynamo
+
+    config = torch._dynamo.config
+    limits = ("recompile_limit", "accumulated_recompile_limit")
+    known = {name: getattr(config, name) for name in limits if hasattr(config, name)}
+    with config.patch({name: max(value, GRAPHS * compiled) for name, value in known.items()}):
+        yield
+
+
 def signature_of(net: nn.Module) -> inspect.Signature:
     """Signature of the class's own forward, whatever shadows it on the instance."""
     target = getattr(net, "_orig_mod", net)  # torch.compile's wrapper
@@ -231,7 +258,7 @@ def shadow_forward(net: nn.Module, denoise: Denoise, clock: Trajectory) -> Itera
         kwargs = dict(zip(names, args, strict=False)) | kwargs
         wrapped = kwargs.pop("return_dict", True)
         inputs = Inputs(kwargs, sample_name)
-        clock.enter(inputs.rows)
+        clock.enter(inputs.rows, kwargs.get("timestep"))
         prediction = denoise(inputs)
         if return_dict and wrapped:
             from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -239,8 +266,14 @@ def shadow_forward(net: nn.Module, denoise: Denoise, clock: Trajectory) -> Itera
             return Transformer2DModelOutput(sample=prediction)
         return (prediction,) if return_dict else prediction
 
+    forward.beneath = net.forward
     with replaced_forward(net, forward):
         yield
+
+
+def forward_beneath(net: nn.Module) -> Callable[..., Any]:
+    """The network's own forward, other libraries' hooks included, whether or not `shadow_forward` shadows it."""
+    return getattr(net.forward, "beneath", net.forward)
 
 
 @contextmanager

@@ -34,12 +34,14 @@ class Guidance(Method):
 
     `remembers`: the prediction depends on earlier evaluations of the same trajectory, so that it is no function of (x,
     t). `varies`: how much it evaluates differs from sample to sample. `models`: names of further denoisers that it
-    evaluates. `uses_classifier`: it needs the suite's classifier.
+    evaluates. `uses_classifier`: it needs the suite's classifier. `changes_conditional`: what it gives the pipeline as
+    the conditional prediction is not the network's, where guidance is on.
     """
 
     remembers: ClassVar[bool] = False
     varies: ClassVar[bool] = False
     uses_classifier: ClassVar[bool] = False
+    changes_conditional: ClassVar[bool] = True
     models: tuple[str, ...] = ()
 
     @property
@@ -68,6 +70,11 @@ class Guidance(Method):
         look at the level, remember, or change the prediction."""
         parts = ("prepared", "attach", "guide", "follow")
         return all(getattr(type(self), part) is getattr(Guidance, part) for part in parts)
+
+    @property
+    def keeps_conditional(self) -> bool:
+        """Whether the pipeline may measure the conditional prediction (guidance_rescale): it is the network's own."""
+        return self.plain or self.neutral or not self.changes_conditional
 
     def check(self, nets, recipe) -> None:
         self._check_conditional(nets)

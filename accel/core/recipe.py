@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from accel.core import pipelines
-from accel.core.denoiser import Node, check_compiled, denoiser_name, shadow_forward
+from accel.core.calls import told
+from accel.core.denoiser import Node, check_compiled, denoiser_name, room_to_compile, shadow_forward
 from accel.core.guidance import CLASSIFIER, Guidance
 from accel.core.method import LATER, Method, Stitch
 from accel.core.precision import Precision
@@ -130,13 +131,17 @@ class Recipe:
 
 @dataclass
 class Run:
-    """What happens inside `accelerate`: the clock, and the counts of its last trajectory."""
+    """What happens inside `accelerate`: the clock, and the counts of its last trajectory.
+
+    `cached_share`: for each network whose modules a cache passes by, their part of the weights in its blocks.
+    """
 
     recipe: Recipe
     clock: Trajectory
     count_macs: bool = False
     pipe: Any = field(default=None, repr=False)
     scheduler: Any = field(default=None, repr=False)
+    cached_share: dict[str, float] = field(default_factory=dict)
 
     @property
     def trace(self) -> list[NetworkCall]:
@@ -199,12 +204,13 @@ def accelerate(
     sampler = recipe.sampler and recipe.sampler.prepared(pipe, recipe, (artefacts or {}).get("sampler"))
     guidance = recipe.guidance and recipe.guidance.prepared(pipe, recipe, (artefacts or {}).get("guidance"))
     cache = recipe.cache and recipe.cache.prepared(pipe, recipe, (artefacts or {}).get("cache"))
-    clock = Trajectory()
+    clock = Trajectory(sign=pipelines.sign(pipe))
     run = Run(recipe, clock, count_macs, pipe)
     layout = pipelines.layout(pipe)
     copies = 2 if layout == "cond_first" and recipe.guidance_scale > 1 else 1
     with ExitStack() as undo:
         denoisers, nodes = {}, {}
+        undo.enter_context(room_to_compile(recipe.nets(pipe, models).values()))
         if recipe.precision:
             recipe.precision.prepare_pipeline(pipe, undo, artefacts)
         for key, net in recipe.nets(pipe, models).items():
@@ -218,6 +224,7 @@ def accelerate(
                 denoise = recipe.skip.attach(node, denoise)
             denoisers[key] = cache.attach(node, denoise) if cache else denoise
             nodes[key] = node
+        run.cached_share |= {k: node.cached_share for k, node in nodes.items() if node.cached_share is not None}
         denoise = recipe.stitch.combine(denoisers, clock) if recipe.stitch else denoisers["base"]
         if guidance:
             nodes["base"].guides = {name: denoisers[name] for name in guidance.models}
@@ -227,12 +234,14 @@ def accelerate(
 
         original = pipe.scheduler
         scheduler = sampler.build(original.config, recipe.grid) if sampler else copy.deepcopy(original)
-        attach_clock(scheduler, clock, recipe.sampler.steps if recipe.sampler else None, copies)
+        steps = recipe.sampler.steps if recipe.sampler else None
+        attach_clock(scheduler, clock, steps, copies, recipe.grid is not None)
         for method in (cache, guidance):
             if method:
                 method.follow(scheduler, nodes["base"])
         undo.callback(setattr, pipe, "scheduler", original)
         pipe.scheduler = run.scheduler = scheduler
+        undo.enter_context(told(pipe, scheduler, steps, guidance))
         yield run
 
 

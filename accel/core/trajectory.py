@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from accel.errors import AccelError
+from accel.errors import AccelError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Trajectory:
 
     `prelude`: evaluations made before the trajectory to prepare its initial samples (see `keep_as_prelude`).
     `generator`: what step noise is drawn from where the pipeline gives its scheduler none (DiT, SD3, Flux).
+    `sign`: of the network's output in what the pipeline steps with.
     """
 
     stage: int = -1
@@ -69,10 +72,12 @@ class Trajectory:
     events: list[Event] = field(default_factory=list)
     runs: int = 0
     generator: torch.Generator | list[torch.Generator] | None = None
+    sign: float = 1.0
     _scheduler: object = None
     _timesteps: torch.Tensor | None = None
     _times: list[float] = field(default_factory=list)
     _sigmas: list[float] | None = None
+    _alphas: torch.Tensor | None = None
     _stages: int = 0
     _order: int = 1
     _offset: int = 0
@@ -134,11 +139,14 @@ class Trajectory:
 
     @property
     def sigma(self) -> float:
-        """Noise level of this stage: sigma / alpha for variance-preserving models, sigma of [0, 1] for flow models."""
-        if self._sigmas is not None and self._offset + self.stage < len(self._sigmas):
-            return self._sigmas[self._offset + self.stage]
-        alpha_bar = float(self._scheduler.alphas_cumprod[round(self.timestep)])
-        return ((1 - alpha_bar) / alpha_bar) ** 0.5
+        """Noise level of this stage: sigma / alpha for variance-preserving models, sigma of [0, 1] for flow models.
+
+        Infinite where there is noise alone (zero terminal SNR), nan under a scheduler that does not tell.
+        """
+        at = self._offset + self.stage
+        if self._sigmas is not None and at < len(self._sigmas):
+            return self._sigmas[at]
+        return level_of(self._alphas, self.timestep)
 
     def on_reset(self, reset: Callable[[], None]) -> None:
         """Call `reset` at the begin and the end of every trajectory: the place to drop per-run state."""
@@ -155,6 +163,10 @@ class Trajectory:
         self._times = [float(t) for t in self._timesteps]
         sigmas = getattr(scheduler, "sigmas", None)  # FlowMatch schedulers have them on the device
         self._sigmas = None if sigmas is None else torch.as_tensor(sigmas).tolist()
+        self._alphas = getattr(scheduler, "alphas_cumprod", None)
+        if self._sigmas is None and self._alphas is None:
+            # Consistency models' schedulers list where the last step ends, too.
+            self._timesteps, self._times = self._timesteps[:-1], self._times[:-1]
         self._order = int(getattr(scheduler, "order", 1))
         self.stage, self.call, self.num_steps, self._stages = 0, -1, 0, 0
         self.samples = self.rows = 0
@@ -162,12 +174,15 @@ class Trajectory:
         self.events.clear()
         self._reset()
 
-    def enter(self, rows: int) -> None:
-        """Note one denoiser call with `rows` batch rows (called by the outermost wrapper only)."""
+    def enter(self, rows: int, timestep: Any = None) -> None:
+        """Note one denoiser call with `rows` batch rows (called by the outermost wrapper only).
+
+        `timestep`: what the denoiser was called with, by which a trajectory that begins in the middle is found.
+        """
         if self._scheduler is None or self.stage < 0:
             raise AccelError("the denoiser was called before scheduler.set_timesteps(); call it to begin a trajectory.")
         if self._stages == 0:
-            self._locate()
+            self._locate(timestep)
         if self.stage >= self._stages:
             raise AccelError(
                 f"the denoiser was called after the last of {self._stages} evaluations; "
@@ -201,32 +216,64 @@ class Trajectory:
         self.prelude += self.trace
         self.trace.clear()
 
-    def _locate(self) -> None:
-        # The begin index is set by img2img pipelines after set_timesteps, so it is read at the first evaluation.
-        self._offset = int(getattr(self._scheduler, "begin_index", None) or 0)
+    def _locate(self, timestep: Any) -> None:
+        # Known at the first evaluation: image-to-image pipelines leave out the first timesteps after set_timesteps.
+        # Some schedulers are told (begin index), some find it when they scale the input (step index), others never do.
+        told = (getattr(self._scheduler, name, None) for name in ("begin_index", "step_index"))
+        index = next((int(i) for i in told if i is not None), None)
+        self._offset = self._index_of(timestep) if index is None else index
         self._stages = len(self._timesteps) - self._offset
         self.num_steps = -(-self._stages // self._order)
+
+    def _index_of(self, timestep: Any) -> int:
+        # Denoisers of flows may get sigma, or 1 - sigma, in the place of the timestep.
+        if timestep is None or len(self._times) < 2:
+            return 0
+        wanted = float(torch.as_tensor(timestep).flatten()[0])
+        sigmas = (self._sigmas or [])[: len(self._times)]
+        for scale in (self._times, sigmas, [1 - sigma for sigma in sigmas]):
+            near = (i for i, t in enumerate(scale) if abs(t - wanted) <= 1e-4 * max(1.0, abs(wanted)))
+            if (found := next((i for i in near if i % self._order == 0), None)) is not None:
+                return found
+        return 0
 
     def _reset(self) -> None:
         for reset in self._resets:
             reset()
 
 
-def attach_clock(scheduler, clock: Trajectory, steps: int | None = None, copies: int = 1) -> None:
+def level_of(alphas_cumprod: torch.Tensor | None, timestep: float) -> float:
+    """sigma / alpha = sqrt((1 - alpha_bar) / alpha_bar) at a timestep: inf at alpha_bar = 0, nan without a table."""
+    if alphas_cumprod is None:
+        return math.nan
+    alpha_bar = float(alphas_cumprod[round(timestep)])
+    return math.sqrt((1 - alpha_bar) / alpha_bar) if alpha_bar > 0 else math.inf
+
+
+def attach_clock(
+    scheduler, clock: Trajectory, steps: int | None = None, copies: int = 1, gridded: bool = False
+) -> None:
     """Make `scheduler` drive `clock`, by instance attributes only (the class is untouched).
 
     With `steps` the number of inference steps that a pipeline asks for is replaced: the recipe decides. `copies`: rows
-    that the scheduler gets for each image.
+    that the scheduler gets for each image. `gridded`: the recipe decides the timesteps, too.
     """
     set_timesteps, step = scheduler.set_timesteps, scheduler.step
     draws = "generator" in inspect.signature(step).parameters
 
     @functools.wraps(set_timesteps)
     def clocked_set_timesteps(num_inference_steps=None, *args, **kwargs):
+        if steps is not None and gridded:
+            kwargs.pop("timesteps", None)
         if steps is not None and kwargs.get("timesteps") is None:
             # Flow pipelines always pass sigmas, made from their own number of steps.
             kwargs.pop("sigmas", None)
             num_inference_steps = steps
+        elif steps is not None and len(kwargs["timesteps"]) != steps:
+            raise ConfigError(
+                f"the pipeline was asked for {len(kwargs['timesteps'])} timesteps of its own, and the recipe's sampler "
+                f"has {steps} steps; call it without them (a recipe takes them as grid=explicit)."
+            )
         set_timesteps(num_inference_steps, *args, **kwargs)
         clock.begin(scheduler)
 

@@ -29,7 +29,7 @@ from accel.core.devices import send
 from accel.core.guidance import Guidance, Scaled, halves, joined
 from accel.errors import check_float, check_int, unknown
 from accel.guidance.cfg import CFG
-from accel.guidance.spaces import SPACES, exactly, level, own
+from accel.guidance.spaces import SPACES, exactly, latents, level, own
 
 # What is held against the threshold, of the samples' similarities (B,).
 DECISIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -52,6 +52,7 @@ class AdaptiveGuidance(Scaled):
     min_steps: int = 1
     remembers: ClassVar[bool] = True
     varies: ClassVar[bool] = True
+    changes_conditional: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,7 +93,7 @@ class AdaptiveGuidance(Scaled):
         return uncond, cond
 
     def _reached(self, uncond: torch.Tensor, cond: torch.Tensor, guided: list[int], inputs, node) -> list[bool]:
-        x = inputs.take("cond").sample
+        x = latents(inputs.take("cond"), cond)
         rows = [own(uncond, x), own(cond, x), x]
         if len(guided) < len(x):
             which = send(guided, x.device)

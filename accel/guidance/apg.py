@@ -25,7 +25,7 @@ import torch
 
 from accel.core.guidance import Scaled, halves, joined
 from accel.errors import ConfigError, check_float
-from accel.guidance.spaces import exactly, level, own, shifted
+from accel.guidance.spaces import exactly, latents, level, own, shifted
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class APG(Scaled):
 
     def guide(self, inputs, inner, node):
         uncond, cond = halves(inner(inputs), inputs)
-        x, at = inputs.take("cond").sample, level(node.clock)
+        x, at = latents(inputs.take("cond"), cond), level(node.clock)
         given = own(cond, x), own(uncond, x)
         cond_x0, uncond_x0 = (at.to("x0", v.to(exactly(v)), x.to(exactly(v))) for v in given)
         plain = cond_x0 - uncond_x0

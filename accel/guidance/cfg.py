@@ -9,6 +9,7 @@ Deviation: none; sigma is sigma / alpha, as in the paper's EDM notation.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -31,6 +32,7 @@ class IntervalCFG(Scaled):
 
     sigma_lo: float = 0.0
     sigma_hi: float = float("inf")
+    changes_conditional: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,7 +35,7 @@ import torch
 from accel.core.guidance import Guidance, classifier_free, halves, joined
 from accel.core.trajectory import Trajectory
 from accel.errors import IncompatibleError, check_float
-from accel.guidance.spaces import level, own, shifted
+from accel.guidance.spaces import latents, level, own, shifted
 
 DOUBLED = 2.0  # any scale above 1: the pipeline doubles the batch, and both halves hold the same prediction
 
@@ -117,7 +117,7 @@ class CFGPlusPlus(Guidance):
     def guide(self, inputs, inner, node):
         uncond, cond = halves(inner(inputs), inputs)
         guided, difference = cfgpp(uncond, cond, self.weight, level(node.clock).weights("eps")[1])
-        node.memory["renoise"] = own(difference, inputs.take("cond").sample)
+        node.memory["renoise"] = own(difference, latents(inputs.take("cond"), difference))
         return joined(guided, guided, inputs)
 
     def follow(self, scheduler, node) -> None:

@@ -34,7 +34,7 @@ from torch import nn
 from accel.core.denoiser import Inputs, Node, signature_of
 from accel.core.guidance import Scaled, guided
 from accel.errors import ConfigError, IncompatibleError, check_float, unknown
-from accel.guidance.spaces import level, own, shifted
+from accel.guidance.spaces import latents, level, own, shifted
 from accel.samplers.noise_schedule import is_flow
 
 # h of (alpha, sigma): what a gradient at x_0 is multiplied by, for dx_0/dx = alpha / (alpha^2 + sigma^2) or 1.
@@ -111,7 +111,8 @@ class ClassifierGuidance(ByClassifier):
         prediction = inner(inputs)
         if self.neutral:
             return prediction
-        rows, x, at = conditional(inputs), conditional(inputs).sample, level(node.clock)
+        rows, at = conditional(inputs), level(node.clock)
+        x = latents(rows, prediction)
         x0 = at.to("x0", own(guided(prediction, inputs, self.scale), x), x)
         gradient = self.gradient(node, x0, rows.kwargs["class_labels"])
         wave = sine_weight(node.clock.timestep, node.clock.scheduler.config.num_train_timesteps, self.sine)

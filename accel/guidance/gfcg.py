@@ -27,7 +27,7 @@ from accel.core.devices import send
 from accel.core.guidance import halves
 from accel.errors import IncompatibleError, check_float
 from accel.guidance.classifier import ByClassifier, conditional, logits_of
-from accel.guidance.spaces import level, own, shifted
+from accel.guidance.spaces import latents, level, own, shifted
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class GradientFreeClassifierGuidance(ByClassifier):
         if self.neutral:
             return prediction
         rows, at = conditional(inputs), level(node.clock)
-        labels, x = rows.kwargs["class_labels"], rows.sample
+        labels, x = rows.kwargs["class_labels"], latents(rows, prediction)
         cond = prediction if len(inputs.parts) == 1 else halves(prediction, inputs)[1]
         weight, reference = self.decide(node, at.to("x0", own(cond, x), x), labels)
         unsure = [i for i, guided in enumerate((weight > 0).tolist()) if guided]

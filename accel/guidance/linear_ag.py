@@ -34,7 +34,7 @@ from accel.core.recipe import accelerate
 from accel.digests import settings_digest, weights_digest
 from accel.errors import AccelError, ConfigError, check_float, check_int, unknown
 from accel.guidance.cfg import CFG
-from accel.guidance.spaces import SPACES, level, own, replaced
+from accel.guidance.spaces import SPACES, latents, level, own, replaced
 
 AFTER = ("conditional", "cfg")
 FIT_BATCH = 16
@@ -64,6 +64,7 @@ class LinearAG(Scaled):
     held_out: int = 32
     fitted: Coefficients | None = None
     remembers: ClassVar[bool] = True
+    changes_conditional: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,7 +106,8 @@ class LinearAG(Scaled):
             prediction = inner(inputs)
             past[j] = observed(prediction, inputs, self.space, node.clock)
             return prediction
-        cond, x, at = inner(inputs.take("cond")), inputs.take("cond").sample, level(node.clock)
+        cond, at = inner(inputs.take("cond")), level(node.clock)
+        x = latents(inputs.take("cond"), cond)
         past[j] = (at.to(self.space, own(cond, x), x), None)
         estimate = linear_ag(self.fitted.rows[j], regressors(past, j))
         return joined(replaced(cond, at.back(self.space, estimate, x)), cond, inputs)
@@ -191,7 +193,7 @@ class LinearAG(Scaled):
 def observed(prediction: torch.Tensor, inputs: Any, space: str, clock: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """(c, u) in `space` of a doubled batch's prediction."""
     uncond, cond = halves(prediction, inputs)
-    x, at = inputs.take("cond").sample, level(clock)
+    x, at = latents(inputs.take("cond"), cond), level(clock)
     return at.to(space, own(cond, x), x), at.to(space, own(uncond, x), x)
 
 

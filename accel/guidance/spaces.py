@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from accel.core.denoiser import Inputs
 from accel.core.trajectory import Trajectory
+from accel.errors import IncompatibleError
 from accel.samplers.noise_schedule import is_flow, noise_schedule
 from accel.samplers.scheduler import convert
 
@@ -21,16 +23,18 @@ SPACES = ("x0", "eps", "v")
 
 @dataclass(frozen=True)
 class Level:
-    """alpha, sigma and the prediction type of one evaluation."""
+    """alpha, sigma and the prediction type of one evaluation; `sign`: of the network's output in the prediction."""
 
     alpha: float
     sigma: float
     kind: str
     flow: bool = False
+    sign: float = 1.0
 
     def weights(self, space: str) -> tuple[float, float]:
         """(a, b): the value in `space` is a x + b output. v is alpha eps - sigma x_0, of a flow eps - x_0."""
         p, q, r, s = convert(self.kind, self.alpha, self.sigma)
+        q, s = self.sign * q, self.sign * s
         alpha, sigma = (1.0, 1.0) if self.flow else (self.alpha, self.sigma)
         return {"x0": (p, q), "eps": (r, s), "v": (alpha * r - sigma * p, alpha * s - sigma * q)}[space]
 
@@ -56,9 +60,24 @@ def level(clock: Trajectory) -> Level:
     flow, sigma = is_flow(config), clock.sigma
     kind = "flow_prediction" if flow and "prediction_type" not in config else config.get("prediction_type", "epsilon")
     if flow:
-        return Level(1 - sigma, sigma, kind, True)
+        return Level(1 - sigma, sigma, kind, True, clock.sign)
+    if math.isinf(sigma) and kind == "epsilon":
+        raise IncompatibleError(
+            f"at timestep {clock.timestep:g} this model's alpha is 0 (zero terminal SNR), where a prediction of eps "
+            "says nothing about x_0; use guidance=cfg, or a sampler that begins below it."
+        )
     alpha = 1 / math.sqrt(1 + sigma**2)
-    return Level(alpha, sigma * alpha, kind)
+    return Level(alpha, 1.0 if math.isinf(sigma) else sigma * alpha, kind, False, clock.sign)
+
+
+def latents(inputs: Inputs, prediction: torch.Tensor) -> torch.Tensor:
+    """x (B, C, ...) of a call: its sample without what pipelines append to it for the network alone (the mask and the
+    masked image of inpainting, the image of image-to-video), which a prediction has no channels for."""
+    sample = inputs.sample
+    for dim in range(1, sample.ndim):
+        if prediction.ndim == sample.ndim and prediction.shape[dim] < sample.shape[dim]:
+            sample = sample.narrow(dim, 0, prediction.shape[dim])
+    return sample
 
 
 def own(prediction: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,8 @@ sigma / alpha the probability-flow ODE is d(x / alpha) / d rho = eps(x, t), and
 * `tab`, `rhoab`, `logrhoab`: C_j integrates the polynomial through the last k + 1 noise predictions in t, rho or log
   rho (accel/samplers/quadrature.py). r = 0 is DDIM. `logrhoab` with r = solver_order - 1 is what diffusers ships as
   DEIS.
-* `rhork`: an explicit Runge-Kutta method in rho, one evaluation a stage.
+* `rhork`: an explicit Runge-Kutta method in rho, one evaluation a stage. A flow begins at rho = infinity, so that its
+  first step runs in sigma, d x / d sigma = eps - x_0, by the same tableau.
 * `ipndm`: the weights of constant steps, C_j = c_j (rho_{i+1} - rho_i) (Liu et al. 2022, arXiv:2202.09778).
 
 Deviations from the authors' code: exact weights (theirs are rectangle sums), any prediction type, thresholding, an end
@@ -109,6 +110,20 @@ def adams_bashforth_step(
     result = (a * x).add_(output, alpha=b)
     for weight, eps in zip(w, earlier, strict=False):
         result.add_(eps, alpha=weight)
+    return result
+
+
+def runge_kutta_in_sigma(
+    x: torch.Tensor, slopes: Sequence[torch.Tensor], weights: Sequence[float], h: float
+) -> torch.Tensor:
+    """x_i + h sum_s w_s (eps_s - x_0s), (B, ...): a stage, or the end, of a step of a flow of width h in sigma.
+
+    slopes: eps_s - x_0s of the stages so far, as many as weights. Everything is finite at alpha_i = 0.
+    """
+    result = x.clone()
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight:
+            result.add_(slope, alpha=float(weight * h))
     return result
 
 
@@ -228,6 +243,9 @@ class DEISScheduler(BaseScheduler):
                 if c in (0.0, 1.0):
                     at = i + int(c)
                     t, alpha, sigma = nodes.t[at], nodes.alpha[at], nodes.sigma[at]
+                elif nodes.alpha[i] == 0:
+                    sigma = nodes.sigma[i] + c * (nodes.sigma[i + 1] - nodes.sigma[i])
+                    t, alpha = sigma * self.schedule.total, 1 - sigma
                 else:
                     rho = start + c * (end - start)
                     t, (alpha, sigma) = self.schedule.timestep(rho), self.schedule.of_rho(rho)
@@ -244,15 +262,20 @@ class DEISScheduler(BaseScheduler):
             )
         output = self.thresholded(output, sample, alpha, sigma)
         p, q, r, o = self.conversion(alpha, sigma)
+        x0, eps, nodes = p * sample + q * output, r * sample + o * output, self.nodes
+        from_noise = nodes.alpha[step] == 0
         if s == 0:
-            self.memory["x0"] = p * sample + q * output
-        slopes.append(r * sample + o * output)
+            self.memory["base"] = sample if from_noise else x0
+        slopes.append(eps - x0 if from_noise else eps)
         last = s + 1 == len(tableau.b)
         weights = tableau.b if last else tableau.a[s + 1]
-        nodes = self.nodes
-        alpha, sigma = (nodes.alpha[step + 1], nodes.sigma[step + 1]) if last else self._stages[index + 1][4:]
-        h = nodes.rho[step + 1] - nodes.rho[step]
-        result = runge_kutta_stage(self.memory["x0"], slopes, weights, alpha, sigma, h)
+        if from_noise:
+            h = nodes.sigma[step + 1] - nodes.sigma[step]
+            result = runge_kutta_in_sigma(self.memory["base"], slopes, weights, h)
+        else:
+            alpha, sigma = (nodes.alpha[step + 1], nodes.sigma[step + 1]) if last else self._stages[index + 1][4:]
+            h = nodes.rho[step + 1] - nodes.rho[step]
+            result = runge_kutta_stage(self.memory["base"], slopes, weights, alpha, sigma, h)
         if last:
             self.memory = {}
         return result

@@ -19,10 +19,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
+
 from accel.core.sampler import Sampler
 from accel.errors import ConfigError, IncompatibleError, check_int, unknown
 from accel.samplers.grids import Grid
-from accel.samplers.noise_schedule import NoiseSchedule, is_flow, noise_schedule
+from accel.samplers.noise_schedule import NoiseSchedule, flow_entries, is_flow, noise_schedule, refuse_others
 from accel.samplers.scheduler import BaseScheduler
 from accel.samplers.scheduler_classes import evaluations_a_step, scheduler_class, scheduler_name
 
@@ -81,7 +84,9 @@ class DiffusersSampler(Sampler):
         cls = self.scheduler_class
         if not issubclass(cls, BaseScheduler) and (_for_flows(cls) or is_flow(config)):
             return self._build_flow(cls, dict(config), grid)
-        own = {k: v for k, v in COMPARABLE.items() if k in inspect.signature(cls).parameters}
+        accepted = inspect.signature(cls).parameters
+        refuse_others(config, accepted)
+        own = {k: v for k, v in COMPARABLE.items() if k in accepted}
         overrides = own | self.options | (grid.options(cls) if grid else {})
         scheduler = cls.from_config(dict(config), **overrides)
         times = grid.explicit(cls, noise_schedule(config), self.steps) if grid else None
@@ -90,7 +95,7 @@ class DiffusersSampler(Sampler):
         elif isinstance(scheduler, BaseScheduler):
             # What does not fit fails here, before any work. The pipeline will know the exponent of dynamic shifting.
             scheduler.set_timesteps(self.steps, mu=1.0 if scheduler.config.use_dynamic_shifting else None)
-        return scheduler
+        return self._tried(scheduler)
 
     def _build_flow(self, cls: type, config: dict[str, Any], grid: Grid | None) -> Any:
         accepted = inspect.signature(cls).parameters
@@ -110,21 +115,54 @@ class DiffusersSampler(Sampler):
                 f"grid {grid.name!r} cannot be used with {self.scheduler} on a flow model, where it means something "
                 "else or nothing; use grid=none, or one of accel's own samplers."
             )
-        shift = config.get("shift", config.get("flow_shift")) or 1.0
-        if _for_flows(cls):
-            own = {"shift": shift}
-        else:
-            own = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+        refuse_others(config, accepted)
+        own = flow_entries(config)
+        own = {"shift": own["flow_shift"]} if _for_flows(cls) else own
         scheduler = cls.from_config(config, **own | self.options)
         if takes_sigmas:
             total = config.get("num_train_timesteps", 1000)
             times = (grid or Grid()).times(NoiseSchedule(total, None, float(total)), self.steps)
             scheduler.set_timesteps = _fixed(scheduler.set_timesteps, sigmas=(times / total).tolist())
+        return self._tried(scheduler)
+
+    def _tried(self, scheduler: Any) -> Any:
+        """`scheduler`, if its steps can be made; IncompatibleError where diffusers' arithmetic fails, or ends in what
+        is no number: at the edges of a noise schedule."""
+        if isinstance(scheduler, BaseScheduler):
+            return scheduler
+        takes_mu = "mu" in inspect.signature(scheduler.set_timesteps).parameters
+        needs_mu = takes_mu and scheduler.config.get("use_dynamic_shifting")
+        try:
+            with np.errstate(all="ignore"):
+                scheduler.set_timesteps(self.steps, **({"mu": 1.0} if needs_mu else {}))
+            reason = _unusable(scheduler)
+        except (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            reason = f"{type(error).__name__}{f': {said[:200]}' if said else ''}"
+        if reason:
+            raise IncompatibleError(
+                f"{self.scheduler} cannot make {self.steps} steps on this model's noise schedule ({reason}); use "
+                "another grid (grid=none for its own), another number of steps, or one of accel's own samplers, such as"
+                " deis_logrhoab."
+            )
         return scheduler
 
 
 def _for_flows(cls: type) -> bool:
     return any(base.__name__.startswith("FlowMatch") for base in cls.__mro__)
+
+
+def _unusable(scheduler: Any) -> str | None:
+    # What is wrong with the steps that a scheduler made, if anything.
+    for name in ("timesteps", "sigmas"):
+        values = torch.as_tensor(getattr(scheduler, name, 0.0)).double()
+        if not values.isfinite().all():
+            return f"its {name} are {values.tolist()[:4]}"
+    times = torch.as_tensor(scheduler.timesteps)
+    if evaluations_a_step(type(scheduler), scheduler.config) == 1 and len(times) > 1 and times[0] == times[1]:
+        # They find their first step by its timestep, and would take the second one.
+        return f"two noise levels are both at its first timestep, {float(times[0]):g}"
+    return None
 
 
 def _fixed(set_timesteps: Callable[..., None], **values: list[float]) -> Callable[..., None]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from diffusers import DPMSolverMultistepScheduler
 from diffusers.configuration_utils import register_to_config
 
 from accel.errors import ConfigError, unknown
+from accel.samplers.noise_schedule import flow_entries, is_flow, refuse_others
 
 ALGORITHMS = ("dpmsolver", "dpmsolver++")
 
@@ -86,6 +87,17 @@ class CorrectedDPMSolver3MScheduler(DPMSolverMultistepScheduler):
             )
         if self.config.algorithm_type not in ALGORITHMS:
             raise unknown("algorithm_type of the corrected 3M", str(self.config.algorithm_type), ALGORITHMS)
+
+    @classmethod
+    def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
+        """As diffusers', but the config of a FlowMatch scheduler makes this one a scheduler of flows.
+
+        Raises IncompatibleError for a config whose noise levels this class does not have (EDM, CogVideoX).
+        """
+        if isinstance(config, Mapping):
+            refuse_others(config, inspect.signature(cls).parameters)
+            kwargs = (flow_entries(config) if is_flow(config) else {}) | kwargs
+        return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def multistep_dpm_solver_third_order_update(
         self, model_output_list: list[torch.Tensor], *args: Any, sample: torch.Tensor | None = None, **kwargs: Any

@@ -9,7 +9,7 @@ diffusers' schedulers. Betas are kept in float64: diffusers' float32 cumulative 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -98,7 +98,7 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
 
     ConfigError for values out of range, IncompatibleError for the config of another kind of model.
     """
-    _refuse_others(config)
+    refuse_others(config)
     total = config.get("num_train_timesteps", 1000)
     check_int("num_train_timesteps", total, 2)
     if is_flow(config):
@@ -116,6 +116,12 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     return NoiseSchedule(len(log_rho), log_rho, float(len(log_rho) - 1))
 
 
+def flow_entries(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a FlowMatch scheduler in the words of the others: theirs for a flow, with its shift."""
+    shift = config.get("shift", config.get("flow_shift")) or 1.0
+    return {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+
+
 def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether a scheduler config is of a flow-matching model."""
     # FlowMatch schedulers have no betas; only a config that was loaded from a file names its class.
@@ -123,13 +129,18 @@ def is_flow(config: Mapping[str, Any]) -> bool:
     return bool(config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction" or flow_match)
 
 
-def _refuse_others(config: Mapping[str, Any]) -> None:
-    found = [(f"has {key}", kind) for key, kind in OTHER_SCHEDULES.items() if config.get(key) is not None]
+def refuse_others(config: Mapping[str, Any], known: Collection[str] = ()) -> None:
+    """IncompatibleError for a scheduler config with noise levels that are neither those of betas nor of a flow.
+
+    known: config entries that whatever will run it understands itself.
+    """
+    found = [(key, f"has {key}", kind) for key, kind in OTHER_SCHEDULES.items() if config.get(key) is not None]
     if config.get("timestep_type") == "continuous":
-        found.append(("has timestep_type 'continuous'", "a model whose timesteps are log sigma (EDM)"))
+        kind = "a model whose timesteps are log sigma (EDM)"
+        found.append(("timestep_type", "has timestep_type 'continuous'", kind))
     if config.get("invert_sigmas"):
-        found.append(("has invert_sigmas", "a flow whose time runs backwards"))
-    if found:
+        found.append(("invert_sigmas", "has invert_sigmas", "a flow whose time runs backwards"))
+    if found := [(said, kind) for key, said, kind in found if key not in known]:
         said, kind = found[0]
         raise IncompatibleError(
             f"the scheduler config {said}, so it is of {kind}; allowed: models trained on betas (DDPM, Stable "

@@ -34,7 +34,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 
 from accel.core.devices import send
-from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
+from accel.errors import AccelError, ConfigError, IncompatibleError, check_float, check_int, unknown
 from accel.samplers.scheduler import BaseScheduler, Nodes, with_schedule_options
 
 CORRECTORS = ("langevin", "none")
@@ -170,6 +170,10 @@ class PredictorCorrectorScheduler(BaseScheduler):
         """x_t, which is what the model takes, from the state at `timestep`."""
         if self.config.sde == "vp":
             return sample
+        if self.num_inference_steps is None:
+            raise AccelError(
+                "scale_model_input() was called before set_timesteps(); call scheduler.set_timesteps(steps) first."
+            )
         index = self._begin_index if self._step_index is None else self._step_index
         if index is None or index >= len(self.timesteps):
             index = self._find(timestep)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerOutput
 
-from accel.errors import AccelError, ConfigError, IncompatibleError, check_float, check_int, unknown
+from accel.errors import AccelError, ConfigError, check_float, check_int, unknown
+from accel.samplers.configs import compatible, flow_match_entries, understood
 from accel.samplers.grids import Grid, checked, grid_of
-from accel.samplers.noise_schedule import is_flow, noise_schedule
+from accel.samplers.noise_schedule import flow_entries, is_flow, noise_schedule
 
 
 @dataclass(frozen=True)
@@ -80,21 +80,6 @@ def with_schedule_options(init):
     return wrapped
 
 
-def _understood(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that say what `config` says in other words; IncompatibleError for what `given` leaves unsaid."""
-    noise_schedule(config)
-    if given.get("grid", config.get("grid")) is not None:
-        return {}
-    other = {k: config.get(k) for k in ("use_beta_sigmas", "shift_terminal", "lambda_min_clipped")}
-    if found := [k for k, v in other.items() if v and v != -math.inf]:
-        raise IncompatibleError(
-            f"the scheduler config has {found[0]}={other[found[0]]}, a grid that accel's schedulers do not have; name "
-            "the grid that you want, such as from_config(config, grid='trailing')."
-        )
-    # Uniform in lambda, that is in log sigma.
-    return {"use_exponential_sigmas": True} if config.get("use_lu_lambdas") else {}
-
-
 class BaseScheduler(SchedulerMixin, ConfigMixin):
     """Base of accel's schedulers.
 
@@ -106,7 +91,7 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
     `min` at the schedule's smallest noise level. Raises ConfigError for values out of range.
     """
 
-    _compatibles: ClassVar = [e.name for e in KarrasDiffusionSchedulers]
+    _compatibles: ClassVar = [e.name for e in KarrasDiffusionSchedulers if compatible(e.name)]
     ignore_for_config: ClassVar = []
     order = 1
     stochastic: ClassVar[bool] = False  # whether steps draw noise
@@ -144,6 +129,7 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
         if final_sigma not in ("zero", "min"):
             raise unknown("final_sigma", str(final_sigma), ("zero", "min"))
         self.schedule = noise_schedule(self.config)
+        self.register_to_config(**flow_match_entries(self.config))
         if self.schedule.flow and prediction_type == "v_prediction":
             raise ConfigError(
                 "prediction_type is 'v_prediction' with use_flow_sigmas=true; the velocity of a flow is "
@@ -181,14 +167,18 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
         Raises IncompatibleError for a config whose noise schedule or grid this scheduler does not have.
         """
         if isinstance(config, Mapping):
-            kwargs = _understood(config, kwargs) | kwargs
+            kwargs = understood(config, kwargs) | kwargs
+        kept: dict[str, Any] = {}
         if isinstance(config, Mapping) and "shift" in config and is_flow(config):
-            shift = config.get("shift") or 1.0
-            flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
-            kwargs = flow | kwargs
-            # What it says beyond this has no meaning here, and diffusers would warn of each entry.
-            config = {k: v for k, v in config.items() if k in cls._get_init_keys(cls) or k[0] == "_"}
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+            kwargs = {k: v for k, v in flow_entries(config).items() if k not in config} | kwargs
+            # What it says beyond this has no meaning here, and diffusers would warn of each entry. But pipelines read
+            # some (base_shift, max_image_seq_len), and so does the next scheduler that is made from this one's config.
+            kept = {k: v for k, v in config.items() if k not in cls._get_init_keys(cls) and k[0] != "_"}
+            config = {k: v for k, v in config.items() if k not in kept}
+        made = super().from_config(config, return_unused_kwargs, **kwargs)
+        scheduler = made[0] if return_unused_kwargs else made
+        scheduler.register_to_config(**kept | flow_match_entries(scheduler.config))
+        return made
 
     @property
     def step_index(self) -> int | None:
@@ -212,7 +202,8 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         """Begin a new trajectory of `num_inference_steps` steps, or one over `timesteps` (fractions allowed).
 
-        `sigmas` of [0, 1] are for flows, like `mu`, the exponent of dynamic shifting. Everything left from an earlier
+        `sigmas` of [0, 1] are for flows, like `mu`, the exponent of dynamic shifting; pipelines always pass some, so a
+        grid that this scheduler was given wins, and they say the number of steps alone. Everything left from an earlier
         trajectory is dropped. Raises ConfigError for a grid that does not fit the schedule or too few steps.
         """
         self.num_inference_steps = None  # until all is well
@@ -264,7 +255,11 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
             model_output = model_output.to(dtype)
         result = self._advance(self._step_index, model_output, sample, generator).to(dtype)
         self._step_index += 1
-        return SchedulerOutput(prev_sample=result) if return_dict else (result,)
+        if return_dict:
+            return SchedulerOutput(prev_sample=result)
+        # Where diffusers' schedulers have the prediction of x_0, which PixArt takes when there is one step.
+        whole = len(self.timesteps) == 1 and self.config.final_sigma == "zero"
+        return (result, result) if whole else (result,)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """The model's input is the sample itself."""
@@ -309,6 +304,12 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
         limit = limit.clamp(1, self.config.sample_max_value).reshape(-1, *[1] * (x0.ndim - 1))
         return torch.clamp(x0, -limit, limit) / limit
 
+    @property
+    def _own_grid(self) -> bool:
+        # Whether it was told where to evaluate, beyond the spacing that every config has.
+        config = self.config
+        return config.grid is not None or config.use_karras_sigmas or config.use_exponential_sigmas
+
     def _default_grid(self) -> str:
         config = self.config
         if config.use_karras_sigmas:
@@ -324,9 +325,11 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
         if timesteps is not None:
             times = _float64(timesteps)
             return checked(times, self.schedule, len(times), "`timesteps`")
-        if sigmas is not None:
-            if not self.schedule.flow:
-                raise ConfigError("sigmas are for flow models; pass timesteps.")
+        if sigmas is not None and not self.schedule.flow:
+            raise ConfigError("sigmas are for flow models; pass timesteps.")
+        if sigmas is not None and self._own_grid:
+            steps = len(sigmas)
+        elif sigmas is not None:
             times = self._shift(np.asarray(sigmas, np.float64) * self.schedule.total, mu)
             return checked(times, self.schedule, len(times), "`sigmas`")
         check_int("num_inference_steps", steps, 1)

@@ -57,7 +57,7 @@ def _end(case: Case, on: Bench, layout: str) -> torch.Tensor:
             stacked = x if copies == 2 else torch.cat([x, x])
             scale = getattr(scheduler, "scale_model_input", lambda sample, t: sample)
             inputs = Inputs({"sample": scale(stacked, t), "timestep": t, "class_labels": both}, "sample")
-            clock.enter(inputs.rows)
+            clock.enter(inputs.rows, t)
             halves = denoise(inputs).chunk(2)
             uncond, cond = halves if layout == "uncond_first" else halves[::-1]
             step_with = uncond + guidance.pipeline_scale * (cond - uncond)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import run_stable_diffusion, stable_diffusion
+from tiny import dit_pipeline, run_dit, run_stable_diffusion, stable_diffusion
 
-from accel.caching import DeepCache, EncoderPropagation, FeatureInheritance
+from accel.caching import DeepCache, DiffusersCache, EncoderPropagation, FeatureInheritance
 from accel.caching.schedules import Uniform
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import IncompatibleError
@@ -34,6 +34,42 @@ def test_compiled_blocks_change_nothing(name):
         found, run = images(pipe, CACHES[name], count_macs)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert (run.macs, run.strip) == (plain.macs, plain.strip)
+
+
+PAB = {"spatial_attention_block_skip_range": 2, "spatial_attention_timestep_skip_range": [-1, 1001]}
+INSIDE = {
+    "reuse": (FeatureInheritance("unit"), 4),
+    "forecast": (FeatureInheritance("unit", order=1), 4),
+    "pab": (DiffusersCache("pab", PAB), 1000),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_every_block_stays_compiled_under_a_cache_inside_it(name):
+    """Accel's caches need two graphs for all blocks, and two again for the number of rows that torch first takes for a
+    constant. Others make one or more for each block, and torch stops at 8 unless told otherwise, silently."""
+    import torch._dynamo
+
+    cache, most = INSIDE[name]
+    pipe, graphs = dit_pipeline(layers=12), []
+    with accelerate(pipe, Recipe(cache=cache)):
+        expected = torch.as_tensor(run_dit(pipe))
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    for block in pipe.transformer.transformer_blocks:
+        block.compile(backend=backend)
+    before = torch._dynamo.config.recompile_limit
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), accelerate(pipe, Recipe(cache=cache)):
+        found = torch.as_tensor(run_dit(pipe))
+        assert torch.equal(torch.as_tensor(run_dit(pipe)), found)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert 2 <= len(graphs) <= most
+    assert torch._dynamo.config.recompile_limit == before
+    torch._dynamo.reset()
 
 
 def wrapped(pipe):

@@ -8,6 +8,7 @@ from snapshots import assert_same, snapshot
 from tiny import dit_pipeline, run_dit
 
 from accel.caching import DiffusersCache
+from accel.caching.diffusers_hooks import _without_traces
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
 from accel.samplers import DiffusersSampler
@@ -101,3 +102,63 @@ def test_where_they_do_not_work_they_are_refused(pipe, ddim):
 def test_bad_settings_are_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
         DiffusersCache(*settings)
+
+
+def test_hooks_that_match_no_module_are_refused(dit):
+    """TaylorSeer's default knows no module of a DiT: it would run the plain network under a cache's name."""
+    before = snapshot(dit)
+    with pytest.raises(IncompatibleError, match="matches no module of DiTTransformer2DModel"):
+        Recipe(DDIM, cache=DiffusersCache("taylorseer", {"cache_interval": 3})).check(dit)
+    Recipe(DDIM, cache=DiffusersCache("taylorseer", TAYLOR)).check(dit)
+    assert_same(before, snapshot(dit))
+
+
+def test_pyramid_attention_is_refused_where_a_step_has_two_evaluations(dit):
+    recipe = Recipe(DiffusersSampler("HeunDiscreteScheduler", 4), cache=DiffusersCache("pab", ACTIVE["pab"]))
+    with pytest.raises(IncompatibleError, match="makes 2 of them a step"):
+        recipe.check(dit)
+
+
+def test_what_their_hooks_raise_is_a_refusal_and_what_the_network_raises_is_not(dit):
+    bad = DiffusersCache("mag", {"threshold": 5.0, "num_inference_steps": 8, "mag_ratios": [1.0] * 8})
+    twice = DiffusersCache("first_block", {"threshold": 0.1})
+    with accelerate(dit, Recipe(DDIM, cache=bad)):
+        dit.scheduler.set_timesteps(8)
+        with pytest.raises(RuntimeError, match="7 channels"):
+            dit.transformer(torch.zeros(1, 7, 3, 3), timestep=torch.tensor([1]), class_labels=torch.tensor([1]))
+    with _without_traces(dit.transformer):
+        twice._apply(dit.transformer, None)
+        with pytest.raises(IncompatibleError, match=r"first_block cache fails on .*already exists"):
+            Recipe(DDIM, cache=twice).check(dit)
+
+
+def test_hooks_of_others_in_the_same_registry_stay(dit):
+    """Offloading keeps its hooks in the registry that the caches' hooks go to: those are gone afterwards, and its own
+    are called as before, however often a recipe is entered."""
+    from diffusers.hooks import HookRegistry, ModelHook
+
+    class Counting(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            Counting.calls += 1
+            return args, kwargs
+
+    blocks = dit.transformer.transformer_blocks
+    recipe = Recipe(DDIM, cache=DiffusersCache("first_block", ACTIVE["first_block"]))
+    with accelerate(dit, recipe):
+        expected = torch.as_tensor(run_dit(dit))
+    for block in blocks:
+        HookRegistry.check_if_exists_or_initialize(block).register_hook(Counting(), "counting")
+    try:
+        for _ in range(2):
+            with accelerate(dit, recipe):
+                assert torch.equal(torch.as_tensor(run_dit(dit)), expected)
+            assert [list(block._diffusers_hook.hooks) for block in blocks] == [["counting"]] * len(blocks)
+        Counting.calls = 0
+        run_dit(dit, steps=3)
+        assert Counting.calls == 3 * len(blocks)
+    finally:
+        for block in blocks:
+            block._diffusers_hook.remove_hook("counting")
+            del block._diffusers_hook, block.forward

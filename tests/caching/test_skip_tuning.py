@@ -108,7 +108,7 @@ def test_stored_skips_are_scaled_once(pipe, run, ddim):
         x, labels = torch.randn(1, 1, 16, 16), torch.tensor([3])
         call = {"timestep": torch.tensor(999), "class_labels": labels, "return_dict": False}
         view = DecoderView(pipe.unet)
-        traced.clock._locate()
+        traced.clock._locate(None)
         forward = type(pipe.unet).forward
         with torch.no_grad():
             (expected,), features = view.capture(lambda: forward(pipe.unet, sample=x, **call))

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    DiTTransformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+    UNet3DConditionModel,
+    UNetMotionModel,
+)
 
 from accel.caching.unet_view import ShallowView, skip_count
 from accel.errors import AccelError, IncompatibleError
@@ -61,9 +67,9 @@ def overwritten_forward(net, view: ShallowView, stored: torch.Tensor, x, t, cond
     entry = net.up_blocks[view.entry_block].resnets[view.entry_layer]
 
     def overwrite(module, args, kwargs):
-        hidden = args[0].clone()
+        hidden = (args[0] if args else kwargs["input_tensor"]).clone()
         hidden[:, : stored.shape[1]] = stored
-        return (hidden, *args[1:]), kwargs
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"input_tensor": hidden})
 
     handle = entry.register_forward_pre_hook(overwrite, with_kwargs=True)
     try:
@@ -115,13 +121,119 @@ def test_deeper_branches_cost_more_and_the_deepest_saves_least():
 
 
 @torch.no_grad()
-def test_the_original_is_untouched_and_its_parameters_are_shared():
-    net, _ = unet_sd()
-    before = [(n, id(m)) for n, m in net.named_modules()]
+@pytest.mark.parametrize("kind", ["SD", "no mid block"])
+def test_the_original_is_as_it_was_after_a_view_was_made_and_has_run(kind):
+    net, condition = KINDS[kind]()
+
+    def state():
+        return [(n, id(m), list(vars(m)), list(m._modules)) for n, m in net.named_modules()]
+
+    before, x = state(), torch.randn(2, 1, 16, 16)
+    expected = net(x, 500, **condition).sample
     view = ShallowView(net, 3)
-    assert [(n, id(m)) for n, m in net.named_modules()] == before
-    own = {id(p) for p in net.parameters()}
-    assert {id(p) for p in view.view.parameters()} <= own
+    assert state() == before
+    _, stored = view.capture(lambda: net(x, 500, **condition))
+    view.forward(stored, sample=x, timestep=500, **condition)
+    with pytest.raises(TypeError):
+        view.forward(stored, sample=x, timestep=500, **condition, unknown=1)
+    assert state() == before
+    assert torch.equal(net(x, 500, **condition).sample, expected)
+
+
+def motion(**changes):
+    """AnimateDiff's UNet in miniature: frames lie in the batch inside, and each layer ends with a motion module."""
+    settings = {
+        "sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 2, "norm_num_groups": 4,
+        "block_out_channels": (8, 8), "cross_attention_dim": 12, "num_attention_heads": 2,
+        "motion_num_attention_heads": 2, "motion_max_seq_length": 8, "use_motion_mid_block": False,
+        "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
+        "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
+    }  # fmt: skip
+    net = UNetMotionModel(**settings | changes).eval()
+    for name, p in net.named_parameters():  # motion modules are nothing at the start
+        if "motion_modules" in name:
+            torch.nn.init.normal_(p, std=0.2)
+    return net, {"encoder_hidden_states": torch.randn(2 * 3, 5, 12)}
+
+
+def video3d():
+    settings = {
+        "sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 2, "norm_num_groups": 4,
+        "block_out_channels": (8, 8), "cross_attention_dim": 12, "attention_head_dim": 4,
+        "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+        "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+    }  # fmt: skip
+    net = UNet3DConditionModel(**settings).eval()
+    for name, p in net.named_parameters():
+        if "temp" in name and p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.2)
+    return net, {"encoder_hidden_states": torch.randn(2, 5, 12)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [motion, video3d])
+@pytest.mark.parametrize("skips", range(1, 7))
+def test_shallow_equals_a_full_forward_with_the_entry_overwritten_on_video(make, skips):
+    net, condition = make()
+    view, (x, later) = ShallowView(net, skips), torch.randn(2, 2, 1, 3, 8, 8)
+    full, stored = view.capture(lambda: net(x, 500, **condition).sample)
+    same = view.forward(stored, sample=x, timestep=500, **condition).sample
+    torch.testing.assert_close(same, full, atol=1e-6, rtol=1e-5)
+    shallow = view.forward(stored, sample=later, timestep=300, **condition).sample
+    expected = overwritten_forward(net, view, stored, later, 300, condition)
+    torch.testing.assert_close(shallow, expected, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(shallow, net(later, 300, **condition).sample, atol=1e-4), "the cache is really stale"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("formerly", [False, True])
+@pytest.mark.parametrize("skips", range(1, 10))
+def test_an_adapters_residuals_are_where_the_whole_network_has_them(skips, formerly):
+    """T2I-Adapter: one residual a down block; formerly handed over under the name of ControlNet's."""
+    net, condition = unet_sd()
+    view, (x, later) = ShallowView(net, skips), torch.randn(2, 2, 1, 16, 16)
+
+    name = "down_block_additional_residuals" if formerly else "down_intrablock_additional_residuals"
+    residuals = [torch.randn(2, c, n, n) for c, n in ((8, 16), (16, 8), (16, 4))]
+
+    def given():
+        return {name: [r.clone() for r in residuals]}
+
+    _, stored = view.capture(lambda: net(x, 500, **condition, **given()).sample)
+    shallow = view.forward(stored, sample=later, timestep=300, **condition, **given()).sample
+    expected = overwritten_forward(net, view, stored, later, 300, condition | given())
+    torch.testing.assert_close(shallow, expected, atol=1e-6, rtol=1e-5)
+    without = overwritten_forward(net, view, stored, later, 300, condition)
+    assert skips < 4 or not torch.allclose(expected, without, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("skips", range(1, 10))
+def test_hooks_of_other_libraries_run_in_a_view_as_on_the_network(skips):
+    """Offloading brings a module's weights by a hook on its instance's forward, of the root and of blocks that are cut,
+    too: all modules whose own parameters a shallow step reads have been announced."""
+    net, condition = unet_sd()
+    announced = []
+    groups = [net, *net.down_blocks, *net.up_blocks]
+    for module in groups:
+        original = module.forward
+
+        def hooked(*args, _module=module, _original=original, **kwargs):
+            announced.append(_module)
+            return _original(*args, **kwargs)
+
+        module.forward = hooked
+    view = ShallowView(net, skips)
+    _, stored = view.capture(lambda: net(torch.randn(2, 1, 16, 16), 500, **condition))
+    announced.clear()
+    ran = []
+    handles = [m.register_forward_pre_hook(lambda m, a: ran.append(m)) for m in net.modules() if not list(m.children())]
+    view.forward(stored, sample=torch.randn(2, 1, 16, 16), timestep=300, **condition)
+    for handle in handles:
+        handle.remove()
+    owner = {id(part): group for group in groups for part in group.modules()}  # blocks after the root
+    needed = {id(owner[id(m)]) for m in ran if id(m) in owner and next(m.parameters(), None) is not None}
+    assert needed <= {id(m) for m in announced}
 
 
 @torch.no_grad()

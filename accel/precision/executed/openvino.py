@@ -28,9 +28,9 @@ from accel.precision.executed.openvino_model import (
     without_reports,
 )
 from accel.precision.executed.recorded_inputs import Positional, tensors
-from accel.precision.executed.whole import KEEP, Forward, Whole
+from accel.precision.executed.whole import Forward, Whole
+from accel.precision.layers import KEEP, left_float, quantisable
 from accel.precision.simulated.calibration_sets import StridedSteps
-from accel.precision.simulated.fake_quant import left_float, quantisable
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 

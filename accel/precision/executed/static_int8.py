@@ -21,9 +21,9 @@ from accel.errors import IncompatibleError
 from accel.precision.executed.compiled import check_backend, compiled, how_compiled
 from accel.precision.executed.hardware import require_cpu, require_package
 from accel.precision.executed.recorded_inputs import Positional, tensors
-from accel.precision.executed.whole import KEEP, Forward, Whole
+from accel.precision.executed.whole import Forward, Whole
+from accel.precision.layers import KEEP, left_float, quantisable
 from accel.precision.simulated.calibration_sets import StridedSteps
-from accel.precision.simulated.fake_quant import left_float, quantisable
 
 
 @dataclass(frozen=True)

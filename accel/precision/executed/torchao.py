@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -20,7 +19,8 @@ from accel.errors import IncompatibleError, unknown
 from accel.precision.executed.cast import DTYPES, SHORT, cast_bytes
 from accel.precision.executed.compiled import compiled
 from accel.precision.executed.hardware import require_capability, require_package
-from accel.precision.executed.whole import KEEP, Forward, Whole
+from accel.precision.executed.whole import Forward, Whole
+from accel.precision.layers import KEEP, quantisable
 
 SCHEMES = {"weights": "w8", "dynamic": "w8a8", "float8": "fp8"}
 FLOAT8_LEAST = (8, 9)  # compute capability
@@ -85,8 +85,7 @@ class TorchAO(Whole):
         return total
 
     def _layers(self, net: nn.Module) -> dict[str, nn.Linear]:
-        found = {name: module for name, module in net.named_modules() if isinstance(module, nn.Linear)}
-        return {name: layer for name, layer in found.items() if not any(fnmatch(name, k) for k in self.keep)}
+        return {name: layer for name, layer in quantisable(net, self.keep).items() if isinstance(layer, nn.Linear)}
 
     def _config(self) -> Any:
         from torchao import quantization

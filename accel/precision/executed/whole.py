@@ -22,11 +22,11 @@ from accel.core.environment import out_of_memory
 from accel.core.precision import Calibrating, Precision
 from accel.digests import tensors_digest, weights_digest
 from accel.errors import AccelError, ConfigError, IncompatibleError
+from accel.precision.executed.cast import cast_tensors, fit_inputs
 from accel.precision.executed.recorded_inputs import ordered, record_inputs, replayed
 from accel.precision.simulated.calibration_sets import StridedSteps
 
 Forward = Callable[..., Any]
-KEEP = ("time_embedding.*", "class_embedding*", "*time_emb_proj")  # layers that stay in floating point
 
 _KEPT: WeakKeyDictionary[nn.Module, tuple[bytes, dict[str, Forward]]] = WeakKeyDictionary()
 
@@ -133,7 +133,11 @@ def own_copy(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of the network in `dtype`, for inference, with the forward of its class."""
     twin = copy.deepcopy(net)
     vars(twin).pop("forward", None)  # of the seam
-    return nn.Module.to(twin, dtype).eval().requires_grad_(False)  # diffusers' own `to` warns of casts
+    for tensor in cast_tensors(twin, dtype):
+        tensor.data = tensor.data.to(dtype)
+    if dtype != torch.float32:
+        fit_inputs(twin)
+    return twin.eval().requires_grad_(False)
 
 
 def _shape(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -25,9 +25,10 @@ from torch import nn
 
 from accel.core.method import LATER
 from accel.errors import ConfigError, check_float, check_int
+from accel.precision.layers import quantisable
 from accel.precision.simulated.calibration_sets import CalibrationSet, StridedSteps
 from accel.precision.simulated.distillation import LearnedInputs, Objective, Outputs, Training
-from accel.precision.simulated.fake_quant import BIAS, WEIGHT, FakeQuant, quantisable
+from accel.precision.simulated.fake_quant import BIAS, WEIGHT, FakeQuant
 from accel.precision.simulated.quantised import FLOAT_BITS, QuantisedLayer, run_layer
 
 BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")

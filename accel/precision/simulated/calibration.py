@@ -195,7 +195,8 @@ def check_observed(observers: Mapping[str, Mapping[str, Observer]]) -> None:
         total = sum(map(len, observers.values()))
         raise ConfigError(
             f"calibration saw no input for {len(missed)} of {total} layers (first: {min(missed)}); "
-            "calibrate on samples that run the whole recipe (at least one, with all its steps)."
+            "calibrate on samples that run the whole recipe (at least one, with all its steps), or name layers that "
+            "never run in precision.keep, which leaves them as they are (an adapter's that is not used: unload it)."
         )
 
 

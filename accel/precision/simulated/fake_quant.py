@@ -34,6 +34,7 @@ from accel.core.precision import Calibrating, Precision, plain_bytes, text_encod
 from accel.core.trajectory import Trajectory
 from accel.digests import weights_digest
 from accel.errors import ConfigError, IncompatibleError, check_int
+from accel.precision.layers import quantisable
 from accel.precision.simulated.attention import (
     FACTORS,
     QuantisedProducts,
@@ -314,17 +315,6 @@ class _Look:
             observe_products(self.products, self.observers, group),
         ):
             yield
-
-
-def quantisable(net: nn.Module, keep: Sequence[str]) -> dict[str, nn.Module]:
-    """Convolutions and linear layers by name, without those matching a `keep` pattern."""
-    found = {n: m for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
-    return {n: m for n, m in found.items() if not any(fnmatch(n, k) for k in keep)}
-
-
-def left_float(net: nn.Module, keep: Sequence[str]) -> list[str]:
-    """Names of the convolutions and linear layers that match a `keep` pattern."""
-    return sorted(set(quantisable(net, ())) - set(quantisable(net, keep)))
 
 
 def shortcut_slices(net: nn.Module) -> dict[str, tuple[int, int]]:

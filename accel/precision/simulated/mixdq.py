@@ -29,11 +29,12 @@ from accel.core.method import LATER
 from accel.core.precision import Calibrating
 from accel.core.recipe import accelerate
 from accel.errors import ConfigError, check_float, check_int, needs, unknown
+from accel.precision.layers import quantisable
 from accel.precision.simulated.allocation import allocate
 from accel.precision.simulated.bits import layer_macs
 from accel.precision.simulated.calibration import evaluate, record
 from accel.precision.simulated.calibration_sets import Call
-from accel.precision.simulated.fake_quant import FakeQuant, quantisable
+from accel.precision.simulated.fake_quant import FakeQuant
 
 OBJECTIVES = ("decibel", "error")
 BUDGETS = ("size", "operations")

@@ -28,9 +28,10 @@ from torch import nn
 from accel.core.job import Job
 from accel.core.method import LATER
 from accel.errors import ConfigError, check_float, check_int
+from accel.precision.layers import quantisable
 from accel.precision.simulated.calibration_sets import CalibrationSet, Call, StridedSteps
 from accel.precision.simulated.distillation import LearnedInputs, Objective, Outputs, Training
-from accel.precision.simulated.fake_quant import WEIGHT, FakeQuant, quantisable
+from accel.precision.simulated.fake_quant import WEIGHT, FakeQuant
 from accel.precision.simulated.levels import Levels
 from accel.precision.simulated.quantised import FLOAT_BITS, QuantisedLayer, run_layer
 from accel.precision.simulated.rounding import AdaRound, Rounding

@@ -63,7 +63,7 @@ def test_int8_leaves_what_is_to_be_kept(net, monkeypatch, capsys):
     with without_reports():
         import nncf
 
-    from accel.precision.simulated.fake_quant import left_float, quantisable
+    from accel.precision.layers import left_float, quantisable
 
     seen, quantize = [], nncf.quantize
 

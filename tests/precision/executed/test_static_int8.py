@@ -13,7 +13,7 @@ from accel.errors import IncompatibleError
 from accel.precision import StaticInt8
 from accel.precision.executed.recorded_inputs import ordered
 from accel.precision.executed.whole import own_copy
-from accel.precision.simulated.fake_quant import quantisable
+from accel.precision.layers import quantisable
 
 pytest.importorskip("torchao", reason="needs the extra `torchao`")
 

@@ -12,8 +12,8 @@ from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError
 from accel.evaluation.generate import generate
 from accel.precision import BinaryDM, StridedSteps
+from accel.precision.layers import quantisable
 from accel.precision.simulated.binarydm import Binary, principal, projected, sign, straight_sign
-from accel.precision.simulated.fake_quant import quantisable
 from accel.precision.simulated.quantised import QuantisedLayer
 from accel.samplers import DiffusersSampler
 

@@ -13,8 +13,9 @@ from accel.errors import ConfigError
 from accel.evaluation.generate import generate
 from accel.guidance import CFG
 from accel.precision import FakeQuant, Trajectories
+from accel.precision.layers import quantisable
 from accel.precision.simulated.calibration import Observer, observe
-from accel.precision.simulated.fake_quant import MODEL, quantisable
+from accel.precision.simulated.fake_quant import MODEL
 from accel.precision.simulated.levels import Levels, Range
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch

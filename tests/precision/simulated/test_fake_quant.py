@@ -17,9 +17,10 @@ from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
 from accel.precision import FakeQuant
+from accel.precision.layers import quantisable
 from accel.precision.simulated.calibration import Observer
 from accel.precision.simulated.calibration_sets import DrawnTimesteps
-from accel.precision.simulated.fake_quant import MODEL, quantisable, shortcut_slices
+from accel.precision.simulated.fake_quant import MODEL, shortcut_slices
 from accel.precision.simulated.levels import Range
 from accel.precision.simulated.quantised import InputQuantiser, QuantisedLayer, channel_dim, corrected_bias, run_layer
 from accel.precision.simulated.rounding import AdaQuant, AdaRound, FlexRound

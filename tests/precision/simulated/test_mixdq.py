@@ -12,9 +12,9 @@ from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError
 from accel.evaluation.generate import generate
 from accel.precision import FakeQuant, MixDQ
+from accel.precision.layers import quantisable
 from accel.precision.simulated.allocation import mean_bits
 from accel.precision.simulated.bits import bit_operations, layer_macs
-from accel.precision.simulated.fake_quant import quantisable
 from accel.precision.simulated.mixdq import similarity
 from accel.precision.simulated.quantised import QuantisedLayer
 from accel.precision.simulated.weights import nearest_weight

@@ -10,7 +10,8 @@ from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError
 from accel.evaluation.generate import generate
 from accel.precision import AdaRound, FakeQuant, QuEST, StridedSteps
-from accel.precision.simulated.fake_quant import quantisable, shortcut_slices
+from accel.precision.layers import quantisable
+from accel.precision.simulated.fake_quant import shortcut_slices
 from accel.precision.simulated.levels import Range
 from accel.precision.simulated.quantised import InputQuantiser, QuantisedLayer
 from accel.precision.simulated.quest import Tuned
