@@ -154,7 +154,7 @@ class AutoDiffusion(TimestepSearch):
                 stages.append(objective)
                 best = min([best, objective.best], key=lambda t: _relative(stages, t))
             trials = sorted((t for s in stages for t in s.finished()), key=lambda t: _relative(stages, t))
-            found = room.rescored(trials[: self.finalists], evaluator)
+            found = room.rescored(objective.some(trials)[: self.finalists], evaluator)
             winner = found[0]["trial"].recipe
             return room.record(
                 **grid_of_record(runner, winner),

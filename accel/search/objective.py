@@ -158,6 +158,17 @@ class Objective:
         last = [t for t in self.trials.values() if t.n == self.halving.rungs[-1] and math.isfinite(t.scores[t.n])]
         return [last[i] for i in order([self.point(t) for t in last])]
 
+    def some(self, trials: list[Trial]) -> list[Trial]:
+        """`trials`; ConfigError, with what mends it, if a search has come to none."""
+        if not trials:
+            top, refused = self.halving.rungs[-1], sum(not t.allowed for t in self.trials.values())
+            raise ConfigError(
+                f"the search tried {len(self.trials)} candidates and scored none on {top} samples with a finite result; "
+                f"{refused} were refused or over search.limit. Give it a larger search.budget (now {self.budget} network "
+                "evaluations), fewer samples (search.halving.first, search.halving.doublings) or a higher limit."
+            )
+        return trials
+
     @property
     def best(self) -> Trial:
         """The best of the trials so far that were scored on the most samples."""

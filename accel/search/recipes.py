@@ -185,7 +185,7 @@ class RecipeSearch(Search):
                 self.limit,
             )
             room.search_until_spent(space, objective)
-            done = objective.finished()
+            done = objective.some(objective.finished())
             best = [done[i] for i in front([objective.point(t) for t in done])]
             kept = [best[i] for i in sorted({round(x) for x in np.linspace(0, len(best) - 1, self.front)})]
             top = self.halving.rungs[-1]

@@ -72,7 +72,7 @@ class TimestepSearch(Search):
             runner = evaluator.runner
             space = self.space(room.base, schedule_of(runner.pipe))
             objective, chosen = room.minimise(space, evaluator, self.budget - room.reserve(evaluator))
-            trials = [chosen] if chosen else objective.finished()[: self.finalists]
+            trials = [chosen] if chosen else objective.some(objective.finished())[: self.finalists]
             found = room.rescored(trials, evaluator)
             best = found[0]["trial"]
             return room.record(

@@ -128,3 +128,11 @@ def test_what_diverges_or_is_refused_is_worst():
     assert 30 not in {x for x, _ in scores.asked}
     assert (20, 16) not in scores.asked
     assert own.best.vector == (40,)
+
+
+def test_a_search_that_came_to_nothing_says_what_mends_it():
+    own, _ = objective(scores=Scores(infinite=range(51, 100)))
+    own([(60,), (70,)])
+    assert own.some([own.trials[60,]]) == [own.trials[60,]]
+    with pytest.raises(ConfigError, match=r"scored none on 32 samples.* larger search\.budget \(now 10000 network"):
+        own.some([t for t in own.finished() if t.vector != (50,)])
