@@ -163,9 +163,10 @@ class Objective:
         if not trials:
             top, refused = self.halving.rungs[-1], sum(not t.allowed for t in self.trials.values())
             raise ConfigError(
-                f"the search tried {len(self.trials)} candidates and scored none on {top} samples with a finite result; "
-                f"{refused} were refused or over search.limit. Give it a larger search.budget (now {self.budget} network "
-                "evaluations), fewer samples (search.halving.first, search.halving.doublings) or a higher limit."
+                f"the search tried {len(self.trials)} candidates and scored none on {top} samples with a finite "
+                f"result; {refused} were refused or over search.limit. Give it a larger search.budget (now "
+                f"{self.budget} network evaluations), fewer samples (search.halving.first, search.halving.doublings) "
+                "or a higher limit."
             )
         return trials
 
