@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from accel.core.devices import device_lock
 from accel.core.job import Job
 from accel.core.recipe import Recipe
 from accel.core.seeds import generators
@@ -75,7 +76,8 @@ class Calibration:
         if path.exists():
             self.say(f"artefact {path} is damaged (its hash does not match); calibrating anew.")
         job = Job(path.with_suffix(".parts"), self.on_search)
-        flat = make(job)
+        with locked(device_lock(self.pipe().device), shared=True):  # nobody times meanwhile
+            flat = make(job)
         flat["seconds"] = torch.tensor(job.seconds)
         save_tensors(path, flat)
         job.finish()

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -189,7 +190,8 @@ def test_an_artefact_has_one_maker(together, tmp_path):
             time.sleep(0.05)
             return {"x": torch.ones(2)}
 
-        own = Calibration(Quick(), {}, lambda: None, dict, tmp_path / "artefacts", 8, print, lambda done, total: None)
+        pipe, folder = SimpleNamespace(device="cpu"), tmp_path / "artefacts"
+        own = Calibration(Quick(), {}, lambda: pipe, dict, folder, 8, print, lambda done, total: None)
         assert own._artefact(recipe(3), make)["x"].tolist() == [1, 1]
 
     assert together(*[work] * 4) == [0] * 4
