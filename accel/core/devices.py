@@ -16,9 +16,9 @@ PINNING = ("cuda", "xpu")  # from page-locked memory these copy while the host g
 LOCKS = "ACCEL_LOCKS"  # the environment variable that names the folder of locks
 
 
-def send(values: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> torch.Tensor:
+def send(values: Any, device: torch.device | str | None, dtype: torch.dtype | None = None) -> torch.Tensor:
     """The tensor, array or list `values` of the host on `device`; the host does not wait for the copy."""
-    tensor, device = torch.as_tensor(values, dtype=dtype), torch.device(device)
+    tensor, device = torch.as_tensor(values, dtype=dtype), torch.device(device or "cpu")
     if device.type not in PINNING or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from accel.core.denoiser import denoiser_name
+from accel.core.devices import send
 from accel.core.trajectory import Trajectory
 from accel.errors import ConfigError
 from accel.samplers.noise_schedule import noise_schedule
@@ -86,7 +87,7 @@ def dpmpp_2m_step(x: torch.Tensor, x0: torch.Tensor, before: torch.Tensor | None
 
 def column(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """values (B,) so that they multiply the rows of `like` (B, ...)."""
-    return values.to(like.device, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+    return send(values.to(like.dtype), like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 # the chains ------------------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ class Chains:
                 eps = self._eps(x, sigma)
                 taken, best = lower_state(sigma, (x, eps), taken, best)
                 x, sigma = self._langevin(x, sigma, eps)
-            result[[c[k] for c in self.chains[:alive]]] = self._brought(*best, taken)
+            result[send([c[k] for c in self.chains[:alive]], result.device)] = self._brought(*best, taken)
         return result.to(self.given)
 
     def _brought(self, x: torch.Tensor, eps: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -154,7 +155,7 @@ class Chains:
     def _noise(self) -> torch.Tensor:
         shape = (1, *self.estimator.shape)
         drawn = [torch.randn(shape, generator=g, dtype=self.dtype) for g in self.generators[: self.count]]
-        return torch.cat(drawn).to(self.device)
+        return send(torch.cat(drawn), self.device)
 
     def _output(self, x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
         # The model's output for x_t, noted as preparation.
@@ -165,7 +166,7 @@ class Chains:
     def _eps(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         t = self.schedule.timestep(sigma.numpy())
         alpha, s = (column(torch.from_numpy(v), x) for v in self.schedule.alpha_sigma(t))
-        times = torch.from_numpy(t).to(self.device, torch.float32 if self.device.type == "mps" else torch.float64)
+        times = send(t, self.device, torch.float32 if self.device.type == "mps" else torch.float64)
         _, _, r, q = convert(self.kind, alpha, s)
         return r * (alpha * x) + q * self._output(alpha * x, times)
 

@@ -23,6 +23,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from scipy.integrate import solve_ivp
 
 from accel.core.denoiser import denoiser_name
+from accel.core.devices import send
 from accel.core.sampler import Sampler
 from accel.core.trajectory import Trajectory
 from accel.errors import AccelError, IncompatibleError, check_float, check_int, unknown
@@ -126,7 +127,7 @@ class AdaptiveODE(Sampler):
         span = ends / schedule.total if flow else np.log(schedule.rho(ends))
 
         def predicted(at: torch.Tensor, t: float) -> torch.Tensor:
-            at = at.to(x)
+            at = send(at.to(x.dtype), x.device)
             output = evaluate(at, t)
             return predict.to_flow(output, at, t) if flow else predict.to_eps(output, at, t)
 

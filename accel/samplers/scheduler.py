@@ -21,6 +21,7 @@ import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerOutput
 
+from accel.core.devices import send
 from accel.errors import AccelError, ConfigError, check_float, check_int, unknown
 from accel.samplers.configs import compatible, flow_match_entries, understood
 from accel.samplers.grids import Grid, checked, grid_of
@@ -223,7 +224,7 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
         stages = np.asarray(self._plan(self.nodes))
         whole = np.array_equal(stages, np.round(stages)) and not self.schedule.flow
         fraction = np.float32 if torch.device(device or "cpu").type == "mps" else np.float64  # MPS has no float64
-        self.timesteps = torch.from_numpy(stages.astype(np.int64 if whole else fraction)).to(device)
+        self.timesteps = send(stages.astype(np.int64 if whole else fraction), device)
         self._visited = stages
         ends = self.nodes.sigma if self.schedule.flow else self.nodes.rho
         self.sigmas = torch.from_numpy(np.append(self._sigmas(stages), ends[-1])).float()

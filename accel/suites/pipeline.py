@@ -6,6 +6,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from accel.core.devices import send
 from accel.errors import ConfigError
 
 
@@ -101,7 +102,7 @@ class PixelPipeline(DiffusionPipeline):
     def _condition(self, labels: torch.Tensor, guided: bool) -> dict[str, torch.Tensor]:
         if self.null_label is None:
             return {}
-        labels = labels.to(self.device)
+        labels = send(labels, self.device)
         if guided:
             labels = torch.cat([torch.full_like(labels, self.null_label), labels])
         return {"class_labels": labels}
