@@ -149,9 +149,12 @@ def differences(value: torch.Tensor, before: Sequence[torch.Tensor], gap: int, o
     return found
 
 
+ABSENT = "absent"  # in a Shape
+
+
 @dataclass(frozen=True)
 class Shape:
-    """How tensors nest in a module's output: a tensor, or tuples and lists of them."""
+    """How tensors nest in a module's output: None for a tensor, ABSENT for no value, or tuples of such."""
 
     nest: Any
 
@@ -162,6 +165,8 @@ class Shape:
         def walk(value: Any) -> Any:
             if isinstance(value, (list, tuple)):
                 return tuple(walk(v) for v in value)
+            if value is None:  # such as the text stream after the last block of Stable Diffusion 3
+                return ABSENT
             tensors.append(value)
             return None
 
@@ -172,6 +177,8 @@ class Shape:
         left: Iterator[torch.Tensor] = iter(tensors)
 
         def build(nest: Any) -> Any:
-            return next(left) if nest is None else tuple(build(n) for n in nest)
+            if nest is None or nest == ABSENT:
+                return next(left) if nest is None else None
+            return tuple(build(n) for n in nest)
 
         return build(self.nest)
