@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-.PHONY: help setup demo test test-lowest lint train sweep plan tables figures results convergence cascade bench clean
+.PHONY: help setup demo test test-lowest lint train sweep plan tables figures results convergence cascade bench gpu gpu-bundle clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -83,6 +83,18 @@ cascade: $(READY) ## DC-Solver: search ratios for many (steps, scale) pairs, fit
 BENCH   ?= overhead
 bench: $(READY) ## a benchmark by hand (BENCH=overhead schedulers deepcache precision architectures adherence ...)
 	$(PY) -m accel bench $(BENCH) --results $(RESULTS) $(ARGS)
+
+gpu: $(READY) ## what accel does on this machine's GPU, within ten minutes; again to go on: make gpu ARGS="--only speed --minutes 30"
+	$(PY) -m accel bench device --device cuda --results $(RESULTS) $(ARGS)
+
+WHEELS ?= wheels
+BUNDLE ?= 3.12
+MISSING := diffusers hydra-core omegaconf rich markdown-it-py mdurl pygments importlib_metadata zipp
+gpu-bundle: $(READY) ## wheels/ for a GPU machine without network that has torch, transformers, pandas ... but not these (Linux x86_64, Python BUNDLE=3.12)
+	$(PY) -m pip download --quiet --dest $(WHEELS) --no-deps --only-binary :all: --python-version $(BUNDLE) \
+	  --platform manylinux2014_x86_64 --constraint constraints.txt $(MISSING)
+	$(PY) -m pip wheel --quiet --wheel-dir $(WHEELS) --no-deps antlr4-python3-runtime==4.9.3 .
+	@echo 'there: python -m pip install --no-index --no-deps $(WHEELS)/*.whl && accel bench device'
 
 clean: ## remove the environment, caches and everything under outputs/
 	rm -rf $(VENV) $(VENV)-lowest outputs .pytest_cache .ruff_cache *.egg-info

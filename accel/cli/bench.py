@@ -4,6 +4,7 @@ overhead        what the harness itself costs, against the bare pipeline
 schedulers      what one step of each scheduler costs
 deepcache       DeepCache against its authors' package (extra `deepcache`)
 precision       speed of executed precisions, by network and batch; an hour and more, and it resumes
+device          contract, overhead, speed and the production stack on a GPU, within a time limit; it resumes
 architectures   MACs of caches on the true shapes of known networks
 convergence     error of every sampler on every grid against the exact ODE
 cascade         DC-Solver's ratios for many (steps, scale) pairs, and the regression over them
@@ -22,6 +23,7 @@ BENCHES = {
     "schedulers": "accel.benches.schedulers",
     "deepcache": "accel.benches.deepcache_speed",
     "precision": "accel.benches.precision",
+    "device": "accel.benches.device",
     "architectures": "accel.benches.architectures",
     "convergence": "accel.benches.convergence",
     "cascade": "accel.benches.cascade",

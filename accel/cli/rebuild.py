@@ -8,6 +8,7 @@ from accel.benches.adherence_table import write_adherence
 from accel.benches.architectures_table import write_architectures
 from accel.benches.cascade_table import write_cascade
 from accel.benches.convergence_table import write_convergence
+from accel.benches.device_table import write_device
 from accel.benches.options import parser
 from accel.benches.overhead_table import write_deepcache, write_overhead, write_schedulers
 from accel.benches.precision_table import write_precision
@@ -27,6 +28,7 @@ TABLES = (
     write_adherence,
     write_searches,
     write_precision,
+    write_device,
 )
 
 

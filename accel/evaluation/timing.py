@@ -79,6 +79,31 @@ def interleave(
     return {name: np.array(values) for name, values in seconds.items()}
 
 
+def warmed(
+    arms: Mapping[str, Arm], device="cpu", tolerance: float = 0.02, most: int = 10, seconds: float = float("inf")
+) -> dict[str, Any]:
+    """Rounds of all arms whose times are forgotten, until the last three rounds' medians over the arms agree within
+    `tolerance`, or `most` rounds or `seconds` are over.
+
+    rounds: how many; stable: whether they agree; spread: of the last three; round_seconds: of the last one, with the
+    entering and leaving of its arms.
+    """
+    medians: list[float] = []
+    begin = time.perf_counter()
+    with locked(device_lock(device)):
+        while True:
+            start, taken = time.perf_counter(), []
+            for arm in arms.values():
+                with arm() as run:
+                    taken.append(stopwatch(run, device))
+            medians.append(float(np.median(taken)))
+            last, now = medians[-3:], time.perf_counter()
+            spread = max(last) / min(last) - 1
+            stable = len(last) == 3 and spread <= tolerance
+            if stable or len(medians) >= most or now - begin > seconds:
+                return {"rounds": len(medians), "stable": stable, "spread": spread, "round_seconds": now - start}
+
+
 def median_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> dict[str, float]:
     """Median with its 95 % percentile-bootstrap interval. values: (rounds,), or (rounds, k) with k values a round,
     which are not independent: rounds are drawn, never single values."""

@@ -17,8 +17,8 @@ that is not `non_blocking`. Each wait says the innermost line of Python outside 
 
 from __future__ import annotations
 
-import sys
 import time
+import warnings
 import weakref
 from collections import Counter
 from contextlib import ExitStack, contextmanager
@@ -31,13 +31,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from accel.testing.waits import WAITING, line_of_caller
+
 DEVICE = "cuda:1"
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
 WHOLE = (torch.int64, torch.int32, torch.bool, torch.uint8)
 READS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__complex__", "equal", "is_nonzero")
 SIZED = ("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive")
 MADE_OF_VALUES = ("tensor", "as_tensor", "new_tensor", "asarray", "from_numpy")
-HELPERS = ("torch", "functools", "contextlib")
 
 
 class Elsewhere(ExitStack):
@@ -51,6 +52,7 @@ class Elsewhere(ExitStack):
         self._places: dict[int, str] = {}
         self.current = 0  # the index that a bare "cuda" means
         self.waits: Counter[tuple[str, str]] = Counter()
+        self.debug = 0  # torch's mode: above 0 each wait is a warning, too
         for name, value in _cuda(self).items():
             self.enter_context(mock.patch.object(torch.cuda, name, value))
         self.enter_context(_Said(self))
@@ -84,7 +86,9 @@ class Elsewhere(ExitStack):
 
     def note(self, kind: str) -> None:
         """Count one wait of the host."""
-        self.waits[kind, _line()] += 1
+        self.waits[kind, line_of_caller(__name__)] += 1
+        if self.debug:
+            warnings.warn(f"called a {WAITING}: {kind}", stacklevel=2)
 
     @property
     def total(self) -> int:
@@ -94,17 +98,6 @@ class Elsewhere(ExitStack):
 
 def _stored(tensor: torch.Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_meta
-
-
-def _line() -> str:
-    """module:line of the innermost frame that is neither torch's, nor a helper of diffusers, nor this module's."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        module = frame.f_globals.get("__name__", "?")
-        if module.partition(".")[0] not in HELPERS and not module.startswith(("diffusers.utils.", __name__)):
-            return f"{module}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "?"
 
 
 class _Said(TorchFunctionMode):
@@ -255,12 +248,17 @@ def _cuda(there: Elsewhere) -> dict[str, Any]:
     def synchronize(device=None) -> None:
         there.note("read")
 
+    def set_sync_debug_mode(mode) -> None:
+        there.debug = {"default": 0, "warn": 1, "error": 2}.get(mode, mode)
+
     return {
         "is_available": lambda: True,
         "device_count": lambda: 2,
         "current_device": lambda: there.current,
         "device": device,
         "synchronize": synchronize,
+        "set_sync_debug_mode": set_sync_debug_mode,
+        "get_sync_debug_mode": lambda: there.debug,
         "Event": lambda **settings: _Event(there),
         "get_device_name": lambda device=None: "pretended GPU",
         "get_device_properties": lambda index: SimpleNamespace(uuid=f"pretended-{index}"),

@@ -9,6 +9,9 @@ import torch
 from accel.core.recipe import Recipe
 from accel.testing.bench import Bench, Case
 from accel.testing.elsewhere import DEVICE, Elsewhere
+from accel.testing.waits import Wait, counted_waits
+
+LIBRARY = "diffusers.schedulers."  # what diffusers' schedulers read is theirs, in every pipeline
 
 
 def same_on_a_gpu(case: Case) -> None:
@@ -16,41 +19,46 @@ def same_on_a_gpu(case: Case) -> None:
     makes the host wait more often than the same pipeline without the method, or than a sampler's own library does."""
     on = case.first()
     expected = on.images(case.recipe)[0]
-    with Elsewhere() as device:
+    with Elsewhere():
         there = Bench(on.suite, DEVICE)
         try:
-            found, waits = _watched(device, there, case.recipe)
+            found, waits = watched(there, case.recipe)
         except RuntimeError as error:
             raise AssertionError(f"{case.label} fails on a GPU: {error}") from error
-        plain = _watched(device, there, case.with_method(None))[1] if case.axis != "sampler" else Counter()
+        plain = watched(there, case.with_method(None))[1] if case.axis != "sampler" else Counter()
     assert found.shape == expected.shape, f"{case.label} gives other shapes on a GPU"
     off = float((found - expected).abs().max())
     assert off == 0, f"{case.label} differs on a GPU by {off:.2g}, although every operation computes the same there"
-    beyond = {line: count - plain[line] for line, count in waits.items() if count > plain[line]}
-    if case.axis == "sampler":  # what diffusers' schedulers read is theirs, in every pipeline
-        beyond = {line: count for line, count in beyond.items() if not line[1].startswith("diffusers.schedulers.")}
+    beyond = waits_beyond(waits, plain, case.axis == "sampler")
     assert sum(beyond.values()) <= case.waits, (
         f"{case.label} makes the host wait for the GPU at every step: {beyond}; keep what is needed on the device, or "
         "copies of numbers on the host (accel.core.devices.send does not wait)"
     )
 
 
-def _watched(device: Elsewhere, there: Bench, recipe: Recipe) -> tuple[torch.Tensor, Counter]:
-    """Images, and by place in the code the most waits of an evaluation after the first."""
-    most: Counter = Counter()
-    with there.accelerated(recipe) as run:
+def waits_beyond(waits: Counter[Wait], plain: Counter[Wait], sampler: bool) -> dict[Wait, int]:
+    """By kind and line, the waits of an evaluation beyond those of the `plain` pipeline; for a sampler those that are
+    not diffusers' own."""
+    beyond = {line: count - plain[line] for line, count in waits.items() if count > plain[line]}
+    return {line: count for line, count in beyond.items() if not (sampler and line[1].startswith(LIBRARY))}
+
+
+def watched(there: Bench, recipe: Recipe) -> tuple[torch.Tensor, Counter[Wait]]:
+    """Images on the CPU, and by kind and line the most waits of an evaluation after the first."""
+    most: Counter[Wait] = Counter()
+    with there.accelerated(recipe) as run, counted_waits() as seen:
         before, step = None, run.scheduler.step
 
-        def watched(*args, **kwargs):
+        def counting(*args, **kwargs):
             nonlocal before
             result = step(*args, **kwargs)
             if before is not None:
-                for line, count in (device.waits - before).items():
+                for line, count in (seen - before).items():
                     most[line] = max(most[line], count)
-            before = device.waits.copy()
+            before = seen.copy()
             return result
 
-        run.scheduler.step = watched
+        run.scheduler.step = counting
         return there.generate(recipe).cpu(), most
 
 

@@ -241,9 +241,10 @@ def test_forecast_beats_reuse_on_a_smooth_trajectory(pipe, run, ddim):
 
 
 def test_nested_outputs_come_back_as_they_were():
-    output = (torch.ones(2), (torch.zeros(2), [torch.ones(1)]))
+    output = (torch.ones(2), (torch.zeros(2), [torch.ones(1), None]))
     shape, tensors = Shape.of(output)
     assert len(tensors) == 3
     restored = shape.restored(tensors)
     assert restored[0] is output[0]
     assert restored[1][1][0] is output[1][1][0]
+    assert restored[1][1][1] is None

@@ -13,7 +13,7 @@ from accel.caching import DeepCache
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError
 from accel.evaluation import timing
-from accel.evaluation.timing import interleave, median_interval, stopwatch, time_recipe
+from accel.evaluation.timing import interleave, median_interval, stopwatch, time_recipe, warmed
 from accel.precision import Cast, FakeQuant
 from accel.records import Results
 from accel.samplers import DiffusersSampler
@@ -80,6 +80,28 @@ def test_warm_up_is_not_in_the_numbers(clock):
 
     assert interleave({"a": arm}, 3)["a"].tolist() == [1.0, 1.0, 1.0]
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize(
+    ("times", "limits", "rounds", "stable"),
+    [
+        ((9, 5, 2, 1.01, 1, 1), {}, 6, True),  # the last three within 2 %
+        ((1, 1, 1), {}, 3, True),
+        ((8, 4, 2, 1), {"most": 4}, 4, False),
+        ((8, 4, 2, 1), {"seconds": 11}, 2, False),
+    ],
+)
+def test_warm_up_lasts_until_rounds_agree(clock, times, limits, rounds, stable):
+    left = list(times)
+
+    @contextmanager
+    def arm():
+        clock.work(0.25)
+        yield lambda: clock.work(left.pop(0))
+
+    found = warmed({"a": arm}, **limits)
+    assert (found["rounds"], found["stable"], len(times) - len(left)) == (rounds, stable, rounds)
+    assert found["round_seconds"] == pytest.approx(times[rounds - 1] + 0.25)
 
 
 def test_a_drift_of_the_machine_cancels(clock):

@@ -8,7 +8,7 @@ evaluation only. (torch's own default is TF32 in convolutions and float32 in mat
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +35,19 @@ class TF32(Precision):
         node.within = tf32_products
 
 
-@contextmanager
-def tf32_products() -> Iterator[None]:
+def tf32_products() -> AbstractContextManager[None]:
     """Within the context float32 products and convolutions use TF32 where the device has it; then as before."""
+    return float32_products("tf32")
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Within the context float32 products and convolutions of CUDA devices are computed in `precision`: tf32, or ieee
+    (float32 itself)."""
     parts = (torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", torch.backends.cudnn))
     # torch 2.9 and later forbid to mix their new switches with the old ones.
-    name, value = ("fp32_precision", "tf32") if hasattr(parts[1], "fp32_precision") else ("allow_tf32", True)
+    new = hasattr(parts[1], "fp32_precision")
+    name, value = ("fp32_precision", precision) if new else ("allow_tf32", precision == "tf32")
     before = [getattr(part, name) for part in parts]
     try:
         for part in parts:
