@@ -9,6 +9,12 @@ from accel.samplers.noise import draws_noise
 from accel.testing.quick import recipe
 
 METHODS = methods()
+# How often an evaluation makes the host wait for a GPU, beyond the plain pipeline: what has to be read.
+WAITS = {
+    "ag": 1,  # whether both predictions agree
+    "gfcg": 1,  # which samples are taken for their class
+    "diffusers_first_block": 1,  # whether the first block has changed
+}
 
 
 def _distinct() -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from omegaconf import OmegaConf
-from registry import METHODS, PAIRS, recipe
+from registry import METHODS, PAIRS, WAITS, recipe
 
 from accel.caching.schedules import Uniform
 from accel.core.recipe import accelerate
@@ -53,12 +53,6 @@ IDENTITY = {
 TRAINED = ("neutral", "changes", "restores", "repeats")
 FOR_DIGITS = ("dmcmc",)  # whose noise-level classifier knows no other samples
 POINTS = [(*method, point) for method in METHODS for point in CHECKS[method[0]]]
-# How often an evaluation makes the host wait for a GPU, beyond the plain pipeline: what has to be read.
-WAITS = {
-    "ag": 1,  # whether both predictions agree
-    "gfcg": 1,  # which samples are taken for their class
-    "diffusers_first_block": 1,  # whether the first block has changed
-}
 ids = "-".join
 
 
