@@ -1,4 +1,4 @@
-"""The contract on a real GPU: what `accel bench device --only contract` measures, held to limits. Skipped without one."""
+"""The contract on a real GPU, as `accel bench device --only contract` measures it, held to limits; skipped without one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def there():
     return {suite: Bench(suite, "cuda") for suite in TINY}, {}
 
 
-@pytest.mark.parametrize(("axis", "choice"), METHODS, ids="-".join)
+@pytest.mark.parametrize(("axis", "choice"), METHODS, ids=map("-".join, METHODS))
 def test_every_method_gives_the_cpus_images_and_does_not_wait(axis, choice, there):
     with float32_products("ieee"):
         found = measured(recipe(**{axis: choice}), axis, *there)
