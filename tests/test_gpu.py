@@ -1,4 +1,4 @@
-"""The contract on a real GPU, as `accel bench device --only contract` measures it, held to limits; skipped without one."""
+"""The contract on a real GPU, as `accel bench device` measures it, held to limits; skipped without one."""
 
 from __future__ import annotations
 
