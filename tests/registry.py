@@ -51,11 +51,25 @@ def _clocks() -> set[str]:
     return set(found.values())
 
 
+# Of what a partner cannot tell apart, these stand for all: grids, for what sits at the denoiser; precisions that learn,
+# all by the same calls, for what decides where the trajectory goes.
+GRIDS = ("karras", "explicit")
+LEARNED = ("mixdq", "quest", "binarydm", "prune")
+
+
+def _tells(a: tuple[str, str], b: tuple[str, str], clocks: set[str]) -> bool:
+    """Whether the pair is tried: a's axis comes before b's."""
+    if a[0] == "sampler":
+        apart = b[0] in ("grid", "guidance") or a[1] in clocks  # the first two depend on the solver itself
+    else:
+        apart = a[0] != "grid" or a[1] in GRIDS
+    return apart and not (a[0] in ("sampler", "grid", "guidance") and b[1] in LEARNED)
+
+
 def _pairs() -> list[tuple[tuple[str, str], tuple[str, str]]]:
     methods, clocks = _distinct(), _clocks()
     pairs = [(a, b) for i, a in enumerate(methods) for b in methods[i + 1 :] if a[0] != b[0]]
-    placed = ("grid", "guidance")  # which depend on the solver itself
-    return [(a, b) for a, b in pairs if a[0] != "sampler" or b[0] in placed or a[1] in clocks]
+    return [(a, b) for a, b in pairs if _tells(a, b, clocks)]
 
 
 PAIRS = _pairs()

@@ -370,7 +370,8 @@ class BaseScheduler(SchedulerMixin, ConfigMixin):
         # The last stage of a step may be at the timestep where the next step begins: begin there.
         at = np.flatnonzero(distance == distance.min()).tolist()
         if not at or distance[at[0]] > 0.5:
-            raise ConfigError(f"timestep {float(timestep):g} is not in this trajectory: {self._visited.tolist()}.")
+            known = ", ".join(f"{t:g}" for t in self._visited)
+            raise ConfigError(f"timestep {float(timestep):g} is not in this trajectory: [{known}].")
         return next((i for i in at if i % self.order == 0), at[0])
 
 
