@@ -59,11 +59,11 @@ LEARNED = ("mixdq", "quest", "binarydm", "prune")
 
 def _tells(a: tuple[str, str], b: tuple[str, str], clocks: set[str]) -> bool:
     """Whether the pair is tried: a's axis comes before b's."""
+    if b[1] in LEARNED and a[0] in ("sampler", "grid", "guidance"):
+        return False
     if a[0] == "sampler":
-        apart = b[0] in ("grid", "guidance") or a[1] in clocks  # the first two depend on the solver itself
-    else:
-        apart = a[0] != "grid" or a[1] in GRIDS
-    return apart and not (a[0] in ("sampler", "grid", "guidance") and b[1] in LEARNED)
+        return b[0] in ("grid", "guidance") or a[1] in clocks  # the first two depend on the solver itself
+    return a[0] != "grid" or a[1] in GRIDS
 
 
 def _pairs() -> list[tuple[tuple[str, str], tuple[str, str]]]:
@@ -73,3 +73,6 @@ def _pairs() -> list[tuple[tuple[str, str], tuple[str, str]]]:
 
 
 PAIRS = _pairs()
+# Of every kind one or two: enough for a network that differs little from another that meets them all.
+FEW = [m for m in _distinct() if m[1] not in LEARNED and (m[0] != "grid" or m[1] in GRIDS)]
+FEW = [m for m in FEW if m[0] != "sampler" or m[1] in _clocks()]

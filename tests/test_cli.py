@@ -266,11 +266,11 @@ def test_damaged_calibration_is_made_anew(accel, tmp_path):
     ],
 )
 def test_equal_cost_controls_are_added(accel, tmp_path, method, label, of):
-    cells = f'cells=[["sampler=euler","sampler.steps=6","{method}"]]'
+    cells = f'cells=[["sampler=euler","sampler.steps=4","{method}"]]'
     assert accel(cells, "study=s", "evaluation.controls=true")[0] == 0
     study = json.loads((tmp_path / "results/studies/s.json").read_text())
     cell, control = study["rows"][-2:]
-    assert (control["role"], control["of"]) == ("control", f"euler-6 + {of}")
+    assert (control["role"], control["of"]) == ("control", f"euler-4 + {of}")
     assert control["label"].endswith(label)
     macs = [
         json.loads((tmp_path / f"results/records/quality/{r['quality']}.json").read_text())["cost"]["macs"]
@@ -320,7 +320,8 @@ def test_multirun_collects_its_jobs_in_one_study(accel, tmp_path, monkeypatch):
 
 
 def command(root: Path) -> list[str]:
-    return [sys.executable, "-m", "accel", *QUICK, CELLS, "study=s", f"results={root}", "evaluation.shard=8",
+    cells = 'cells=[["sampler=euler","sampler.steps=1"],["sampler=unipc","sampler.steps=2","cache=deepcache"]]'
+    return [sys.executable, "-m", "accel", *QUICK, cells, "study=s", f"results={root}", "evaluation.shard=8",
             "evaluation.batch=8", "threads=1"]  # fmt: skip
 
 
@@ -334,7 +335,7 @@ def test_killed_in_the_middle_and_started_again_gives_the_same_table(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     finished = shards(killed)
-    assert 11 <= len(finished) < 40, "the kill must come in the middle"
+    assert 11 <= len(finished) < 32, "the kill must come in the middle"
 
     for root in (killed, whole):
         subprocess.run(command(root), env=environment, check=True, capture_output=True)
@@ -352,8 +353,8 @@ def test_two_processes_share_a_results_folder(tmp_path):
     ]
     printed = [p.communicate(timeout=240)[0].decode() for p in both]
     assert [p.returncode for p in both] == [0, 0], printed
-    assert len(json.loads((root / "studies/s.json").read_text())["rows"]) == 6
-    assert len(list(root.glob("records/quality/*.json"))) == 6
+    assert len(json.loads((root / "studies/s.json").read_text())["rows"]) == 5
+    assert len(list(root.glob("records/quality/*.json"))) == 5
     assert not list(root.rglob(".*.json.*")), "no temporary file stays behind"
 
 

@@ -11,6 +11,7 @@ from accel.evaluation.generate import generate
 from accel.precision import AdaRound, BinaryDM, QuEST, StridedSteps
 from accel.precision.simulated import distillation
 from accel.samplers import DiffusersSampler
+from accel.testing import TinySuite
 
 DDIM = DiffusersSampler("DDIMScheduler", 3)
 KEEP = ("time_embedding.*", "down_blocks.*", "up_blocks.*")
@@ -75,12 +76,14 @@ def test_an_optimiser_goes_on_where_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_killed_calibration_ends_as_an_uninterrupted_one(name, pipe, digits, tmp_path, monkeypatch):
+def test_a_killed_calibration_ends_as_an_uninterrupted_one(name, tmp_path, monkeypatch):
     monkeypatch.setattr(distillation, "KEPT_EVERY", 4)
+    suite = TinySuite("unet")
+    pipe = suite.pipeline()
     recipe = Recipe(DDIM, precision=METHODS[name])
 
     def sample(own, start, stop):
-        return generate(pipe, digits, own, 99, start, stop, 4)
+        return generate(pipe, suite, own, 99, start, stop, 4)
 
     def calibrated(folder, stop=None):
         steps = []

@@ -188,9 +188,10 @@ def named(folder: Path) -> dict[str, list[str]]:
 @pytest.mark.parametrize("multirun", [False, True], ids=["plain", "-m"])
 def test_a_folder_of_the_command_line_is_honoured(way, multirun, folder, accel):
     more = ["-m", "sampler.steps=3,4"] if multirun else ["sampler.steps=4"]
-    code, printed = accel(*more, *named(folder)[way], "cache=mine", "explain=true")
+    code, printed = accel(*more, *named(folder)[way], "cache=mine", "plan=true")
     assert code == 0, printed
-    assert printed.count("deepcache4b2") == (2 if multirun else 1), printed
+    assert printed.count("ddim-4 + deepcache4b2") == 1, printed
+    assert printed.count("ddim-3 + deepcache4b2") == multirun, printed
 
 
 @pytest.mark.parametrize("way", named(Path()))
