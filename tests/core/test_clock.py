@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from tiny import Rotating, pixels, run_stable_diffusion, stable_diffusion
 from accel import Recipe, accelerate
 from accel.core.trajectory import Trajectory, attach_clock, level_of
 from accel.guidance import APG
+from accel.registry import method
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch
+from accel.suites.mixture import MixtureSuite
 
 IMAGE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 ANY = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler",
@@ -99,3 +102,16 @@ def test_zero_terminal_snr_runs_as_the_plain_pipeline_does(kind):
     assert run.trace[0].sigma == math.inf
     with accelerate(fast, Recipe(sampler, guidance=APG(2.0, eta=1.0, momentum=0.0))):
         assert torch.equal(images(fast, 2.0), images(plain, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("choice", "rounds"),
+    [("dpmpp_2m", True), ("dpmpp_3m", True), ("euler", True), ("ddim", False), ("unipc_accel", False), ("deis", False)],
+)
+def test_a_scheduler_that_rounds_a_float64_pipeline_is_told(choice, rounds):
+    pipe, recipe = MixtureSuite().pipeline(), Recipe(method("sampler", choice, steps=3))
+    with warnings.catch_warnings(record=True) as told, accelerate(pipe, recipe):
+        warnings.simplefilter("always")
+        for _ in range(2):
+            pipe(class_labels=[0], generator=[torch.Generator().manual_seed(0)], output_type="pt")
+    assert sum("rounds every sample to float32" in str(w.message) for w in told) == rounds, "once a context"
