@@ -38,7 +38,7 @@ def build_study(cfg: Any, overrides: list[str] | None = None) -> Any:
     """
     with Refusals() as refusals:
         parts = _parts(cfg, refusals)
-        cells = _cells(cfg, overrides, refusals, lambda composed, own: recipe_of(composed))
+        cells = _cells(cfg, overrides, refusals, _plain_cell)
         _look_further(cfg, parts, cells, refusals)
     return _study(cfg, parts, cells)
 
@@ -163,6 +163,16 @@ def _check_cell(own: list[str], allowed: Sequence[str] = OWN) -> None:
                 f"a cell has {override}; allowed in cells: {', '.join(allowed)}, and their settings. What holds for "
                 f"the whole study stands beside cells: {override} as a word of its own."
             )
+
+
+def _plain_cell(cfg: Any, own: list[str]) -> Any:
+    with Refusals() as refusals:
+        for override in own:
+            if override.lstrip("+~").partition("=")[0].partition(".")[0] == "optimiser":
+                why = f"{override} is for a search, and none is asked for; add search=..., or leave it out."
+                refusals.add(ConfigError(why))
+        recipe = refusals.ask(recipe_of, cfg)
+    return recipe
 
 
 def _search_cell(cfg: Any, own: list[str]) -> Any:

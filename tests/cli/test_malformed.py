@@ -118,7 +118,7 @@ SEARCHES = {
         "search.workers=100000000", "search.seed=-1", "search.halving=null", "search.halving.first=1",
         "search.halving.keep=nan", "sampler.steps=1001", "sampler.steps=1000", "sampler=dc_solver",
         "evaluation.seed=2000003", "transfer=5", "transfer=[nope]", 'transfer=[["sampler.steps=0"]]',
-        'transfer=[["suite=digits"]]', "optimiser=none", "optimiser.seed=x", 'cells=[["search.budget=0"]]',
+        'transfer=[["suite=digits"]]', "optimiser=none", "optimiser.seed=x", "optimiser.seed=3", "optimiser=gits", 'cells=[["search.budget=0"]]',
     ],
     "recipes": [
         "search.axes=5", "search.axes=[a]", "search.axes.sampler=[]", "search.axes.sampler=null",
