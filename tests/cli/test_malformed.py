@@ -96,6 +96,7 @@ REQUESTS = [
     *([f"baseline={json.dumps([word])}"] for word in [*INSIDE, "search=timesteps"]),
     *([word] for word in WORDS),
     ["plan=true", "explain=true"],
+    *([word] for word in ("optimiser=gits", "optimiser.seed=3", 'cells=[["optimiser=tpe"]]')),
 ]
 
 
@@ -118,7 +119,7 @@ SEARCHES = {
         "search.workers=100000000", "search.seed=-1", "search.halving=null", "search.halving.first=1",
         "search.halving.keep=nan", "sampler.steps=1001", "sampler.steps=1000", "sampler=dc_solver",
         "evaluation.seed=2000003", "transfer=5", "transfer=[nope]", 'transfer=[["sampler.steps=0"]]',
-        'transfer=[["suite=digits"]]', "optimiser=none", "optimiser.seed=x", "optimiser.seed=3", "optimiser=gits", 'cells=[["search.budget=0"]]',
+        'transfer=[["suite=digits"]]', "optimiser=none", "optimiser.seed=x", 'cells=[["search.budget=0"]]',
     ],
     "recipes": [
         "search.axes=5", "search.axes=[a]", "search.axes.sampler=[]", "search.axes.sampler=null",
