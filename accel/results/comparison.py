@@ -266,13 +266,18 @@ class Comparison:
         return self.margins.gates(self.baseline.quality["values"]) if self.baseline else []
 
     def loss(self, row: Row) -> float | None:
-        """The worst loss against the baseline in any value that a user would miss, in margins; None: not comparable."""
-        found = []
-        for key in self.verdicts(row):
+        """How much worse than the baseline a recipe is, in margins, by its values alone; None: not comparable.
+
+        The worst loss in any value that a user would miss, if it exceeds its margin; else that of the metric, which is
+        negative for a gain.
+        """
+        lost, metric = {}, metric_of(row.quality)
+        for key in [metric, *self.gates] if self.gates else ():
             delta, margin = self.delta(row, self.baseline, key), self.margin(key, self.baseline)
-            if delta is not None:
-                found.append((-delta.value if key in HIGHER else delta.value) / max(margin, 1e-9))
-        return 0.0 if row is self.baseline and self.gates else max(found, default=None)
+            if delta is not None and margin is not None:
+                lost[key] = (-delta.value if key in HIGHER else delta.value) / max(margin, 1e-9)
+        worst = max(lost.values(), default=None)
+        return lost.get(metric, worst) if worst is not None and worst <= 1 else worst
 
     @cached_property
     def marks(self) -> dict[tuple[str, str, str], str]:

@@ -22,7 +22,7 @@ class Point:
     row: Row
     x: tuple[float, float, float]
     y: tuple[float, float, float]
-    loss: float | None = None  # the worst loss in any value, in margins (Comparison.loss); None: the quality shown
+    loss: float | None = None  # in margins, by all values (Comparison.loss); None: the quality shown
 
 
 def kind_of(row: Row) -> str:
@@ -37,8 +37,7 @@ def kind_of(row: Row) -> str:
 def front(points: Sequence[Point]) -> list[Point]:
     """The points that no other beats in both cost and quality, by rising cost.
 
-    Quality is the worst loss in any value that a user would miss where every point has one: a front of FID alone would
-    hold what buys it with adherence.
+    Quality is `loss` where every point has one: a front of FID alone would hold what buys it with adherence.
     """
     whole = all(point.loss is not None for point in points)
 

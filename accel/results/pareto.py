@@ -54,7 +54,7 @@ def pareto(study: Comparison) -> Figure | None:
     fit(title, width - left - 0.15)
     what = f"{study.suite}, N = {group[1]}, seed {group[2]}; bars and bands are 95 % intervals; dashed: Pareto front"
     if len(study.gates) > 1:
-        what += f" by the worst loss in {', '.join(map(metric_name, study.gates))}, in margins"
+        what += f", where a loss beyond the margin in {', '.join(map(metric_name, study.gates[1:]))} counts first"
     fit(figure.text(left / width, 1 - 0.51 / height, what, size=9, color=GREY, va="center"), width - left - 0.15)
     _legend(figure, [point.row for _, points in panels for point in points])
     return figure
