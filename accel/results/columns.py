@@ -150,6 +150,7 @@ def control_columns(study: Comparison) -> list[Column]:
         _prompted_change(name, lambda pair, k=key: (*pair, k), study, study.control_marks, factor)
         for key, (name, factor) in PROMPTED.items()
     ]
+    columns.append(Column(ALL, lambda pair: all_values(study, *pair)))
     return [column for column in columns if any(column.text(pair) for pair in pairs)]
 
 
@@ -171,9 +172,10 @@ def _change(study: Comparison, metric: str | None) -> Column:
     return Column(f"Δ{metric_name(metric)} vs baseline", text, "Δ", brief)
 
 
-def all_values(study: Comparison, row: Row) -> str | None:
-    """Whether a recipe is non-inferior in every value that a user would miss, or in which it is not and why."""
-    verdicts = study.verdicts(row)
+def all_values(study: Comparison, row: Row, other: Row | None = None) -> str | None:
+    """Whether a recipe is non-inferior in every value that a user would miss, or in which it is not and why; against
+    `other`, or else the baseline."""
+    verdicts = study.verdicts(row, other)
     lost = {key: word for key, word in verdicts.items() if word not in NON_INFERIOR}
     if not lost:
         return NON_INFERIOR[3] if verdicts else None

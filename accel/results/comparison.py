@@ -253,12 +253,12 @@ class Comparison:
         delta = self.delta(row, other, key)
         return UNKNOWN if delta is None else verdict(delta, self.margin(key, other), key in HIGHER)
 
-    def verdicts(self, row: Row) -> dict[str, str]:
-        """For each value that a user would miss, the verdict against the baseline."""
-        base = self.baseline
-        if base is None or row is base or self.delta(row, base, metric_of(row.quality)) is None:
+    def verdicts(self, row: Row, other: Row | None = None) -> dict[str, str]:
+        """For each value that a user would miss, the verdict against `other`, or else against the baseline."""
+        other = other or self.baseline
+        if other is None or row is other or self.delta(row, other, metric_of(row.quality)) is None:
             return {}
-        return {key: self.verdict(row, base, key) for key in self.gates}
+        return {key: self.verdict(row, other, key) for key in self.margins.gates(other.quality["values"])}
 
     @cached_property
     def gates(self) -> list[str]:

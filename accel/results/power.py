@@ -35,12 +35,13 @@ def needs(results: Results, suite: str, margins: Margins, study: str | None = No
     found: dict[str, list[float]] = {}
     for name in [study] if study in results.studies() else results.studies():
         try:
-            loaded = Comparison.load(results, name)
+            if (results.load_study(name) or {}).get("suite") != suite:
+                continue
+            loaded = replace(Comparison.load(results, name), margins=margins)
         except AccelError:  # damaged: what computes will say so
             continue
-        if loaded.suite != suite or loaded.baseline is None:
+        if loaded.baseline is None:
             continue
-        loaded = replace(loaded, margins=margins)
         for row in loaded.competing:
             for key in loaded.verdicts(row):
                 if (delta := loaded.delta(row, loaded.baseline, key)) is not None and delta.se:
