@@ -95,10 +95,12 @@ def _value(name: str, x: Any) -> dict[str, float | None]:
 
 
 def _delta(name: str, study: Comparison, row: Row, key: str | None) -> dict[str, Any]:
-    """The paired difference to the baseline, its verdict and p, and whether it survives Holm and Benjamini-Hochberg."""
+    """The paired difference to the baseline, its margin, verdict and p, and whether it survives Holm, and
+    Benjamini-Hochberg."""
     x, found = study.delta(row, study.baseline, key), {}
     if x is not None and row is not study.baseline:
         mark = study.marks.get(mark_of(row, study.baseline, key))
-        found = {"verdict": study.verdict(row, study.baseline, key), "p": p_value(x)}
+        found = {"margin": study.margin(key, study.baseline), "verdict": study.verdict(row, study.baseline, key)}
+        found |= {"p": p_value(x)}
         found |= {"holm": mark == HOLM, "bh": bool(mark)} if mark is not None else {}
-    return spread(name, x) | {f"{name}_{end}": found.get(end) for end in ("verdict", "p", "holm", "bh")}
+    return spread(name, x) | {f"{name}_{end}": found.get(end) for end in ("margin", "verdict", "p", "holm", "bh")}

@@ -9,6 +9,7 @@ from accel.metrics.verdicts import NON_INFERIOR, UNDECIDED, WORDS
 from accel.records import Results
 from accel.results.columns import Column, control_columns, main_columns, recipe_column, speed_columns, timed
 from accel.results.comparison import COMPETES, HOCHBERG, HOLM, UNKNOWN, Comparison, Row
+from accel.results.markdown import margins_text
 from accel.results.text import device_text
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def print_study(results: Results, study: str, console: Console | None = None) ->
     if loaded.controls():
         console.print(_terminal("Equal-cost controls", control_columns(loaded), loaded.controls()))
     if loaded.baseline:
-        console.print(f"[dim]{escape(READ)}[/]", highlight=False)
+        margins = f" Margins: {stated}." if (stated := margins_text(loaded)) else ""
+        console.print(f"[dim]{escape(READ + margins)}[/]", highlight=False)
     for row in loaded.rows:
         if row.refused:
             console.print(f"[yellow]not run[/] {escape(f'{row.label}: {row.refused}')}", highlight=False)

@@ -343,6 +343,7 @@ def test_the_terminal_table_fits(demo, width):
         assert line["label"] in text  # nothing folded away or cut
     assert "5=" in text
     assert "not run dit+deepcache3" in text
+    assert "Margins: accuracy 1 point, FID (digits) 0.171" in " ".join(text.split())
     assert ("simulated" in text) == (width == 100)  # 80 columns have no room for ms
     assert "…" not in text
 
