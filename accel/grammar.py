@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from accel.errors import ConfigError
@@ -207,3 +207,8 @@ def _switched_off(group: str, known: Groups) -> str:
 def _shown(value: Any) -> str:
     text = repr(list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def command(overrides: Iterable[str]) -> str:
+    """The command line that runs `overrides`; what is switched off is left out."""
+    return "python -m accel " + " ".join(shlex.quote(o) for o in overrides if not o.endswith("=none"))

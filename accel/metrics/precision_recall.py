@@ -42,7 +42,7 @@ def precision_recall_estimate(
 
     Without group g the features' manifold has no balls about g, and the other balls reach the k-th neighbour outside g.
     The reference's manifold stays. Recall is not smooth in its samples, and a jackknife then errs on the wide side:
-    its interval was measured 1.4 to 1.8 times as wide as needed (coverage 99 %), so it calls more ties than there are.
+    its interval was measured 1.4 to 1.8 times as wide as needed (coverage 99 %), so more is undecided than need be.
     """
     reference = as_reference(reference)
     x = _checked_for_manifold(features, reference, k)

@@ -86,9 +86,9 @@ class Estimate:
         return self.corrected - half, self.corrected + half
 
     @property
-    def tie(self) -> bool:
-        """Whether the interval of a difference contains 0, so that the two sides are not told apart."""
-        return self.lo <= 0 <= self.hi
+    def apart(self) -> bool:
+        """Whether the interval of a difference excludes 0; if not, that is no evidence that the two sides are equal."""
+        return not self.lo <= 0 <= self.hi
 
     def to_dict(self) -> dict:
         """Plain JSON types; `from_dict` gives back an equal estimate."""
@@ -140,6 +140,30 @@ def paired(a: Estimate, b: Estimate) -> Estimate:
             raise ConfigError(f"a paired comparison of {what} = {left} with {what} = {right}; needed: the same {what}.")
     differences = [left - right for left, right in zip(a.replicates, b.replicates, strict=True)]
     return Estimate.from_replicates(a.value - b.value, differences, a.n)
+
+
+def beaten_by(estimates: Sequence[Estimate], higher: bool = False) -> list[int]:
+    """For each estimate the number of others that are better: whose paired difference's interval excludes 0.
+
+    `paired` for all pairs at once, as se^2 of a difference needs only the centred pseudo-values of its two sides.
+    All must have the same n and groups. `higher`: whether higher is better.
+    """
+    if not estimates:
+        return []
+    n, count = estimates[0].n, len(estimates[0].replicates)
+    if any((x.n, len(x.replicates)) != (n, count) for x in estimates):
+        raise ConfigError("estimates of different n, or groups, cannot be paired; needed: the same of both.")
+    values = np.array([x.value for x in estimates])
+    h = n / np.bincount(groups(n, count))
+    pseudo = (h - 1) * (values[:, None] - np.array([x.replicates for x in estimates]))
+    centred = pseudo - np.sum(pseudo / h, axis=1, keepdims=True)
+    factor = student_t.ppf(0.5 + CONFIDENCE / 2, count - 1)
+    found = []
+    for value, own in zip(values, centred, strict=True):
+        half = factor * np.sqrt(np.mean((centred - own) ** 2 / (h - 1), axis=1))
+        gain = (values - value) if higher else (value - values)
+        found.append(int(np.sum(gain > half)))
+    return found
 
 
 def mean_estimate(values: Sequence[float], count: int = 20) -> Estimate:

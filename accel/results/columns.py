@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from accel.results.comparison import COMPETES, PROMPTED, Comparison, Row, speed_tie, verdict
+from accel.metrics.verdicts import NON_INFERIOR, UNDECIDED
+from accel.results.comparison import APART, COMPETES, PROMPTED, UNKNOWN, Comparison, Row, mark_of, no_speed
 from accel.results.text import interval, macs_unit, metric_name, plus_minus, point, significant
+
+ALL = "all values"
 
 
 class Column(NamedTuple):
@@ -38,13 +41,14 @@ def main_columns(study: Comparison, group: tuple) -> list[Column]:
         recipe_column(group),
         Column(f"{name} [95 %]", value(metric, interval), name, value(metric, plus_minus)),
         _change(study, metric),
+        Column(ALL, lambda row: all_values(study, row), "verdict", lambda row: _worst(study, row, metric)),
         Column("accuracy %", value("accuracy", lambda x: plus_minus(x, 100))),
         *(
             column
             for key, (name, factor) in PROMPTED.items()
             for column in (
                 Column(name, value(key, lambda x, s=factor: plus_minus(x, s))),
-                _prompted_change(name, lambda row, k=key: (row, study.baseline, k), study, factor),
+                _prompted_change(name, lambda row, k=key: (row, study.baseline, k), study, study.marks, factor),
             )
         ),
         Column("exact %", value("exact", lambda x: plus_minus(x, 100))),
@@ -60,7 +64,9 @@ def main_columns(study: Comparison, group: tuple) -> list[Column]:
         Column("peak MB", cost("peak_bytes", 1e6)),
         Column("set-up s", lambda row: significant(row.cost("setup_s"), 2) if row.cost("setup_s") else None),
     ]
-    return [column for column in columns if any(column.text(row) for row in rows)]
+    return [
+        column for column in columns if any(map(column.text, rows)) or (column.short and any(map(column.short, rows)))
+    ]
 
 
 def _bits(row: Row) -> str | None:
@@ -97,7 +103,10 @@ def speed_columns(study: Comparison, device: tuple) -> list[Column]:
         timing = study.timing(row, device)
         if timing is None or row is study.baseline:
             return timing and "1"
-        return write(timing["speedup"], unit="×") + " tie" * speed_tie(timing)
+        text = write(timing["speedup"], unit="×")
+        if write is point:
+            return f"({text})" if no_speed(timing) else text
+        return f"{text} {APART}" if no_speed(timing) else text
 
     name = "speed-up"
     return [Column("ms/image", ms, "ms"), Column(f"{name} [95 %]", speedup, name, lambda row: speedup(row, point))]
@@ -127,7 +136,9 @@ def control_columns(study: Comparison) -> list[Column]:
         name = metric_name(key)
 
         def judge(pair: tuple[Row, Row], key: str = key) -> str | None:
-            return verdict(study.delta(*pair, key)) if any(row.value(key) for row in pair) else None
+            if not any(row.value(key) for row in pair):
+                return None
+            return study.verdict(*pair, key) + study.control_marks.get(mark_of(*pair, key), "")
 
         columns += [
             Column(name, lambda pair, key=key: interval(x) if (x := pair[0].value(key)) else None),
@@ -136,27 +147,62 @@ def control_columns(study: Comparison) -> list[Column]:
             Column(f"{name} verdict", judge, name),
         ]
     columns += [
-        _prompted_change(name, lambda pair, k=key: (*pair, k), study, factor)
+        _prompted_change(name, lambda pair, k=key: (*pair, k), study, study.control_marks, factor)
         for key, (name, factor) in PROMPTED.items()
     ]
+    columns.append(Column(ALL, lambda pair: all_values(study, *pair)))
     return [column for column in columns if any(column.text(pair) for pair in pairs)]
 
 
 def _change(study: Comparison, metric: str | None) -> Column:
-    def text(row: Row, write: Callable = interval) -> str | None:
-        if row is study.baseline:
+    """The difference to the baseline with its verdict; on a terminal the former only."""
+    base = study.baseline
+
+    def text(row: Row) -> str | None:
+        if row is base:
             return "baseline"
-        delta = study.delta(row, study.baseline, metric)
-        return delta and ("tie" if delta.tie else write(delta, sign=True))
+        if (delta := study.delta(row, base, metric)) is None:
+            return None
+        mark = study.marks.get(mark_of(row, base, metric), "")
+        return f"{interval(delta, sign=True)} {study.verdict(row, base, metric)}{mark}"
 
-    return Column(f"Δ{metric_name(metric)} vs baseline", text, "Δ", lambda row: text(row, point))
+    def brief(row: Row) -> str | None:
+        return point(delta, sign=True) if row is not base and (delta := study.delta(row, base, metric)) else None
+
+    return Column(f"Δ{metric_name(metric)} vs baseline", text, "Δ", brief)
 
 
-def _prompted_change(name: str, of: Callable[[Any], tuple], study: Comparison, scale: float) -> Column:
+def all_values(study: Comparison, row: Row, other: Row | None = None) -> str | None:
+    """Whether a recipe is non-inferior in every value that a user would miss, or in which it is not and why; against
+    `other`, or else the baseline."""
+    verdicts = study.verdicts(row, other)
+    lost = {key: word for key, word in verdicts.items() if word not in NON_INFERIOR}
+    if not lost:
+        return NON_INFERIOR[3] if verdicts else None
+    order = ("worse", UNDECIDED, UNKNOWN)
+    own = [(word, [metric_name(k) for k, w in lost.items() if w == word]) for word in order]
+    return "; ".join(f"{word} in {', '.join(names)}" for word, names in own if names)
+
+
+def _worst(study: Comparison, row: Row, metric: str | None) -> str | None:
+    """The worst verdict among all values that a user would miss; of the metric, where there is no such value."""
+    if row is study.baseline:
+        return "baseline"
+    words = [*study.verdicts(row).values()]
+    if not words:
+        return study.verdict(row, study.baseline, metric) if study.delta(row, study.baseline, metric) else None
+    return next((word for word in ("worse", UNKNOWN, UNDECIDED) if word in words), NON_INFERIOR[3])
+
+
+def _prompted_change(
+    name: str, of: Callable[[Any], tuple], study: Comparison, marks: Mapping[tuple, str], scale: float
+) -> Column:
     def text(item: Any) -> str | None:
         row, other, key = of(item)
-        delta = None if row is other else study.delta(row, other, key)
-        return delta and f"{plus_minus(delta, scale, sign=True)} {verdict(delta, key)}"
+        if row is other or (delta := study.delta(row, other, key)) is None:
+            return None
+        mark = marks.get(mark_of(row, other, key), "")
+        return f"{plus_minus(delta, scale, sign=True)} {study.verdict(row, other, key)}{mark}"
 
     return Column(f"Δ{name}", text)
 

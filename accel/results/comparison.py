@@ -1,22 +1,23 @@
 """What may be compared with what: rows of a study, ranks, differences to the baseline and to equal-cost controls.
 
 What keeps a comparison fair is decided here. Quality is ranked, and compared with the baseline, only among rows of
-equal suite, N, seed, metric and reference; a difference whose paired 95 % interval contains 0 is a tie. Times stand
-side by side only when device, threads and batch agree. All that is ranked (FID, distances) is better when lower;
-`HIGHER` names what is better when higher.
+equal suite, N, seed, metric and reference; what a paired difference says is decided by `accel.metrics.verdicts`. Times
+stand side by side only when device, threads and batch agree. `HIGHER` names what is better when higher; FID and
+distances are better when lower.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from accel.errors import unknown
-from accel.metrics.statistics import Estimate, paired
+from accel.metrics.statistics import Estimate, beaten_by, paired
+from accel.metrics.verdicts import Margins, benjamini_hochberg, holm, p_value, verdict
 from accel.records import Results
 
 ACCELERATING = ("cache", "stitch", "precision", "skip")  # axes beside sampler and guidance
@@ -25,10 +26,13 @@ COMPETES = ("baseline", "cell", "control")
 PROMPTED = {"adherence": ("adherence %", 100), "clip_score": ("CLIP score", 1)}
 HIGHER = ("accuracy", "adherence", "exact", "clip_score", "inception_score", "precision", "recall")
 UNKNOWN = "not comparable"
+APART = "not told apart"  # of a speed-up and 1
+MARGINS = Margins()
+HOLM, HOCHBERG = "‡", "†"  # marks of what survives: Holm, and so Benjamini-Hochberg; Benjamini-Hochberg only
 
 
 class Rank(NamedTuple):
-    """Place from 1, and whether it is shared with rows that cannot be told from the place's leader."""
+    """Place from 1, and whether it is shared."""
 
     place: int
     shared: bool
@@ -63,34 +67,46 @@ def device_of(timing: Mapping[str, Any]) -> tuple:
     return timing["device_name"], timing["threads"], timing["batch"]
 
 
-def rank(records: Iterable[Mapping[str, Any]]) -> dict[str, Rank]:
+def rank(records: Iterable[Mapping[str, Any]], margins: Margins = MARGINS) -> dict[str, Rank]:
     """Rank of each quality record, by id, within its own group (`group_of`); those without a metric have none.
 
-    From best to worst, a record joins the leader of the current place if their paired difference is a tie; otherwise
-    it leads the next place, which counts all before it (1=, 1=, 3).
+    Place = 1 + the number of recipes that are better (their paired difference's 95 % interval excludes 0) in that
+    value in which most are: the metric and every value that a user would miss (`Margins.gates`). So no value is bought
+    with another one.
     """
-    found: dict[tuple, dict[str, Estimate]] = {}
+    found: dict[tuple, list[Mapping[str, Any]]] = {}
     for record in records:
-        if metric := metric_of(record):
-            value = Estimate.from_dict(record["values"][metric])
-            found.setdefault(group_of(record), {})[record["id"]] = value
+        if metric_of(record):
+            found.setdefault(group_of(record), []).append(record)
     ranks = {}
-    for values in found.values():
-        leader, place, places = None, 0, {}
-        for position, key in enumerate(sorted(values, key=lambda k: (values[k].value, k)), 1):
-            if leader is None or not paired(values[key], leader).tie:
-                leader, place = values[key], position
-            places[key] = place
-        members = Counter(places.values())
-        ranks |= {key: Rank(place, members[place] > 1) for key, place in places.items()}
+    for members in found.values():
+        places = {record["id"]: 1 for record in members}
+        keys = sorted({key for record in members for key in judged(record, margins)})
+        for key in keys:
+            alike: dict[tuple, list[tuple[str, Estimate]]] = {}
+            for record in members:
+                if key in record["values"]:
+                    value = Estimate.from_dict(record["values"][key])
+                    alike.setdefault((value.n, len(value.replicates)), []).append((record["id"], value))
+            for own in alike.values():
+                counts = beaten_by([value for _, value in own], key in HIGHER)
+                for (name, _), count in zip(own, counts, strict=True):
+                    places[name] = max(places[name], 1 + count)
+        shared = Counter(places.values())
+        ranks |= {name: Rank(place, shared[place] > 1) for name, place in places.items()}
     return ranks
 
 
-def verdict(delta: Estimate | None, key: str | None = None) -> str:
-    """better, tie or worse, of a difference of value `key`; without one lower is better."""
-    if delta is None:
-        return UNKNOWN
-    return "tie" if delta.tie else "better" if (delta.value > 0) == (key in HIGHER) else "worse"
+def judged(record: Mapping[str, Any], margins: Margins) -> list[str]:
+    """The values of a quality record by which a recipe is judged: its metric and what a user would miss."""
+    metric = metric_of(record)
+    return list(dict.fromkeys([*([metric] if metric else []), *margins.gates(record["values"])]))
+
+
+def survivors(p: Mapping[Any, float]) -> dict[Any, str]:
+    """The mark of each comparison of one table by its p: HOLM, HOCHBERG, or none."""
+    both = zip(p, holm([*p.values()]), benjamini_hochberg([*p.values()]), strict=True)
+    return {key: HOLM if first else HOCHBERG * second for key, first, second in both}
 
 
 def searched(search: Mapping[str, Any], score: float) -> float:
@@ -98,7 +114,7 @@ def searched(search: Mapping[str, Any], score: float) -> float:
     return -score if search["settings"]["metric"] in HIGHER else score
 
 
-def speed_tie(timing: Mapping[str, Any]) -> bool:
+def no_speed(timing: Mapping[str, Any]) -> bool:
     """Whether a speed-up cannot be told from 1, or from what the baseline shows against itself (the A/A floor)."""
     speedup, floor = timing["speedup"], timing.get("aa") or {"lo": 1, "hi": 1}
     return speedup["lo"] <= max(1, floor["hi"]) and speedup["hi"] >= min(1, floor["lo"])
@@ -132,6 +148,11 @@ class Row:
         return (self.quality.get("cost") or {}).get(key)
 
 
+def mark_of(row: Row, other: Row, key: str) -> tuple[str, str, str]:
+    """The key of a comparison among marks."""
+    return row.quality["id"], other.quality["id"], key
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A study as tables see it: its manifest with records; `done` rows have a quality record, the others a reason."""
@@ -140,6 +161,7 @@ class Comparison:
     title: str
     suite: str
     rows: tuple[Row, ...]
+    margins: Margins = MARGINS
 
     @classmethod
     def load(cls, results: Results, name: str) -> Comparison:
@@ -154,7 +176,8 @@ class Comparison:
             timing = results.load("timing", line["timing"]) if timed else None
             refused = line.get("refused") or (None if quality else "no record: it failed or has not run yet")
             rows.append(Row(line["role"], line["label"], line.get("of"), refused, quality, timing))
-        return cls(manifest["name"], manifest.get("title") or name, manifest["suite"], tuple(rows))
+        margins = Margins.from_dict(manifest.get("margins"))
+        return cls(manifest["name"], manifest.get("title") or name, manifest["suite"], tuple(rows), margins)
 
     @cached_property
     def done(self) -> list[Row]:
@@ -169,7 +192,7 @@ class Comparison:
 
     @cached_property
     def ranks(self) -> dict[str, Rank]:
-        return rank(row.quality for row in self.competing)
+        return rank((row.quality for row in self.competing), self.margins)
 
     @cached_property
     def baseline(self) -> Row | None:
@@ -217,6 +240,70 @@ class Comparison:
             return None
         a, b = row.value(key), other.value(key)
         return paired(a, b) if a and b and a.n == b.n else None
+
+    def margin(self, key: str, other: Row) -> float | None:
+        """The margin of a value against `other`: one for the whole table, that of the baseline where they compare."""
+        base = self.baseline
+        own = base if base and group_of(base.quality) == group_of(other.quality) and base.value(key) else other
+        value = own.value(key)
+        return self.margins.of(key, value.value) if value else None
+
+    def verdict(self, row: Row, other: Row | None, key: str) -> str:
+        """What the paired difference row - other of a value says: one of `accel.metrics.verdicts.WORDS`."""
+        delta = self.delta(row, other, key)
+        return UNKNOWN if delta is None else verdict(delta, self.margin(key, other), key in HIGHER)
+
+    def verdicts(self, row: Row, other: Row | None = None) -> dict[str, str]:
+        """For each value that a user would miss, the verdict against `other`, or else against the baseline."""
+        other = other or self.baseline
+        if other is None or row is other or self.delta(row, other, metric_of(row.quality)) is None:
+            return {}
+        return {key: self.verdict(row, other, key) for key in self.margins.gates(other.quality["values"])}
+
+    @cached_property
+    def gates(self) -> list[str]:
+        """The values of the baseline that a user would miss."""
+        return self.margins.gates(self.baseline.quality["values"]) if self.baseline else []
+
+    def loss(self, row: Row) -> float | None:
+        """How much worse than the baseline a recipe is, in margins, by its values alone; None: not comparable.
+
+        The worst loss in any value that a user would miss, if it exceeds its margin; else that of the metric, which is
+        negative for a gain.
+        """
+        lost, metric = {}, metric_of(row.quality)
+        for key in [metric, *self.gates] if self.gates else ():
+            delta, margin = self.delta(row, self.baseline, key), self.margin(key, self.baseline)
+            if delta is not None and margin is not None:
+                lost[key] = (-delta.value if key in HIGHER else delta.value) / max(margin, 1e-9)
+        worst = max(lost.values(), default=None)
+        return lost.get(metric, worst) if worst is not None and worst <= 1 else worst
+
+    @cached_property
+    def marks(self) -> dict[tuple[str, str, str], str]:
+        """What survives of the comparisons with the baseline, of all values that have a verdict: by (row, baseline,
+        value)."""
+        base = self.baseline
+        return self._marks([(row, base) for row in self.competing if base and row is not base], self.compared)
+
+    @cached_property
+    def compared(self) -> list[str]:
+        """The values whose difference to the baseline is judged, beside the metric: distance, and all with a margin."""
+        there = self.baseline.quality["values"] if self.baseline else {}
+        return ["distance", *self.gates, *(["precision"] if "precision" in there else [])]
+
+    @cached_property
+    def control_marks(self) -> dict[tuple[str, str, str], str]:
+        """What survives of the comparisons with the equal-cost controls."""
+        return self._marks(self.controls(), ("distance", *PROMPTED))
+
+    def _marks(self, pairs: Sequence[tuple[Row, Row]], keys: Sequence[str]) -> dict[tuple[str, str, str], str]:
+        p = {}
+        for row, other in pairs:
+            for key in dict.fromkeys([metric_of(row.quality), *keys]):
+                if (delta := self.delta(row, other, key)) is not None:
+                    p[mark_of(row, other, key)] = p_value(delta)
+        return survivors(p)
 
     def controls(self) -> list[tuple[Row, Row]]:
         """(cell, equal-cost control) for every control that ran, in the order of the cells."""

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accel.errors import joined
+from accel.metrics.verdicts import p_value
 from accel.records import Results
-from accel.results.comparison import COMPETES, Comparison, Row, metric_of
+from accel.results.columns import all_values
+from accel.results.comparison import COMPETES, HOLM, Comparison, Row, mark_of, metric_of, no_speed
 from accel.results.text import Interval, parts, short_hash
 
 if TYPE_CHECKING:
@@ -71,11 +73,13 @@ def _flat(study: Comparison, row: Row, values: Sequence[str]) -> dict[str, Any]:
         {key: record[key] for key in ("suite", "n", "seed")},
         {"simulated": row.simulated, "metric": metric, **_reference(record.get("reference") or {})},
         *(_value(column_of(key), row.value(key)) for key in values),
+        {"all_values": all_values(study, row)},
         _delta("delta", study, row, metric),
-        _delta("delta_distance", study, row, "distance"),
+        *(_delta(f"delta_{column_of(key)}", study, row, key) for key in study.compared if key != metric),
         {key: row.cost(key) for key in COSTS},
         {"macs_ratio": study.macs_ratio(row), "strip": record.get("strip")},
         *(spread(name, timing.get(key)) for name, key in TIMES.items()),
+        {"speedup_told_apart": not no_speed(timing) if timing else None},
         {key: timing.get(key) for key in ("repetitions", "device_name", "threads", "batch")},
         {"torch": torch_of(timing) or torch_of(record)},
     )
@@ -91,6 +95,12 @@ def _value(name: str, x: Any) -> dict[str, float | None]:
 
 
 def _delta(name: str, study: Comparison, row: Row, key: str | None) -> dict[str, Any]:
-    """The paired difference to the baseline, and whether it is a tie."""
-    x = study.delta(row, study.baseline, key)
-    return spread(name, x) | {f"{name}_tie": x.tie if x else None}
+    """The paired difference to the baseline, its margin, verdict and p, and whether it survives Holm, and
+    Benjamini-Hochberg."""
+    x, found = study.delta(row, study.baseline, key), {}
+    if x is not None and row is not study.baseline:
+        mark = study.marks.get(mark_of(row, study.baseline, key))
+        found = {"margin": study.margin(key, study.baseline), "verdict": study.verdict(row, study.baseline, key)}
+        found |= {"p": p_value(x)}
+        found |= {"holm": mark == HOLM, "bh": bool(mark)} if mark is not None else {}
+    return spread(name, x) | {f"{name}_{end}": found.get(end) for end in ("margin", "verdict", "p", "holm", "bh")}

@@ -6,14 +6,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from accel.results.columns import Column, control_columns, main_columns, recipe_column, speed_columns, timed
-from accel.results.comparison import PROMPTED, Comparison, device_of
+from accel.results.comparison import APART, HOCHBERG, HOLM, PROMPTED, Comparison, device_of
 from accel.results.frame import torch_of
 from accel.results.text import device_text, interval, listed, metric_name, short_hash
 
 ABSENT = "–"
+POINTS = ("accuracy", "adherence", "exact")  # shown in per cent
 CONTROLS = (
     "Each accelerated recipe against the plain sampler given the same cost. Δ = recipe − control, paired on common "
-    "seeds: negative is better, and it is a tie when its interval contains 0."
+    "seeds: negative is better. Verdicts and marks as above; the family of the marks is this table's comparisons."
+)
+
+VERDICTS = (
+    "Verdicts: *better* or *worse* when the interval of the difference excludes 0; *non-inferior* when its worse end "
+    "stays inside the margin, *equivalent* when both ends do; else *undecided*, which is no evidence of equality. What "
+    "has no margin (distance) is better, worse or undecided."
 )
 
 
@@ -61,7 +68,25 @@ def _made(study: Comparison) -> str:
     torches = sorted({t for row in study.done for t in (torch_of(row.quality), torch_of(row.timing or {})) if t})
     made += [f"torch {listed(torches)}"] if torches else []
     counts = sorted({len(x["replicates"]) for r in records for x in r["values"].values()}) or [20]
-    return "; ".join([*made, f"95 % intervals: {listed(counts)}-group delete-group jackknife"]) + "."
+    made.append(f"95 % intervals: {listed(counts)}-group delete-group jackknife")
+    return "; ".join([*made, *([f"margins: {margins}"] if (margins := margins_text(study)) else [])]) + "."
+
+
+def margins_text(study: Comparison) -> str:
+    """The margins of the values that the baseline has, as text."""
+    base, stated = study.baseline, []
+    for key in sorted(base.quality["values"]) if base else ():
+        if (margin := study.margin(key, base)) is not None:
+            name = f"{metric_name(key)} "
+            if key in POINTS:
+                stated.append(f"{name}{margin * 100:g} point{'s' * (margin != 0.01)}")
+            elif key.startswith("fid"):
+                least = study.margins.fid_least
+                at_least = f", at least {least:g}" if least else ""
+                stated.append(f"{name}{margin:.3g} ({study.margins.fid * 100:g} % of the baseline's{at_least})")
+            else:
+                stated.append(f"{name}{margin:g}")
+    return ", ".join(stated)
 
 
 def _instructions(study: Comparison) -> list[str]:
@@ -69,10 +94,21 @@ def _instructions(study: Comparison) -> list[str]:
 
 
 def _notes(study: Comparison) -> list[str]:
+    names = ", ".join(metric_name(key) for key in study.gates)
+    where = f" in that of these values in which most are: {names}" if len(study.gates) > 1 else ""
     notes = [
-        "Rank: a recipe shares the rank (`=`) of the best one that it cannot be told from: the 95 % interval of their "
-        "paired difference on common seeds contains 0."
+        "Rank: 1 + the number of recipes that are better than it (the 95 % interval of their paired difference on "
+        f"common seeds excludes 0){where}. `=`: shared."
     ]
+    if study.marks:
+        notes.append(VERDICTS)
+    if study.marks and study.gates:
+        notes.append(f"All values: the verdicts on {names} against the baseline; non-inferior means in each.")
+    if study.marks:
+        notes.append(
+            f"Marks: of the {len(study.marks)} comparisons with the baseline (every value, in the CSV) those that "
+            f"survive Holm ({HOLM}), or Benjamini-Hochberg only ({HOCHBERG}), at 5 %; p from the paired jackknife's t."
+        )
     if len(study.groups) > 1:
         notes.append(
             "Rows that differ in suite, N, seed, metric or reference are never ranked together: see the sections."
@@ -118,7 +154,7 @@ def _timing_notes(study: Comparison) -> list[str]:
             of = f", the widest of {len(floors)}" if len(floors) > 1 else ""
             notes.append(
                 f"A/A floor of the timing{where} (the baseline against itself{of}): {interval(floor, unit='×')}; "
-                "a speed-up that its own floor reaches is a tie."
+                f"a speed-up that its own floor, or 1, reaches is {APART}."
             )
         counts = sorted({timing["repetitions"] for timing in timed if timing.get("repetitions")})
         if counts:

@@ -17,11 +17,12 @@ from accel.results.text import device_text, macs_unit, parts
 
 @dataclass(frozen=True)
 class Point:
-    """A recipe in a panel: cost and quality with intervals, (value, lo, hi) each."""
+    """A recipe in a panel: cost and quality with intervals, (value, lo, hi) each; `loss` is what the front is of."""
 
     row: Row
     x: tuple[float, float, float]
     y: tuple[float, float, float]
+    loss: float | None = None  # in margins, by all values (Comparison.loss); None: the quality shown
 
 
 def kind_of(row: Row) -> str:
@@ -34,11 +35,19 @@ def kind_of(row: Row) -> str:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats in both cost and quality, by rising cost."""
+    """The points that no other beats in both cost and quality, by rising cost.
+
+    Quality is `loss` where every point has one: a front of FID alone would hold what buys it with adherence.
+    """
+    whole = all(point.loss is not None for point in points)
+
+    def quality(point: Point) -> float:
+        return point.loss if whole else point.y[0]
+
     best, kept = math.inf, []
-    for point in sorted(points, key=lambda p: (p.x[0], p.y[0])):
-        if point.y[0] < best:
-            best = point.y[0]
+    for point in sorted(points, key=lambda p: (p.x[0], quality(p))):
+        if quality(point) < best:
+            best = quality(point)
             kept.append(point)
     return kept
 
@@ -53,7 +62,7 @@ def cost_panel(study: Comparison, rows: Sequence[Row]) -> tuple[str, list[Point]
     elif _differ_in_size(rows):
         key, name, scale = "model_bytes", "weights MB", 1e6
     costs = [(row, row.cost(key) / scale) for row in rows if row.cost(key)]
-    return name, [Point(row, (cost, cost, cost), parts(row.value(metric))) for row, cost in costs]
+    return name, [Point(row, (cost, cost, cost), parts(row.value(metric)), study.loss(row)) for row, cost in costs]
 
 
 def _differ_in_size(rows: Sequence[Row]) -> bool:
@@ -68,6 +77,8 @@ def time_panels(study: Comparison, rows: Sequence[Row]) -> list[tuple[str, list[
     metric, panels = study.groups[0][3], []
     for device in study.devices:
         timed = [(row, study.timing(row, device)) for row in rows]
-        points = [Point(row, parts(t["ms_per_image"]), parts(row.value(metric))) for row, t in timed if t]
+        points = [
+            Point(row, parts(t["ms_per_image"]), parts(row.value(metric)), study.loss(row)) for row, t in timed if t
+        ]
         panels.append((f"ms / image  ({device_text(device)})", points))
     return panels

@@ -1,4 +1,5 @@
-"""The Pareto plot of a study: panels of quality against cost; the front joins recipes that no other beats in both."""
+"""The Pareto plot of a study: panels of quality against cost; the front joins recipes that no other beats in cost and
+in every value that a user would miss."""
 
 from __future__ import annotations
 
@@ -52,7 +53,9 @@ def pareto(study: Comparison) -> Figure | None:
     title = figure.text(left / width, 1 - 0.23 / height, study.title, size=13, weight="bold", color=INK, va="center")
     fit(title, width - left - 0.15)
     what = f"{study.suite}, N = {group[1]}, seed {group[2]}; bars and bands are 95 % intervals; dashed: Pareto front"
-    figure.text(left / width, 1 - 0.51 / height, what, size=9, color=GREY, va="center")
+    if len(study.gates) > 1:
+        what += f", where a loss beyond the margin in {', '.join(map(metric_name, study.gates[1:]))} counts first"
+    fit(figure.text(left / width, 1 - 0.51 / height, what, size=9, color=GREY, va="center"), width - left - 0.15)
     _legend(figure, [point.row for _, points in panels for point in points])
     return figure
 

@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from accel.metrics.verdicts import NON_INFERIOR, UNDECIDED, WORDS
 from accel.records import Results
 from accel.results.columns import Column, control_columns, main_columns, recipe_column, speed_columns, timed
-from accel.results.comparison import COMPETES, UNKNOWN, Comparison, Row
+from accel.results.comparison import COMPETES, HOCHBERG, HOLM, UNKNOWN, Comparison, Row
+from accel.results.markdown import margins_text
 from accel.results.text import device_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-NARROW = 96  # columns of a terminal below which the table leaves out what the others imply
+# Columns of a terminal below which the table leaves out what the others imply.
+NARROW = ((96, ("ms", "NFE", "MACs ÷")), (112, ("NFE", "MACs ÷")))
+
+READ = (
+    "Verdict: the worst, against the baseline, in any value that a user would miss; the page says in which, and the "
+    f"margins. {HOLM} survives Holm, {HOCHBERG} Benjamini-Hochberg. A speed-up in brackets is not told apart from 1."
+)
 
 
 def print_study(results: Results, study: str, console: Console | None = None) -> None:
@@ -22,7 +30,7 @@ def print_study(results: Results, study: str, console: Console | None = None) ->
     from rich.markup import escape
 
     console, loaded = console or Console(), Comparison.load(results, study)
-    narrow = ("ms", "NFE") if console.width < NARROW else ()
+    narrow = next((left_out for width, left_out in NARROW if console.width < width), ())
     for group in loaded.groups:
         devices = f"; {device_text(loaded.devices[0])}" if len(loaded.devices) == 1 else ""
         title = f"{escape(loaded.title)}\n[not bold dim]N = {group[1]}, seed {group[2]}{devices}[/]"
@@ -33,6 +41,9 @@ def print_study(results: Results, study: str, console: Console | None = None) ->
         console.print(_terminal(f"Speed on {device_text(device)}", columns, timed(loaded, device)))
     if loaded.controls():
         console.print(_terminal("Equal-cost controls", control_columns(loaded), loaded.controls()))
+    if loaded.baseline:
+        margins = f" Margins: {stated}." if (stated := margins_text(loaded)) else ""
+        console.print(f"[dim]{escape(READ + margins)}[/]", highlight=False)
     for row in loaded.rows:
         if row.refused:
             console.print(f"[yellow]not run[/] {escape(f'{row.label}: {row.refused}')}", highlight=False)
@@ -44,7 +55,8 @@ def _terminal(title: str, columns: Sequence[Column], rows: Sequence[Any]) -> Any
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
+                  collapse_padding=True)  # fmt: skip
     shown = [column for column in columns if column.brief]
     for column in shown:
         left = column.brief in ("recipe", "control")
@@ -59,8 +71,7 @@ def _terminal(title: str, columns: Sequence[Column], rows: Sequence[Any]) -> Any
 
 
 def _style(column: Column, text: str) -> str:
-    if text.endswith(("tie", "baseline", "simulated")) or text == UNKNOWN:
+    word = text.rstrip(HOLM + HOCHBERG)
+    if word in (UNDECIDED, "baseline", "simulated", UNKNOWN) or word.startswith("("):
         return "dim"
-    if text in ("better", "worse") or column.brief == "Δ":
-        return "green" if text == "better" or text.startswith("-") else "red"
-    return ""
+    return "green" if word in NON_INFERIOR else "red" if word in WORDS else ""

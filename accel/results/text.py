@@ -15,6 +15,8 @@ Interval = Estimate | Mapping[str, Any]  # quality values carry replicates, timi
 
 def metric_name(key: str | None) -> str:
     """`fid_digits` -> `FID (digits)`: a Frechet distance is named after its feature space."""
+    if key == "clip_score":
+        return "CLIP score"
     head, _, space = (key or "quality").partition("_")
     if head not in ("fid", "kid", "fd"):
         return (key or "quality").replace("_", " ")

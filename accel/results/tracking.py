@@ -122,7 +122,7 @@ def _study_run(results: Results, study: Comparison) -> tuple[dict[str, Any], Fil
         "group": study.name,
         "job_type": "study",
         "name": study.name,
-        "config": {"study": study.name, "title": study.title, "suite": study.suite},
+        "config": {"study": study.name, "title": study.title, "suite": study.suite, "margins": study.margins.to_dict()},
     }
     return arguments, fill
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -210,11 +209,6 @@ class Room:
 
 def _rows(recipe: Recipe) -> int:
     return math.ceil(rows_per_image(recipe) / max(1, recipe.sampler.evaluations))
-
-
-def command(overrides: Iterable[str]) -> str:
-    """The command line that runs `overrides`; what is switched off is left out."""
-    return "python -m accel " + " ".join(shlex.quote(o) for o in overrides if not o.endswith("=none"))
 
 
 def schedule_of(pipe: Any) -> Any:

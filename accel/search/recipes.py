@@ -5,9 +5,9 @@ cost. Combinations that the methods' own checks refuse, and those that cost more
 non-dominated candidates that survived all halvings are the front; they, and every choice alone, are then evaluated and
 timed as a study on other seeds with more samples, where the front's scores are no longer the lowest of many.
 
-The recommended recipe is the cheapest one validated, of the front or a choice alone, whose quality ties with the
-study's baseline (the paired 95 % interval of the difference contains 0) or beats it; where there are prompts, they must
-be followed as well, too, which a better FID does not imply. If none does, it is the best one of the front.
+The recommended recipe is the cheapest one validated, of the front or a choice alone, that is non-inferior to the
+study's baseline in every value that a user would miss: FID, recall, and how well prompts are followed, which a better
+FID does not imply. If none is, nothing is recommended.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from accel.core.recipe import Recipe
 from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
 from accel.evaluation.cost import counted_cost
 from accel.files import file_name
-from accel.metrics.statistics import paired
 from accel.records import Results, digest
-from accel.results.comparison import PROMPTED, Comparison, Row, metric_of, verdict
-from accel.search.base import Room, Search, command
+from accel.results.comparison import Comparison, Row
+from accel.search.base import Room, Search
 from accel.search.evaluations import Memory
 from accel.search.objective import Objective
 from accel.search.pareto import front
@@ -278,31 +277,24 @@ class _Prices:
 def conclude(
     results: Results, name: str, record: dict[str, Any], evaluation: Evaluation, suite: Sequence[str]
 ) -> dict[str, Any]:
-    """Save what the validation of a front says: search score beside validated score, and the recommended recipe.
+    """Save what was validated of a front: search score and cost beside the records of fresh seeds. What is recommended
+    is read from these (accel.results.recipe_search), by the study's margins.
 
     `suite`: the overrides that choose it.
     """
     study = Comparison.load(results, name)
     rows = {row.label: row for row in study.done if row.role in ("cell", "baseline", "control")}
-    baseline = study.baseline
-    judged = [metric_of(baseline.quality), *[key for key in PROMPTED if key in baseline.quality["values"]][:1]]
 
     def validated(label: str, entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if (row := rows.get(label)) is not None:
-            verdicts = [verdict(paired(row.value(key), baseline.value(key)), key) for key in judged]
             found = {"label": label, "quality": row.quality["id"], "timing": row.timing["id"] if row.timing else None}
-            yield {"cost": _spent(row, record["cost_of"])} | entry | found | {"tie": "worse" not in verdicts}
+            yield {"cost": _spent(row, record["cost_of"])} | entry | found
 
-    front = [v for entry in record["front"] for v in validated(entry["label"], entry)]
-    alone = [v for o in record["singles"] for v in validated(recipe_from(tuple(o)).label, {"overrides": o})]
-    ties = [v for v in [*front, *alone] if v["tie"] and v["cost"] is not None]
-    values = {v["label"]: rows[v["label"]].value(judged[0]).value for v in front}
-    chosen = min(ties, key=lambda v: v["cost"]) if ties else min(front, key=lambda v: values[v["label"]])
     found = {
         "kind": "recipe_search", "id": name, "title": study.title, "suite": study.suite, "search": record["id"],
-        "n": evaluation.n, "seed": evaluation.seed, "baseline": baseline.quality["id"], "judged": judged,
-        "front": front, "alone": alone, "recommended": chosen["label"], "tie": chosen["tie"],
-        "command": command([*suite, *chosen["overrides"]]),
+        "n": evaluation.n, "seed": evaluation.seed, "suite_overrides": list(suite),
+        "front": [v for entry in record["front"] for v in validated(entry["label"], entry)],
+        "alone": [v for o in record["singles"] for v in validated(recipe_from(tuple(o)).label, {"overrides": o})],
     }  # fmt: skip
     results.save(found)
     return found

@@ -23,10 +23,11 @@ from accel.core.recipe import Recipe
 from accel.errors import AccelError, ConfigError, IntegrityError, StorageError
 from accel.evaluation.shards import ShardStore
 from accel.files import locked
+from accel.grammar import command
 from accel.records import check_writable, describe, digest
 from accel.results.progress import Progress
 from accel.results.search import write_searches
-from accel.search.base import Room, Search, command
+from accel.search.base import Room, Search
 from accel.search.objective import Objective
 from accel.search.optimisers.base import Optimiser
 from accel.search.recipes import conclude
@@ -204,7 +205,8 @@ class SearchStudy(Request):
                                                      natural(row["name"]), row["search"] or ""))  # fmt: skip
             elif not whole and all(row in there for row in rows):
                 return  # another process is ahead
-            self.results.save({"kind": "search_study", "id": self.name, "title": self.title, "rows": rows} | about)
+            own = {"kind": "search_study", "id": self.name, "title": self.title, "margins": self.margins.to_dict()}
+            self.results.save(own | {"rows": rows} | about)
 
     def _there(self, about: dict[str, Any]) -> list[dict[str, Any]]:
         """The rows that are there of the same samples."""

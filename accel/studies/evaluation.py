@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from accel.errors import ConfigError, Refusals, check_bool, check_int
+from accel.metrics.verdicts import Margins
 from accel.studies.calibration import CALIBRATION_SEED
 
 MIN_N = 60
@@ -17,7 +18,8 @@ DEVICES = re.compile(r"auto|cpu|(cuda|xpu|mps)(:\d+)?")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How recipes are evaluated. `n`, `seed` and `distance_n` change numbers; the rest only how they are computed."""
+    """How recipes are evaluated. `n`, `seed` and `distance_n` change numbers; the rest only how they are computed, and
+    `margins` only how tables read them."""
 
     n: int = 512
     seed: int = 0
@@ -29,6 +31,7 @@ class Evaluation:
     timing_batch: int = 8
     repetitions: int = 9
     device: str = "auto"
+    margins: Margins = field(default_factory=Margins)
 
     def __post_init__(self) -> None:
         with Refusals() as refusals:
@@ -41,6 +44,8 @@ class Evaluation:
             for name in ("controls", "timing"):
                 refusals.ask(check_bool, f"evaluation.{name}", getattr(self, name))
             refusals.ask(self.resolve_device)
+            if not isinstance(self.margins, Margins):
+                refusals.add(ConfigError(f"evaluation.margins is {self.margins!r}; allowed: a margin for each value."))
             if self.seed == CALIBRATION_SEED:
                 refusals.add(
                     ConfigError(f"evaluation.seed {self.seed} is the seed of calibration samples; choose another.")

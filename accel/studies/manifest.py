@@ -71,7 +71,7 @@ class Manifest:
                 rows = self.own
             self.rows = sorted(rows, key=self._order)
             s.results.save_study({"name": s.name, "title": s.title, "suite": s.suite.name, "n": s.evaluation.n,
-                                  "rows": self.rows})  # fmt: skip
+                                  "margins": s.margins.to_dict(), "rows": self.rows})  # fmt: skip
 
     def _there(self) -> list[dict[str, Any]]:
         try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
 
 from accel.core.recipe import Recipe
 from accel.errors import check_name
+from accel.metrics.verdicts import Margins
 from accel.records import Results
 from accel.studies.evaluation import Evaluation
 from accel.suites.base import Suite
@@ -34,6 +35,12 @@ class Request:
 
     def __post_init__(self) -> None:
         self.name = check_name("study", self.name)
+
+    @property
+    def margins(self) -> Margins:
+        """Those of the evaluation, with the suite's own least margin of FID where none is given."""
+        own = self.evaluation.margins
+        return own if own.fid_least is not None else replace(own, fid_least=self.suite.fid_margin)
 
     def say(self, message: str) -> None:
         """Print a message as it is."""

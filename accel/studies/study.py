@@ -14,6 +14,7 @@ from accel.errors import AccelError, ConfigError, IncompatibleError, Refusals, S
 from accel.evaluation.generate import generate
 from accel.records import check_writable
 from accel.results.figures import write_figures
+from accel.results.power import needs_text
 from accel.results.progress import Progress
 from accel.results.strips import LEGEND, strip
 from accel.results.tables import write_tables
@@ -128,6 +129,7 @@ class Study(Request):
             f"At most about {total:.0f} s of sampling and timing (caching, stitching and interval guidance not "
             f"deducted){controls}. Nothing was run or written."
         )
+        self.console.print(needs_text(self.results, self.suite.name, self.margins, self.name), highlight=False)
 
     def explain(self) -> None:
         """Show for each cell which network does what at which step, by one run of one image; score nothing."""

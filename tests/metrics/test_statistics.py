@@ -122,14 +122,14 @@ def test_paired_is_antisymmetric_and_exactly_zero_against_itself():
     forth, back = paired(a, b), paired(b, a)
     assert (forth.value, forth.lo, forth.hi) == (-back.value, -back.hi, -back.lo)
     same = paired(a, a)
-    assert (same.value, same.lo, same.hi, same.tie) == (0, 0, 0, True)
+    assert (same.value, same.lo, same.hi, same.apart) == (0, 0, 0, False)
 
 
-def test_tie_is_whether_the_interval_contains_zero():
+def test_apart_is_whether_the_interval_excludes_zero():
     noise = sample(100) - sample(100).mean()
-    assert mean_estimate(noise).tie
-    assert not mean_estimate(noise + 1).tie
-    assert not mean_estimate(noise - 1).tie
+    assert not mean_estimate(noise).apart
+    assert mean_estimate(noise + 1).apart
+    assert mean_estimate(noise - 1).apart
 
 
 def test_common_seeds_narrow_the_difference():
@@ -137,7 +137,7 @@ def test_common_seeds_narrow_the_difference():
     a, b = mean_estimate(shared), mean_estimate(shared + 0.1 * own)
     unpaired = sqrt(a.se**2 + b.se**2)
     assert paired(a, b).se < 0.25 * unpaired
-    assert not paired(b, a).tie
+    assert paired(b, a).apart
     assert paired(b, a).value < 1.96 * unpaired  # told apart only because it is paired
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from accel import config
 from accel.cli import build
+from accel.metrics.verdicts import Margins
 from accel.records import Results
 from accel.studies.runner import Runner
 
@@ -43,6 +44,28 @@ def test_it_composes_and_its_records_are_found(name, monkeypatch):
     refused = {row["label"] for row in TRACKED.load_study(name)["rows"] if row["refused"]}
     for recipe in (study.baseline, *study.cells):
         assert recipe.label in refused or runner.quality_id(recipe) in rows, recipe.label
+
+
+def test_margins_are_in_no_id(monkeypatch):
+    """They say how tables are read: another margin finds the same records and writes itself into the manifest."""
+    monkeypatch.setattr(build, "expand_cells", each_alternative_once)
+    ids, margins = [], []
+    for own in ([], ["evaluation.margins.fid=0.5", "evaluation.margins.recall=null"]):
+        overrides = ["experiment=demo", *own]
+        study = build.build_study(config.compose(overrides), overrides)
+        runner = Runner(study.suite, study.evaluation, TRACKED)
+        ids.append([(runner.quality_id(r), runner.timing_id(r, study.baseline)) for r in study.cells])
+        margins.append(study.margins)
+    assert ids[0] == ids[1]
+    assert (margins[0].fid, margins[0].recall, margins[0].fid_least) == (0.1, 0.02, 0.1)  # the last is the suite's
+    assert (margins[1].fid, margins[1].recall, margins[1].fid_least) == (0.5, None, 0.1)
+
+
+@pytest.mark.parametrize("name", TRACKED.studies())
+def test_the_margins_of_a_tracked_study_are_the_defaults_of_its_suite(name):
+    manifest = TRACKED.load_study(name)
+    least = 0.1 if manifest["suite"] in ("digits", "digits_flow", "digits_dit") else None
+    assert Margins.from_dict(manifest["margins"]) == Margins(fid_least=least)
 
 
 @pytest.mark.parametrize("name", TRACKED.studies())
