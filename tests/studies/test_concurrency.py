@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from forks import forked
 from rich.console import Console
 
 from accel.config import compose, instantiate, recipe_of
@@ -64,6 +65,7 @@ def together(tmp_path, monkeypatch):
     monkeypatch.setattr("accel.studies.study.write_figures", lambda results, name: [])  # a second each
 
     def child(work: Callable[[], object], begin) -> None:
+        forked()
         replace = os.replace
 
         def logged(source, target):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import forked
 from rich.console import Console
 
 from accel.config import choice_of, compose, instantiate, recipe_of
@@ -70,6 +71,7 @@ def work(monkeypatch):
 
 
 def child(work, root: Path, log: Path) -> None:
+    forked()
     replace = os.replace
 
     def logged(source, target):
