@@ -87,11 +87,13 @@ def with_provenance(record: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def provenance() -> dict[str, str | None]:
-    """`accel` (its version) and `commit` (None where unknown), `transformers` and `wandb` where they are installed.
+    """`accel` (its version) and `commit` (None where unknown), `transformers` and `wandb` where they are installed, and
+    `omp_wait_policy`, what threads of torch do while they wait (None: its own choice).
 
     Asked once a process: a clone may move on while a study runs.
     """
-    found: dict[str, str | None] = {"accel": accel.__version__, "commit": _commit()}
+    waits = os.environ.get("OMP_WAIT_POLICY")
+    found: dict[str, str | None] = {"accel": accel.__version__, "commit": _commit(), "omp_wait_policy": waits}
     for name in ("transformers", "wandb"):
         try:
             found[name] = version(name)

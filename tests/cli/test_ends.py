@@ -57,6 +57,23 @@ def test_a_signal_in_the_middle(number, code, monkeypatch, capsys):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_told_otherwise(given, found):
+    script = (
+        "import os, sys\n"
+        "from accel.__main__ import main\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.argv = ['accel', '--version']\n"
+        "try: main()\n"
+        "finally: print(os.environ['OMP_WAIT_POLICY'])\n"
+    )
+    own = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | (
+        {"OMP_WAIT_POLICY": given} if given else {}
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=own)
+    assert done.stdout.split()[-1] == found, done.stderr
+
+
 @pytest.fixture
 def elsewhere(monkeypatch):
     """Jobs of a multirun in processes of their own, which give back what they return, as launchers of clusters do."""
