@@ -50,8 +50,9 @@ IDENTITY = {
     "SkipTuning": {"bottom": 1.0, "top": 1.0},
 }
 # Checked on the trained networks of digits where they fit, too; the other points on tiny random ones alone.
-TRAINED = ("neutral", "changes", "restores", "repeats")
-FOR_DIGITS = ("dmcmc",)  # whose noise-level classifier knows no other samples
+TRAINED = ("neutral", "changes")
+# One whose noise-level classifier knows no other samples, one whose steps are those of a smooth network.
+FOR_DIGITS = ("dmcmc", "ode")
 POINTS = [(*method, point) for method in METHODS for point in CHECKS[method[0]]]
 ids = "-".join
 

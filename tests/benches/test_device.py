@@ -223,12 +223,11 @@ def test_stack_counts_compilations(results):
     assert not device_stack.run(Job("cpu", results, until=0.0), [tiny("Stable Diffusion 1.5")])
 
 
-def test_limits_tell_when_the_compiler_gives_up(monkeypatch):
+def test_limits_tell_when_the_compiler_gives_up():
     import torch._dynamo
 
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     compiled = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
-    with device_stack.limits() as hit:
+    with torch._dynamo.config.patch(recompile_limit=1), device_stack.limits() as hit:
         for n in (2, 3, 4):
             compiled(torch.ones(n))
     assert hit

@@ -353,7 +353,7 @@ def test_the_pipeline_may_be_called_as_usual_through_run(gaussians, generator):
     made = dmcmc(chain=2)
     call = {"none": None, "one": torch.Generator().manual_seed(0), "list": generators(0, 0, 5)}[generator]
     with accelerate(gaussians, Recipe(made)) as run, warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("error", ".*called directly.*", UserWarning)
         x = run(class_labels=torch.tensor([0, 2, 0, 0, 2]), generator=call, output_type="pt").images
     assert x.shape == (5, 1, 4, 4)
     assert x.flatten(1).mean(1).sub(torch.tensor(MEANS)[[0, 2, 0, 0, 2]]).abs().max() < 0.5
@@ -492,7 +492,7 @@ def test_calling_the_pipeline_directly_warns_because_it_starts_from_pure_noise(g
         with pytest.warns(UserWarning, match=r"called directly, so dmcmc\[dpmpp_2m\] .*run\("):
             gaussians(class_labels=[0], output_type="pt")
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
+            warnings.filterwarnings("error", ".*called directly.*", UserWarning)
             run(class_labels=[0], output_type="pt")
     assert "forward" not in vars(gaussians.unet)
 
