@@ -55,12 +55,18 @@ def _clocks() -> set[str]:
 # all by the same calls, for what decides where the trajectory goes.
 GRIDS = ("karras", "explicit")
 LEARNED = ("mixdq", "quest", "binarydm", "prune")
+BEFORE = (
+    "ode",
+    "dmcmc",
+)  # whose evaluations, many and before the loop, are as any other to a precision; one cast tells
 
 
 def _tells(a: tuple[str, str], b: tuple[str, str], clocks: set[str]) -> bool:
     """Whether the pair is tried: a's axis comes before b's."""
     if b[1] in LEARNED and a[0] in ("sampler", "grid", "guidance"):
         return False
+    if a[1] in BEFORE and b[0] == "precision":
+        return b[1] == "fp16"
     if a[0] == "sampler":
         return b[0] in ("grid", "guidance") or a[1] in clocks  # the first two depend on the solver itself
     return a[0] != "grid" or a[1] in GRIDS
