@@ -78,6 +78,15 @@ def overwritten_forward(net, view: ShallowView, stored: torch.Tensor, x, t, cond
         handle.remove()
 
 
+def assert_shallow_is_overwritten(net, view, condition, x, later, full, stored):
+    same = view.forward(stored, sample=x, timestep=500, **condition).sample
+    torch.testing.assert_close(same, full, atol=1e-6, rtol=1e-5)
+    shallow = view.forward(stored, sample=later, timestep=300, **condition).sample
+    expected = overwritten_forward(net, view, stored, later, 300, condition)
+    torch.testing.assert_close(shallow, expected, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(shallow, net(later, 300, **condition).sample, atol=1e-4), "the cache is really stale"
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "skips"), CASES)
 def test_shallow_equals_a_full_forward_with_the_entry_overwritten(kind, skips):
@@ -87,14 +96,7 @@ def test_shallow_equals_a_full_forward_with_the_entry_overwritten(kind, skips):
     x, later = torch.randn(2, 1, 16, 16), torch.randn(2, 1, 16, 16)
     full, stored = view.capture(lambda: net(x, 500, **condition).sample)
     torch.testing.assert_close(full, net(x, 500, **condition).sample, atol=0, rtol=0)
-
-    same = view.forward(stored, sample=x, timestep=500, **condition).sample
-    torch.testing.assert_close(same, full, atol=1e-6, rtol=1e-5)
-
-    shallow = view.forward(stored, sample=later, timestep=300, **condition).sample
-    expected = overwritten_forward(net, view, stored, later, 300, condition)
-    torch.testing.assert_close(shallow, expected, atol=1e-6, rtol=1e-5)
-    assert not torch.allclose(shallow, net(later, 300, **condition).sample, atol=1e-4), "the cache is really stale"
+    assert_shallow_is_overwritten(net, view, condition, x, later, full, stored)
 
 
 @torch.no_grad()
@@ -177,12 +179,7 @@ def test_shallow_equals_a_full_forward_with_the_entry_overwritten_on_video(make,
     net, condition = make()
     view, (x, later) = ShallowView(net, skips), torch.randn(2, 2, 1, 3, 8, 8)
     full, stored = view.capture(lambda: net(x, 500, **condition).sample)
-    same = view.forward(stored, sample=x, timestep=500, **condition).sample
-    torch.testing.assert_close(same, full, atol=1e-6, rtol=1e-5)
-    shallow = view.forward(stored, sample=later, timestep=300, **condition).sample
-    expected = overwritten_forward(net, view, stored, later, 300, condition)
-    torch.testing.assert_close(shallow, expected, atol=1e-6, rtol=1e-5)
-    assert not torch.allclose(shallow, net(later, 300, **condition).sample, atol=1e-4), "the cache is really stale"
+    assert_shallow_is_overwritten(net, view, condition, x, later, full, stored)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from forks import forked
+from forks import forked_and_logged
 from rich.console import Console
 
 from accel.config import compose, instantiate, recipe_of
@@ -65,16 +65,7 @@ def together(tmp_path, monkeypatch):
     monkeypatch.setattr("accel.studies.study.write_figures", lambda results, name: [])  # a second each
 
     def child(work: Callable[[], object], begin) -> None:
-        forked()
-        replace = os.replace
-
-        def logged(source, target):
-            replace(source, target)
-            with log.open("a") as file:
-                file.write(f"{Path(target).relative_to(tmp_path)}\n")
-
-        os.replace = logged
-        torch.set_num_threads(1)
+        forked_and_logged(log, tmp_path)
         begin.wait()
         work()
 

@@ -18,8 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
-from forks import forked
+from forks import forked_and_logged
 from rich.console import Console
 
 from accel.config import choice_of, compose, instantiate, recipe_of
@@ -71,16 +70,7 @@ def work(monkeypatch):
 
 
 def child(work, root: Path, log: Path) -> None:
-    forked()
-    replace = os.replace
-
-    def logged(source, target):
-        replace(source, target)
-        with log.open("a") as file:
-            file.write(f"{Path(target).relative_to(root)}\n")
-
-    os.replace = logged
-    torch.set_num_threads(1)
+    forked_and_logged(log, root)
     work(root)
 
 
