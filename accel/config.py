@@ -14,7 +14,7 @@ from typing import Any
 from accel import registry
 from accel.errors import ConfigError, Refusals, check_installed, unknown
 from accel.files import file_name
-from accel.grammar import PLAIN, check_cells, check_override, several
+from accel.grammar import PLAIN, check_cells, check_override, pooled, several
 from accel.records import Results
 from accel.registry import CONF
 
@@ -65,7 +65,7 @@ def compose(overrides: list[str]) -> Any:
     with what to type and the near matches."""
     check_installed(("hydra",), "bench", "a method by its name in conf/")
     with Refusals() as refusals:
-        left = _readable(overrides, refusals)
+        left = _readable([pooled(word) for word in overrides], refusals)
         while not refusals.reasons or not _only_choices(left):  # else nothing is left to be asked about
             try:
                 return _shared(left)

@@ -18,6 +18,7 @@ Groups = Mapping[str, Sequence[str]]
 PLAIN = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@-]*=[\w./+-]*", re.ASCII)  # read by Hydra as it stands
 NAME = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*(\[\d+\][\w.]*)*", re.ASCII)
 UNQUOTED = re.compile(r"[\w\s/\\+.$%*@?|:,-]", re.ASCII)  # what a value may hold outside quotes
+SEEDS = re.compile(r"evaluation\.seed=(\d+(?:,\d+)+)", re.ASCII)
 LISTS = ("cells", "baseline", "transfer")  # settings whose items are overrides themselves
 CELLS = """'cells=[["sampler=ddim","sampler.steps=5,10"],["sampler=heun"]]'"""
 
@@ -46,6 +47,12 @@ def bare(word: str, known: Groups) -> str | None:
         return f"{word} is a group: write {word}=<choice>; `accel list {word}` shows the choices."
     groups = [group for group, choices in known.items() if word in choices and word not in ("none", "default")]
     return f"write {' or '.join(f'{group}={word}' for group in groups)}." if groups else None
+
+
+def pooled(word: str) -> str:
+    """`evaluation.seed=0,1,2` as the list that it means where one run is asked for: seeds whose samples are pooled."""
+    match = SEEDS.fullmatch(word) if isinstance(word, str) else None
+    return f"evaluation.seed=[{match[1]}]" if match else word
 
 
 def check_overrides(name: str, value: Any) -> list[str]:

@@ -89,7 +89,7 @@ def main(words: Sequence[str]) -> None:
         "made": time.time(),
         "label": recipe.label,
         "n": args.n,
-        "seed": runner.evaluation.seed,
+        "seed": runner.evaluation.seeds[0],
         "real_n": len(real),
         "rows": list(generated),  # in order
         "generated": {name: e.to_dict() for name, e in generated.items()},

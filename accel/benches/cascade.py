@@ -81,7 +81,7 @@ def _ratios(runner: Runner, recipe: Recipe) -> list[float]:
 def _distances(runner: Runner, recipe: Recipe, choices: Sequence[list[float] | None], samples: int) -> list[dict]:
     pipe, suite = runner.pipe, runner.suite
     call = suite.conditions(0, samples) | suite.guidance_arguments(recipe)
-    noise = initial_latents(pipe, call | {"generator": generators(runner.evaluation.seed, 0, samples)})
+    noise = initial_latents(pipe, call | {"generator": generators(runner.evaluation.seeds[0], 0, samples)})
     plain = recipe.sampler.build(pipe.scheduler.config, recipe.grid)
     found = []
     with accelerate(pipe, Recipe(guidance=recipe.guidance)) as run:

@@ -53,7 +53,7 @@ def build_search(cfg: Any, overrides: list[str] | None = None) -> Any:
         _look_further(cfg, parts, [c.recipe for c in cells], refusals)
     plain = _study(cfg, parts, [])
     shown = (plain.name, plain.title, plain.suite, plain.evaluation, plain.results, plain.baseline)
-    return SearchStudy(*shown, cells, merge=not cfg.cells)
+    return SearchStudy(*shown, cells, merge=not cfg.cells, **parts["plain"])
 
 
 def searches(cfg: Any) -> bool:
@@ -76,6 +76,7 @@ def _study(cfg: Any, parts: dict[str, Any], cells: list[Any]) -> Any:
         cells=cells,
         merge=not cfg.cells,
         wandb=cfg.wandb,
+        **parts["plain"],
     )
 
 
@@ -86,20 +87,41 @@ def _parts(cfg: Any, refusals: Refusals) -> dict[str, Any]:
     return {
         "suite": refusals.ask(instantiate, cfg.suite),
         "evaluation": refusals.ask(instantiate, cfg.evaluation),
-        "baseline": refusals.ask(_baseline, cfg),
+        "baseline": refusals.ask(_recipe, "baseline", cfg.baseline),
+        "plain": refusals.ask(_plain, cfg) or {},
     }
 
 
-def _baseline(cfg: Any) -> Any:
+def _recipe(name: str, overrides: Any) -> Any:
+    """The recipe of the setting `name`, a list of overrides; what is wrong with it names it."""
     try:
-        own = check_overrides("baseline", cfg.baseline)
+        own = check_overrides(name, overrides)
         _check_cell(own, AXES)
         return recipe_of(compose(own))
     except AccelError as error:
         told = Refusals()
         for reason in error.reasons or (error,):
-            told.add(type(reason)(f"baseline: {reason}"))
+            told.add(type(reason)(f"{name}: {reason}"))
         return told.throw()
+
+
+def _plain(cfg: Any) -> dict[str, Any]:
+    """The conventional sampler of the suite and the front of its best plain ones: a file of conf/plain for a suite."""
+    from accel.studies.plain import PlainFront
+
+    own = resolved(cfg).get("plain") or {}
+    if unknown_keys := sorted(set(own) - {"conventional", "front", "best"}):
+        raise unknown("setting of plain", unknown_keys[0], ("conventional", "front", "best"))
+    found: dict[str, Any] = {}
+    with Refusals() as refusals:
+        if own.get("conventional"):
+            found["conventional"] = refusals.ask(_recipe, "plain.conventional", own["conventional"])
+        if own.get("front"):
+            cells = refusals.ask(check_cells, "plain.front", own["front"]) or ()
+            recipes = tuple(filter(None, [refusals.ask(_recipe, "plain.front", cell) for cell in cells]))
+            if not refusals.reasons:
+                found["front"] = refusals.ask(PlainFront, recipes, own.get("best"))
+    return found
 
 
 def _check_settings(cfg: Any) -> None:

@@ -82,6 +82,16 @@ class Recipe:
         guidance = self.exact_guidance if self.guidance and self.guidance.shortcut else self.guidance
         return replace(self, guidance=guidance, cache=None, stitch=None, precision=None, skip=None)
 
+    def parts(self) -> dict[str, Recipe]:
+        """What a recipe is composed of, at its own sampler, steps and grid: `plain`, and by axis each accelerating
+        method alone (a guidance that is a shortcut, too)."""
+        plain = self.unaccelerated
+        found = {"plain": plain}
+        for axis in ("guidance", "cache", "stitch", "precision", "skip"):
+            if getattr(self, axis) != getattr(plain, axis):
+                found[axis] = replace(plain, **{axis: getattr(self, axis)})
+        return found
+
     def methods(self) -> list[Method]:
         """The denoiser-seam methods, outermost first."""
         return [m for m in (self.guidance, self.stitch, self.cache, self.precision, self.skip) if m is not None]

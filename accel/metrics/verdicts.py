@@ -115,6 +115,18 @@ def p_value(delta: Estimate) -> float:
     return float(2 * student_t.sf(abs(delta.value) / delta.se, len(delta.replicates) - 1))
 
 
+def non_inferiority_p(delta: Estimate, margin: float, higher: bool = False) -> float:
+    """One-sided p of "at least as bad as the margin": P(T >= (margin - loss) / se), T with G - 1 degrees of freedom.
+
+    It is below 0.025 exactly when the worse end of the 95 % interval stays inside the margin. A recipe that must lose
+    in none of several values has the largest of their p (intersection-union test, Berger 1982: needs no correction).
+    """
+    loss = -delta.value if higher else delta.value
+    if not delta.se:
+        return float(loss > margin)
+    return float(student_t.sf((margin - loss) / delta.se, len(delta.replicates) - 1))
+
+
 def holm(p: Sequence[float], level: float = LEVEL) -> list[bool]:
     """Which of m hypotheses Holm's step-down rejects: p_(i) <= level / (m - i + 1) for this and all smaller ones.
 

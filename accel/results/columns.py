@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from accel.metrics.verdicts import NON_INFERIOR, UNDECIDED
-from accel.results.comparison import APART, COMPETES, PROMPTED, UNKNOWN, Comparison, Row, mark_of, no_speed
+from accel.results.comparison import (
+    APART,
+    COMPETES,
+    PROMPTED,
+    UNKNOWN,
+    Comparison,
+    Row,
+    mark_of,
+    no_speed,
+    seed_of,
+)
 from accel.results.text import interval, macs_unit, metric_name, plus_minus, point, significant
 
 ALL = "all values"
+ROLE_NAMES = {"plain": "best plain sampler"}
 
 
 class Column(NamedTuple):
@@ -82,11 +93,11 @@ def recipe_column(group: tuple | None = None) -> Column:
         if row.role == "cell":
             return row.label
         mark = {"baseline": "**", "control": ""}.get(row.role, "*") if marked else ""
-        notes = [row.role]
+        notes = [ROLE_NAMES.get(row.role, row.role)]
         if group and row.quality["n"] != group[1]:
             notes.append(f"N = {row.quality['n']}")
-        if group and row.quality["seed"] != group[2] and row.role != "floor":
-            notes.append(f"seed {row.quality['seed']}")
+        if group and seed_of(row.quality) != group[2] and row.role != "floor":
+            notes.append(f"seed {seed_of(row.quality)}")
         return f"{mark}{row.label}{mark} ({', '.join(notes)})"
 
     return Column("recipe", text, "recipe", lambda row: text(row, False))
@@ -130,6 +141,7 @@ def control_columns(study: Comparison) -> list[Column]:
     columns = [
         Column("recipe", lambda pair: pair[0].label, "recipe"),
         Column("control", lambda pair: pair[1].label, "control"),
+        Column("at equal", lambda pair: equal_text(pair[1].equal), "at equal"),
         Column(f"MACs/image ({unit})", macs),
     ]
     for key in dict.fromkeys([study.groups[0][3], "distance"]):
@@ -152,6 +164,11 @@ def control_columns(study: Comparison) -> list[Column]:
     ]
     columns.append(Column(ALL, lambda pair: all_values(study, *pair)))
     return [column for column in columns if any(column.text(pair) for pair in pairs)]
+
+
+def equal_text(equal: Sequence[str]) -> str:
+    """What a control costs as much of: `MACs`, `time`, or both."""
+    return " and ".join(equal)
 
 
 def _change(study: Comparison, metric: str | None) -> Column:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from accel.metrics.verdicts import Margins, benjamini_hochberg, holm, p_value, v
 from accel.records import Results
 
 ACCELERATING = ("cache", "stitch", "precision", "skip")  # axes beside sampler and guidance
-COMPETES = ("baseline", "cell", "control")
+COMPETES = ("baseline", "conventional", "plain", "cell", "control")
 # How well prompts are followed, the more telling value first: heading, scale.
 PROMPTED = {"adherence": ("adherence %", 100), "clip_score": ("CLIP score", 1)}
 HIGHER = ("accuracy", "adherence", "exact", "clip_score", "inception_score", "precision", "recall")
@@ -58,8 +58,15 @@ def group_of(record: Mapping[str, Any]) -> tuple:
     metric, reference = metric_of(record), (record.get("reference") or {}).get("sha256")
     own = record["values"][metric]["n"] if metric else None
     if metric == "distance":
-        reference = record.get("converged") or reference
-    return record["suite"], record["n"], record["seed"], metric, reference, own
+        converged = record.get("converged")
+        reference = ", ".join(converged) if isinstance(converged, list) else converged or reference
+    return record["suite"], record["n"], seed_of(record), metric, reference, own
+
+
+def seed_of(record: Mapping[str, Any]) -> int | str:
+    """The base seed of a record's samples; of several that are pooled their list, as text."""
+    seeds = record.get("seeds") or [record["seed"]]
+    return seeds[0] if len(seeds) == 1 else ", ".join(map(str, seeds))
 
 
 def device_of(timing: Mapping[str, Any]) -> tuple:
@@ -130,6 +137,7 @@ class Row:
     refused: str | None  # why there is no result
     quality: dict[str, Any] | None
     timing: dict[str, Any] | None  # always None for simulated arithmetic, whose time says nothing
+    equal: tuple[str, ...] = ("MACs",)  # of a control: what it costs as much of as the row `of`
 
     @property
     def simulated(self) -> bool:
@@ -162,6 +170,7 @@ class Comparison:
     suite: str
     rows: tuple[Row, ...]
     margins: Margins = MARGINS
+    against: Mapping[str, str] = field(default_factory=dict)  # labels by role: `conventional`, `plain`
 
     @classmethod
     def load(cls, results: Results, name: str) -> Comparison:
@@ -175,9 +184,11 @@ class Comparison:
             timed = line.get("timing") and quality and not quality.get("simulated")
             timing = results.load("timing", line["timing"]) if timed else None
             refused = line.get("refused") or (None if quality else "no record: it failed or has not run yet")
-            rows.append(Row(line["role"], line["label"], line.get("of"), refused, quality, timing))
+            equal = tuple(line.get("equal") or ("MACs",))
+            rows.append(Row(line["role"], line["label"], line.get("of"), refused, quality, timing, equal))
         margins = Margins.from_dict(manifest.get("margins"))
-        return cls(manifest["name"], manifest.get("title") or name, manifest["suite"], tuple(rows), margins)
+        against = manifest.get("against") or {}
+        return cls(manifest["name"], manifest.get("title") or name, manifest["suite"], tuple(rows), margins, against)
 
     @cached_property
     def done(self) -> list[Row]:
@@ -208,6 +219,14 @@ class Comparison:
     def devices(self) -> list[tuple]:
         """Groups within which times are comparable: (device name, threads, batch)."""
         return list(dict.fromkeys(device_of(row.timing) for row in self.done if row.timing))
+
+    def held_against(self, role: str) -> Row | None:
+        """What recipes are held against beside the baseline: the row of the `conventional` or best `plain` sampler, and
+        the one that compares with the baseline, where there are several."""
+        label, base = self.against.get(role), self.baseline
+        rows = [row for row in self.competing if label is not None and row.label == label]
+        alike = [row for row in rows if base and group_of(row.quality) == group_of(base.quality)]
+        return next(iter([*alike, *rows]), None)
 
     def members(self, group: tuple | None) -> list[Row]:
         """Rows of one section: floors and references, then the group's competitors by rank."""

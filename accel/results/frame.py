@@ -13,7 +13,7 @@ from accel.errors import joined
 from accel.metrics.verdicts import p_value
 from accel.records import Results
 from accel.results.columns import all_values
-from accel.results.comparison import COMPETES, HOLM, Comparison, Row, mark_of, metric_of, no_speed
+from accel.results.comparison import COMPETES, HOLM, Comparison, Row, mark_of, metric_of, no_speed, seed_of
 from accel.results.text import Interval, parts, short_hash
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def _flat(study: Comparison, row: Row, values: Sequence[str]) -> dict[str, Any]:
         {"quality_id": record["id"], "timing_id": timing.get("id")},
         {axis: axes.get(axis) for axis in AXES},
         {key: record[key] for key in ("suite", "n", "seed")},
+        {"seeds": str(seed_of(record))} if "seeds" in record else {},
         {"simulated": row.simulated, "metric": metric, **_reference(record.get("reference") or {})},
         *(_value(column_of(key), row.value(key)) for key in values),
         {"all_values": all_values(study, row)},

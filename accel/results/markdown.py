@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from accel.results.columns import Column, control_columns, main_columns, recipe_column, speed_columns, timed
-from accel.results.comparison import APART, HOCHBERG, HOLM, PROMPTED, Comparison, device_of
+from accel.results.comparison import APART, HOCHBERG, HOLM, PROMPTED, Comparison, device_of, seed_of
 from accel.results.frame import torch_of
+from accel.results.headline import sentences
 from accel.results.text import device_text, interval, listed, metric_name, short_hash
 
 ABSENT = "–"
@@ -40,6 +41,8 @@ def markdown(study: Comparison) -> str:
         prompted = any(row.value(key) for row in study.done for key in PROMPTED)
         said = CONTROLS + " Of adherence and CLIP score positive is better." * prompted
         page += ["## Equal-cost controls", said, _grid(control_columns(study), study.controls())]
+    if said := sentences(study) if study.against else ():
+        page += ["## Headline", "\n".join(f"* {sentence}" for sentence in said)]
     if refused := [row for row in study.rows if row.refused]:
         columns = [Column("recipe", lambda row: row.label), Column("reason", lambda row: row.refused)]
         page += ["## Refused or failed cells", _grid(columns, refused)]
@@ -57,7 +60,7 @@ def _made(study: Comparison) -> str:
     records = [row.quality for row in study.competing]
     made = [f"Suite {study.suite}"]
     if records:
-        made[0] += f", N = {listed(r['n'] for r in records)}, seed {listed(r['seed'] for r in records)}"
+        made[0] += f", N = {listed(r['n'] for r in records)}, seed {listed(seed_of(r) for r in records)}"
     references = [r["reference"] for r in records if (r.get("reference") or {}).get("sha256")]
     if references:
         made.append(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel.records import Results
 from accel.results.canvas import DPI, GREY, INK, fit, new_figure
-from accel.results.comparison import Comparison, Row
+from accel.results.comparison import Comparison, Row, seed_of
 from accel.results.text import interval, metric_name
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def sample_sheet(study: Comparison, results: Results) -> Figure | None:
     if not study.groups:
         return None
     group = study.groups[0]
-    rows = [row for row in study.members(group) if row.role != "floor" and row.quality["seed"] == group[2]]
+    rows = [row for row in study.members(group) if row.role != "floor" and seed_of(row.quality) == group[2]]
     strips = [(row, samples) for row in rows if (samples := _strip(results, row))]
     if not strips:
         return None

@@ -95,9 +95,9 @@ class Search(ABC):
 
     def check_seed(self, evaluation: Evaluation) -> None:
         """ConfigError if results would be evaluated on the seeds that the search selects by."""
-        if evaluation.seed in (SEARCH_SEED + self.seed, FRESH_SEED + self.seed):
+        if taken := {SEARCH_SEED + self.seed, FRESH_SEED + self.seed}.intersection(evaluation.seeds):
             raise ConfigError(
-                f"evaluation.seed {evaluation.seed} is one that the search selects by; choose another, such as 0."
+                f"evaluation.seed {min(taken)} is one that the search selects by; choose another, such as 0."
             )
 
 
@@ -194,7 +194,7 @@ class Room:
         times = teacher_times(schedule, grid, nodes)
         alone = describe(Recipe(guidance=self.base.guidance, stitch=self.base.stitch))
         key = digest({"suite": self.suite.name, "weights": self.suite.fingerprint(), "recipe": alone, "metric": metric,
-                      "times": times.tolist(), "samples": samples, "seed": runner.evaluation.seed})  # fmt: skip
+                      "times": times.tolist(), "samples": samples, "seed": runner.evaluation.seeds[0]})  # fmt: skip
         path = self.root / "artefacts" / "search" / f"jumps-{key}.safetensors"
         with locked(path.with_name(f".{path.stem}.lock")):
             kept = load_tensors(path)

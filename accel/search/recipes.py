@@ -160,10 +160,12 @@ class RecipeSearch(Search):
         return recipe_from(tuple(self.overrides(record)))
 
     def recipes_of(self, record: dict[str, Any]) -> list[Recipe]:
-        """The front, and every choice alone on the first choices of the other axes."""
+        """The front, the parts of each at its own steps and grid, and every choice alone on the first choices of the
+        other axes."""
         singles = [recipe_from(tuple(o)) for o in record["singles"]]
         found = [recipe_from(tuple(entry["overrides"])) for entry in record["front"]]
-        return list({recipe.label: recipe for recipe in [*found, *singles]}.values())
+        parts = [part for recipe in found for part in recipe.parts().values()]
+        return list({recipe.label: recipe for recipe in [*found, *parts, *singles]}.values())
 
     def run(self, room: Room) -> dict[str, Any]:
         with room.evaluator() as evaluator:
@@ -292,7 +294,7 @@ def conclude(
 
     found = {
         "kind": "recipe_search", "id": name, "title": study.title, "suite": study.suite, "search": record["id"],
-        "n": evaluation.n, "seed": evaluation.seed, "suite_overrides": list(suite),
+        "n": evaluation.samples, "seed": evaluation.seed_text, "suite_overrides": list(suite),
         "front": [v for entry in record["front"] for v in validated(entry["label"], entry)],
         "alone": [v for o in record["singles"] for v in validated(recipe_from(tuple(o)).label, {"overrides": o})],
     }  # fmt: skip

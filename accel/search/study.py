@@ -196,7 +196,7 @@ class SearchStudy(Request):
 
     def _save(self, rows: list[dict[str, Any]], whole: bool = False) -> None:
         """Put `rows`, in the order of the command, into the study; `whole`: they are all that the command has."""
-        about = {"suite": self.suite.name, "n": self.evaluation.n, "seed": self.evaluation.seed}
+        about = {"suite": self.suite.name, "n": self.evaluation.samples, "seed": self.evaluation.seed_text}
         with self.results.alone(self.name):
             there = self._there(about)
             if self.merge:
@@ -222,7 +222,8 @@ class SearchStudy(Request):
         """The front of a recipe search as a study of its own, on fresh seeds, beside every single method."""
         recipes = cell.search.recipes_of(record)
         study = Study(self.name, self.title, self.suite, self.evaluation, self.results, self.baseline, recipes,
-                      console=self.console, wandb="disabled")  # fmt: skip
+                      console=self.console, front=self.front, conventional=self.conventional,
+                      wandb="disabled")  # fmt: skip
         failed = study.run()
         suite = [o for o in spelled_out(list(cell.overrides)) if o.lstrip("+").startswith("suite")]
         conclude(self.results, self.name, record, self.evaluation, suite)

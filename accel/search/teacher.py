@@ -52,7 +52,7 @@ def jump_costs(runner: Runner, recipe: Recipe, times: np.ndarray, samples: int, 
     )  # fmt: skip
     scheduler.set_timesteps(len(times))
     call = suite.conditions(0, samples) | suite.guidance_arguments(recipe)
-    x = initial_latents(pipe, call | {"generator": generators(runner.evaluation.seed, 0, samples)})
+    x = initial_latents(pipe, call | {"generator": generators(runner.evaluation.seeds[0], 0, samples)})
     x0s, epses = [], []
     alone = Recipe(guidance=recipe.guidance, stitch=recipe.stitch)
     with accelerate(pipe, alone, models=runner.models) as run:

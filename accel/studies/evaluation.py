@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,10 +20,13 @@ DEVICES = re.compile(r"auto|cpu|(cuda|xpu|mps)(:\d+)?")
 @dataclass(frozen=True)
 class Evaluation:
     """How recipes are evaluated. `n`, `seed` and `distance_n` change numbers; the rest only how they are computed, and
-    `margins` only how tables read them."""
+    `margins` only how tables read them.
+
+    `seed`: a base seed, or several, whose `n` samples each are pooled as more samples of one estimate.
+    """
 
     n: int = 512
-    seed: int = 0
+    seed: int | Sequence[int] = 0
     distance_n: int = 128
     batch: int = 64
     shard: int = 64
@@ -40,20 +44,45 @@ class Evaluation:
             for name in ("batch", "shard", "timing_batch"):
                 refusals.ask(check_int, f"evaluation.{name}", getattr(self, name), 1)
             refusals.ask(check_int, "evaluation.repetitions", self.repetitions, 3)
-            refusals.ask(check_int, "evaluation.seed", self.seed, 0)
+            refusals.ask(self._check_seeds)
             for name in ("controls", "timing"):
                 refusals.ask(check_bool, f"evaluation.{name}", getattr(self, name))
             refusals.ask(self.resolve_device)
             if not isinstance(self.margins, Margins):
                 refusals.add(ConfigError(f"evaluation.margins is {self.margins!r}; allowed: a margin for each value."))
-            if self.seed == CALIBRATION_SEED:
-                refusals.add(
-                    ConfigError(f"evaluation.seed {self.seed} is the seed of calibration samples; choose another.")
-                )
+
+    def _check_seeds(self) -> None:
+        several = not isinstance(self.seed, int)
+        if several and (isinstance(self.seed, str) or not isinstance(self.seed, Sequence) or not self.seed):
+            raise ConfigError(f"evaluation.seed is {self.seed!r}; allowed: a whole number, or a list of them.")
+        if several:  # hashable, and one value for one meaning
+            seeds = tuple(self.seed)
+            object.__setattr__(self, "seed", seeds if len(seeds) > 1 else seeds[0])
+        for seed in self.seeds:
+            check_int("evaluation.seed", seed, 0)
+            if seed == CALIBRATION_SEED:
+                raise ConfigError(f"evaluation.seed {seed} is the seed of calibration samples; choose another.")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"evaluation.seed is {list(self.seeds)}; allowed: different seeds.")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The base seeds, whose samples are pooled."""
+        return self.seed if isinstance(self.seed, tuple) else (self.seed,)
+
+    @property
+    def seed_text(self) -> int | str:
+        """The base seed; of several their list, as text."""
+        return self.seed if isinstance(self.seed, int) else ", ".join(map(str, self.seed))
+
+    @property
+    def samples(self) -> int:
+        """All samples of a cell: `n` of each seed."""
+        return self.n * len(self.seeds)
 
     @property
     def compared(self) -> int:
-        """Samples compared with the converged trajectory: `distance_n` up to whole shards, at most n."""
+        """Samples of each seed compared with the converged trajectory: `distance_n` up to whole shards, at most n."""
         return min(self.n, -(-self.distance_n // self.shard) * self.shard)
 
     def resolve_device(self) -> str:

@@ -15,7 +15,7 @@ from accel.core.recipe import Recipe
 from accel.errors import IntegrityError
 from accel.studies.request import Request
 
-ROLES = ("floor", "reference", "baseline")  # before all cells and their controls
+ROLES = ("floor", "reference", "baseline", "conventional", "plain")  # before all cells and their controls
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Job:
     recipe: Recipe
     role: str
     of: str | None = None
+    equal: tuple[str, ...] = ()  # of a control: what it costs as much of as that row
     deferred: bool = False
 
 
@@ -38,7 +39,7 @@ class Manifest:
         self.rows = self._there()
 
     def add(self, job: Job, quality: dict[str, Any], timing: dict[str, Any] | None) -> None:
-        self._put(job.recipe.label, job.role, quality["id"], timing and timing["id"], job.of)
+        self._put(job.recipe.label, job.role, quality["id"], timing and timing["id"], job.of, equal=job.equal)
 
     def add_floor(self, record: dict[str, Any] | None) -> None:
         if record:
@@ -49,10 +50,11 @@ class Manifest:
 
     def add_failure(self, job: Job, error: Exception) -> None:
         self.failures += 1
-        self._put(job.recipe.label, job.role, of=job.of, refused=f"failed: {error}")
+        self._put(job.recipe.label, job.role, of=job.of, refused=f"failed: {error}", equal=job.equal)
 
-    def _put(self, label, role, quality=None, timing=None, of=None, refused=None) -> None:
+    def _put(self, label, role, quality=None, timing=None, of=None, refused=None, equal=()) -> None:
         row = {"label": label, "role": role, "quality": quality, "timing": timing, "of": of, "refused": refused}
+        row |= {"equal": list(equal)} if equal else {}
         self.own = [*_others(self.own, row), row]
 
     def save(self, whole: bool = False) -> None:
@@ -70,8 +72,10 @@ class Manifest:
             else:
                 rows = self.own
             self.rows = sorted(rows, key=self._order)
-            s.results.save_study({"name": s.name, "title": s.title, "suite": s.suite.name, "n": s.evaluation.n,
-                                  "margins": s.margins.to_dict(), "rows": self.rows})  # fmt: skip
+            about = {"name": s.name, "title": s.title, "suite": s.suite.name, "n": s.evaluation.samples}
+            about |= {"margins": s.margins.to_dict(), "rows": self.rows}
+            against = {role: recipe.label for role, recipe in s.against.items()}
+            s.results.save_study(about | ({"against": against} if against else {}))
 
     def _there(self) -> list[dict[str, Any]]:
         try:

@@ -13,6 +13,7 @@ from accel.errors import check_name
 from accel.metrics.verdicts import Margins
 from accel.records import Results
 from accel.studies.evaluation import Evaluation
+from accel.studies.plain import PlainFront
 from accel.suites.base import Suite
 
 
@@ -20,7 +21,9 @@ from accel.suites.base import Suite
 class Request:
     """A study by name, of one suite, evaluated in one way into one results folder; differences are to `baseline`.
 
-    `merge`: keep the rows that an earlier command put into the same study. ConfigError for a name that is none.
+    `merge`: keep the rows that an earlier command put into the same study. `front`: the best plain samplers of the
+    suite (None: each recipe's own); `conventional`: the sampler that everybody knows. ConfigError for a name that is
+    none.
     """
 
     name: str
@@ -32,6 +35,8 @@ class Request:
     cells: Sequence[Any]
     merge: bool = False
     console: Console = field(default_factory=Console)
+    front: PlainFront | None = None
+    conventional: Recipe | None = None
 
     def __post_init__(self) -> None:
         self.name = check_name("study", self.name)
@@ -41,6 +46,17 @@ class Request:
         """Those of the evaluation, with the suite's own least margin of FID where none is given."""
         own = self.evaluation.margins
         return own if own.fid_least is not None else replace(own, fid_least=self.suite.fid_margin)
+
+    @property
+    def against(self) -> dict[str, Recipe]:
+        """What recipes are held against beside the baseline, by role, under the baseline's guidance: the conventional
+        sampler and the best plain one."""
+        base, found = self.baseline.unaccelerated, {}
+        if self.conventional is not None:
+            found["conventional"] = replace(base, sampler=self.conventional.sampler, grid=self.conventional.grid)
+        if self.front is not None and (best := self.front.best_for(base)) is not None:
+            found["plain"] = best
+        return found if self.evaluation.controls else {}
 
     def say(self, message: str) -> None:
         """Print a message as it is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from accel.files import locked, write_atomic
 from accel.records import Results, describe, digest
 from accel.studies.calibration import Calibration
 from accel.studies.evaluation import Evaluation
+from accel.studies.plain import PlainFront, controls
 from accel.suites.base import Suite
 
 STRIP = 10  # samples in a record's picture
@@ -32,6 +33,12 @@ PICTURE = 256  # its height at most
 
 def quiet(message: str) -> None:
     """The default listener for messages: nothing."""
+
+
+def _pooled(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The samples of several seeds one after the other."""
+    several = list(parts)
+    return {name: torch.cat([part[name] for part in several]) for name in several[0]}
 
 
 class Runner:
@@ -80,20 +87,26 @@ class Runner:
 
     # ids ---------------------------------------------------------------------------------------------------------
 
-    def generation_id(self, recipe: Recipe) -> str:
-        """Id of the samples: everything that changes them but their number. Device and batch size are not in it."""
+    def generation_id(self, recipe: Recipe, seed: int | None = None) -> str:
+        """Id of the samples of one base seed (None: the first): everything that changes them but their number. Device
+        and batch size are not in it."""
         identity = {"suite": self.suite.name, "weights": self._fingerprint, "recipe": describe(recipe),
-                    "seed": self.evaluation.seed}  # fmt: skip
+                    "seed": self.evaluation.seeds[0] if seed is None else seed}  # fmt: skip
         if recipe.guidance and recipe.guidance.uses_classifier:
             identity["classifier"] = self._classifier
         return digest(identity)
 
+    def samples_id(self, recipe: Recipe) -> str | list[str]:
+        """`generation_id`, or those of all seeds whose samples are pooled."""
+        found = [self.generation_id(recipe, seed) for seed in self.evaluation.seeds]
+        return found if len(found) > 1 else found[0]
+
     def quality_id(self, recipe: Recipe) -> str:
         """Id of the scores: the samples, their number, the reference and what they are compared with."""
         converged = self.suite.converged(recipe.exact_guidance)
-        return digest({"samples": self.generation_id(recipe), "n": self.evaluation.n, "epoch": EPOCH,
+        return digest({"samples": self.samples_id(recipe), "n": self.evaluation.n, "epoch": EPOCH,
                        "reference": self.suite.reference_identity(), "compared": self.evaluation.compared,
-                       "converged": self.generation_id(converged)} | self._scoring)  # fmt: skip
+                       "converged": self.samples_id(converged)} | self._scoring)  # fmt: skip
 
     def timing_id(self, recipe: Recipe, baseline: Recipe) -> str:
         """Id of a timing: recipe, baseline, device, threads, versions and batch."""
@@ -122,9 +135,10 @@ class Runner:
         key = self.quality_id(recipe)
         if record := self.find("quality", key):
             return record
-        with locked(self._store(recipe).folder / ".lock", wait) as held:
-            if not held:
-                return None
+        with ExitStack() as stack:
+            for seed in sorted(self.evaluation.seeds):
+                if not stack.enter_context(locked(self._store(recipe, seed).folder / ".lock", wait)):
+                    return None
             if record := self.find("quality", key):  # another process was faster
                 return record
             return self._compute_quality(recipe, key)
@@ -144,16 +158,17 @@ class Runner:
             "label": recipe.label,
             "axes": recipe.axes(),
             "suite": self.suite.name,
-            "n": e.n,
-            "seed": e.seed,
-            "compared": e.compared,
+            "n": e.samples,
+            "seed": e.seeds[0],
+            **({"seeds": list(e.seeds)} if len(e.seeds) > 1 else {}),
+            "compared": e.compared * len(e.seeds),
             "simulated": recipe.simulated,
             "recipe": describe(recipe),
             "values": {k: v.to_dict() for k, v in values.items()},
             "cost": {k: v for k, v in cost.items() if k != "strip"} | {"setup_s": round(setup, 3)},
             "strip": cost["strip"],
-            "samples": self.generation_id(recipe),
-            "converged": self.generation_id(self.suite.converged(recipe.exact_guidance)),
+            "samples": self.samples_id(recipe),
+            "converged": self.samples_id(self.suite.converged(recipe.exact_guidance)),
             "weights": self._fingerprint,
             "reference": self.suite.reference_identity(),
             "environment": environment(self.device) | provenance() | self.suite.execution() | {"batch": e.batch},
@@ -165,12 +180,15 @@ class Runner:
         return record
 
     def shards(self, recipe: Recipe, n: int, artefacts: Any = None) -> dict[str, torch.Tensor]:
-        """All tensors of the first n samples of `recipe`; only missing shards are generated."""
-        store, e = self._store(recipe), self.evaluation
+        """All tensors of the first n samples of each seed of `recipe`; only missing shards are generated."""
+        return _pooled(self._shards(recipe, seed, n, artefacts) for seed in self.evaluation.seeds)
+
+    def _shards(self, recipe: Recipe, seed: int, n: int, artefacts: Any) -> dict[str, torch.Tensor]:
+        store, e = self._store(recipe, seed), self.evaluation
 
         def make(a: int, b: int) -> dict[str, torch.Tensor]:
             with locked(device_lock(self.device), shared=True):
-                images = generate(self.pipe, self.suite, recipe, e.seed, a, b, e.batch)
+                images = generate(self.pipe, self.suite, recipe, seed, a, b, e.batch)
             self.on_samples(b - a)
             if self._scoring:
                 return {"images": self.suite.stored(images)}
@@ -185,11 +203,11 @@ class Runner:
                 with accelerate(self.pipe, recipe, models=self.models, artefacts=artefacts):
                     store.fill(missing, make)
             found = store.gather(n, e.shard, {"images": e.compared})
-            return found | (self._scores(recipe, store, n) if self._scoring else {})
+            return found | (self._scores(recipe, seed, store, n) if self._scoring else {})
 
-    def _scores(self, recipe: Recipe, store: ShardStore, n: int) -> dict[str, torch.Tensor]:
+    def _scores(self, recipe: Recipe, seed: int, store: ShardStore, n: int) -> dict[str, torch.Tensor]:
         """Features and per-sample scores of the images in `store`: apart, so that other ones need no other images."""
-        scored = digest({"samples": self.generation_id(recipe), "scoring": self._scoring})
+        scored = digest({"samples": self.generation_id(recipe, seed), "scoring": self._scoring})
 
         def make(a: int, b: int) -> dict[str, torch.Tensor]:
             made = score_images(self.suite, store.load(a, b)["images"], self.suite.conditions(a, b))
@@ -204,7 +222,9 @@ class Runner:
 
     def missing_samples(self, recipe: Recipe) -> int:
         """How many of the run's samples are still to be generated."""
-        return sum(b - a for a, b in self._store(recipe).missing(self.evaluation.n, self.evaluation.shard))
+        e = self.evaluation
+        stores = [self._store(recipe, seed) for seed in e.seeds]
+        return sum(b - a for store in stores for a, b in store.missing(e.n, e.shard))
 
     def plain_macs(self, recipe: Recipe) -> float:
         """MACs an image of a plain recipe: from its record, or counted now."""
@@ -218,12 +238,15 @@ class Runner:
         n = self.evaluation.compared
         if not self.suite.solves(recipe.exact_guidance):
             return self.shards(converged, n)["images"]
-        store = ShardStore(self.results.root, digest({"exact": self.generation_id(converged)}))
 
-        def make(a: int, b: int) -> dict[str, torch.Tensor]:
-            return {"images": self.suite.solve(self.pipe, converged, self.evaluation.seed, a, b)}
+        def solved(seed: int) -> dict[str, torch.Tensor]:
+            def make(a: int, b: int) -> dict[str, torch.Tensor]:
+                return {"images": self.suite.solve(self.pipe, converged, seed, a, b)}
 
-        return self._filled(store, n, make)["images"]
+            store = ShardStore(self.results.root, digest({"exact": self.generation_id(converged, seed)}))
+            return self._filled(store, n, make)
+
+        return _pooled(map(solved, self.evaluation.seeds))["images"]
 
     # calibration ---------------------------------------------------------------------------------------------------
 
@@ -293,11 +316,17 @@ class Runner:
             **measured,
         }
 
-    def control(self, recipe: Recipe, cost: dict[str, Any]) -> Recipe:
-        """The plain sampler whose MACs an image come nearest to the accelerated recipe's `cost`."""
-        plain = recipe.unaccelerated
-        steps = max(1, round(recipe.sampler.steps * cost["macs"] / self.plain_macs(plain)))
-        return replace(plain, sampler=replace(recipe.sampler, steps=min(steps, recipe.sampler.steps)))
+    def controls(
+        self, recipe: Recipe, cost: dict[str, Any], timing: dict[str, Any] | None, baseline: Recipe, front: PlainFront
+    ) -> list[tuple[Recipe, tuple[str, ...]]]:
+        """The plain samplers of `front` at the accelerated recipe's cost: at equal MACs, and where it is timed at equal
+        measured time (plain steps take time in proportion to their MACs, so the baseline's MACs over the speed-up)."""
+        steps = recipe.sampler.steps
+        per_step = self.plain_macs(front.at(recipe, steps)) / steps
+        budgets = {"MACs": cost["macs"]}
+        if timing is not None:
+            budgets["time"] = self.plain_macs(baseline) / timing["speedup"]["value"]
+        return controls(front, recipe, budgets, per_step)
 
     def _warn(self, messages: Iterable[str]) -> None:
         """Say each message once."""
@@ -308,8 +337,8 @@ class Runner:
 
     # helpers -------------------------------------------------------------------------------------------------------
 
-    def _store(self, recipe: Recipe) -> ShardStore:
-        return ShardStore(self.results.root, self.generation_id(recipe))
+    def _store(self, recipe: Recipe, seed: int | None = None) -> ShardStore:
+        return ShardStore(self.results.root, self.generation_id(recipe, seed))
 
     def picture(self, key: str, images: torch.Tensor) -> None:
         """Write the picture of a record: its first samples side by side."""

@@ -23,6 +23,7 @@ from accel.results.tracking import log_record, log_study, upload_command
 from accel.studies import floor
 from accel.studies.estimate import rows_per_image, seconds_per_row
 from accel.studies.manifest import Job, Manifest
+from accel.studies.plain import own_front
 from accel.studies.request import Request
 from accel.studies.runner import Runner
 
@@ -59,7 +60,7 @@ class Study(Request):
             progress.advance(bar)
             while jobs:
                 job = jobs.pop(0)
-                progress.reset(progress.samples, total=self.evaluation.n)
+                progress.reset(progress.samples, total=self.evaluation.samples)
                 progress.update(bar, description=job.recipe.label[:44])
                 try:
                     before = runner.find("quality", runner.quality_id(job.recipe))
@@ -82,9 +83,9 @@ class Study(Request):
                     else:
                         computed += 1
                         self._track(quality, timing)
-                    if new := self._control_job(runner, job, quality):
-                        jobs.insert(0, new)
-                        progress.update(bar, total=progress.tasks[bar].total + 1)
+                    if new := self._controls(runner, job, quality, timing):
+                        jobs[:0] = new
+                        progress.update(bar, total=progress.tasks[bar].total + len(new))
                 rows.save()
                 progress.advance(bar)
             for recipe, reason in refused:
@@ -111,7 +112,7 @@ class Study(Request):
         """Show each cell, what of it is done and how long the rest will take; run nothing."""
         runner = Runner(self.suite, self.evaluation, self.results, self.console.print)
         refused, rate = self._refusals(runner), seconds_per_row(runner)
-        table = Table(title=f"plan of {self.name}: {self.suite.name}, N={self.evaluation.n}, on {runner.device}")
+        table = Table(title=f"plan of {self.name}: {self.suite.name}, N={self.evaluation.samples}, on {runner.device}")
         for column in ("cell", "role", "done", "samples to do", "estimate"):
             table.add_column(column, justify="left" if column in ("cell", "role") else "right")
         total = 0.0
@@ -119,15 +120,17 @@ class Study(Request):
             todo = 0 if runner.find("quality", runner.quality_id(job.recipe)) else runner.missing_samples(job.recipe)
             seconds = todo * rows_per_image(job.recipe) * rate + self._timing_seconds(runner, job, rate)
             total += seconds
-            done = self.evaluation.n - todo
-            table.add_row(job.recipe.label, job.role, f"{done}/{self.evaluation.n}", str(todo), f"{seconds:.0f} s")
+            done = self.evaluation.samples - todo
+            table.add_row(
+                job.recipe.label, job.role, f"{done}/{self.evaluation.samples}", str(todo), f"{seconds:.0f} s"
+            )
         for recipe, reason in refused:
             table.add_row(recipe.label, "refused", "", "", reason)
         self.console.print(table)
-        controls = ", plus one equal-cost control for each accelerated cell" if self.evaluation.controls else ""
+        more = ", plus up to two equal-cost controls for each accelerated cell" if self.evaluation.controls else ""
         self.console.print(
             f"At most about {total:.0f} s of sampling and timing (caching, stitching and interval guidance not "
-            f"deducted){controls}. Nothing was run or written."
+            f"deducted){more}. Nothing was run or written."
         )
         self.console.print(needs_text(self.results, self.suite.name, self.margins, self.name), highlight=False)
 
@@ -139,7 +142,7 @@ class Study(Request):
             artefacts, _ = runner.artefacts(job.recipe)
             count = job.recipe.sampler.group(self.suite.period) if job.recipe.sampler else 1
             with accelerate(runner.pipe, job.recipe, models=runner.models, artefacts=artefacts) as traced:
-                generate(runner.pipe, self.suite, job.recipe, self.evaluation.seed, 0, count, count)
+                generate(runner.pipe, self.suite, job.recipe, self.evaluation.seeds[0], 0, count, count)
             self.console.print(job.recipe.label, style="bold", markup=False, highlight=False)
             text = strip(traced.trace, count, traced.clock.stages, traced.events)
             self.console.print(text + "\n", markup=False, highlight=False, soft_wrap=True)
@@ -161,6 +164,7 @@ class Study(Request):
         jobs = [Job(converged, "reference"), Job(self.baseline, "baseline")]
         if runner.generation_id(converged) == runner.generation_id(self.baseline):
             del jobs[0]  # the table needs its baseline
+        jobs += [Job(recipe, role) for role, recipe in self.against.items()]
         jobs += [Job(recipe, "cell") for recipe in self.cells]
         unique = []
         for job in jobs:
@@ -187,10 +191,12 @@ class Study(Request):
         self.suite.reference()  # a reference that differs fails here, not after hours of sampling
         return refused
 
-    def _control_job(self, runner: Runner, job: Job, quality: dict[str, Any]) -> Job | None:
+    def _controls(self, runner: Runner, job: Job, quality: dict[str, Any], timing: dict[str, Any] | None) -> list[Job]:
         if job.role != "cell" or job.recipe.plain or not self.evaluation.controls:
-            return None
-        return Job(runner.control(job.recipe, quality["cost"]), "control", of=job.recipe.label)
+            return []
+        front = self.front or own_front(job.recipe)
+        found = runner.controls(job.recipe, quality["cost"], timing, self.baseline, front)
+        return [Job(recipe, "control", of=job.recipe.label, equal=equal) for recipe, equal in found]
 
     def _track(self, quality: dict[str, Any], timing: dict[str, Any] | None) -> None:
         if self.wandb != "disabled":
@@ -212,7 +218,7 @@ class Study(Request):
         def on_search(done: int, total: int) -> None:
             progress.update(progress.samples, description="search", completed=done, total=total)
             if done == total:
-                progress.update(progress.samples, description="samples", completed=0, total=self.evaluation.n)
+                progress.update(progress.samples, description="samples", completed=0, total=self.evaluation.samples)
 
         return Runner(self.suite, self.evaluation, self.results, say, on_samples, on_search)
 
