@@ -76,6 +76,7 @@ def _study(cfg: Any, parts: dict[str, Any], cells: list[Any]) -> Any:
         cells=cells,
         merge=not cfg.cells,
         wandb=cfg.wandb,
+        aa=cfg.aa,
         **parts["plain"],
     )
 
@@ -132,7 +133,7 @@ def _check_settings(cfg: Any) -> None:
             refusals.ask(check_int, "threads", cfg.threads, 1, 8 * (os.cpu_count() or 1))
         if cfg.wandb not in WANDB:
             refusals.add(unknown("wandb mode", str(cfg.wandb), WANDB))
-        for name in ("plan", "explain"):
+        for name in ("plan", "explain", "aa"):
             refusals.ask(check_bool, name, cfg[name])
         if cfg.plan and cfg.explain:
             refusals.add(ConfigError("plan=true and explain=true are both given; choose one."))

@@ -1,4 +1,5 @@
-"""Rebuild tables or figures of every study in a results folder from its records; nothing is computed."""
+"""Rebuild tables or figures of every study in a results folder from its records, or the front of plain samplers that
+its studies plain_<suite> find (conf/plain); nothing is computed."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from accel.benches.device_table import write_device
 from accel.benches.options import parser
 from accel.benches.overhead_table import write_deepcache, write_overhead, write_schedulers
 from accel.benches.precision_table import write_precision
+from accel.cli.plain import write_plain
 from accel.errors import ConfigError
 from accel.records import Results
 from accel.results.figures import write_figures
@@ -33,13 +35,17 @@ TABLES = (
 
 
 def main(words: Sequence[str]) -> int:
-    """`accel rebuild tables` or `figures`."""
+    """`accel rebuild tables`, `figures` or `plain`."""
     options = parser(__doc__, "rebuild")
-    options.add_argument("what", choices=["tables", "figures"])
+    options.add_argument("what", choices=["tables", "figures", "plain"])
     args = options.parse_args(words)
     results = Results(args.results)
     if not results.studies():
         raise ConfigError(f"no study in {args.results}/studies; run one first, e.g. accel experiment=demo.")
+    if args.what == "plain":
+        for path in write_plain(results):
+            print(path)
+        return 0
     for study in results.studies():
         for path in STUDY[args.what](results, study):
             print(path)

@@ -330,6 +330,12 @@ class Comparison:
         controls = [row for row in self.done if row.role == "control"]
         return [(cell, control) for cell in cells for control in controls if control.of == cell.label]
 
+    @cached_property
+    def again(self) -> list[tuple[Row, Row]]:
+        """(row, the same recipe on other seeds), in the order of the rows."""
+        twins = {row.label: row for row in self.done if row.role == "aa"}
+        return [(row, twins[row.label]) for row in self.competing if row.label in twins]
+
     def macs_ratio(self, row: Row) -> float | None:
         own, other = row.cost("macs"), self.baseline.cost("macs") if self.baseline else None
         return own / other if own is not None and other else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from accel.results.aa import aa_columns, aa_text
 from accel.results.columns import Column, control_columns, main_columns, recipe_column, speed_columns, timed
 from accel.results.comparison import APART, HOCHBERG, HOLM, PROMPTED, Comparison, device_of, seed_of
 from accel.results.frame import torch_of
@@ -41,6 +42,8 @@ def markdown(study: Comparison) -> str:
         prompted = any(row.value(key) for row in study.done for key in PROMPTED)
         said = CONTROLS + " Of adherence and CLIP score positive is better." * prompted
         page += ["## Equal-cost controls", said, _grid(control_columns(study), study.controls())]
+    if study.again:
+        page += ["## A/A: the same recipes on other seeds", aa_text(study), _grid(aa_columns(study), study.again)]
     if said := sentences(study) if study.against else ():
         page += ["## Headline", "\n".join(f"* {sentence}" for sentence in said)]
     if refused := [row for row in study.rows if row.refused]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -79,6 +79,12 @@ class Evaluation:
     def samples(self) -> int:
         """All samples of a cell: `n` of each seed."""
         return self.n * len(self.seeds)
+
+    @property
+    def elsewhere(self) -> Evaluation:
+        """The same evaluation on as many other seeds, the next ones, untimed."""
+        first = max(self.seeds) + 1
+        return replace(self, seed=tuple(range(first, first + len(self.seeds))), timing=False)
 
     @property
     def compared(self) -> int:

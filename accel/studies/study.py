@@ -22,10 +22,13 @@ from accel.results.terminal import print_study
 from accel.results.tracking import log_record, log_study, upload_command
 from accel.studies import floor
 from accel.studies.estimate import rows_per_image, seconds_per_row
+from accel.studies.evaluation import Evaluation
 from accel.studies.manifest import Job, Manifest
 from accel.studies.plain import own_front
 from accel.studies.request import Request
 from accel.studies.runner import Runner
+
+UNTIMED = ("reference", "aa")  # roles of rows that are there to be compared with, not to be chosen
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Study(Request):
 
     cells: list[Recipe]
     wandb: str = "offline"
+    aa: bool = False  # whether every recipe is evaluated a second time, on other seeds
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +54,8 @@ class Study(Request):
         started = time.perf_counter()
         computed = 0
         with self._progress() as progress:
-            runner = self._runner(progress)
+            runner = self._runner(progress, self.evaluation)
+            twin = self._runner(progress, self.evaluation.elsewhere) if self.aa else runner
             refused = self._refusals(runner)
             check_writable(self.results.root)
             jobs = self._jobs(runner, refused)
@@ -62,15 +67,15 @@ class Study(Request):
                 job = jobs.pop(0)
                 progress.reset(progress.samples, total=self.evaluation.samples)
                 progress.update(bar, description=job.recipe.label[:44])
+                own = twin if job.role == "aa" else runner
                 try:
-                    before = runner.find("quality", runner.quality_id(job.recipe))
-                    quality = before or runner.quality(job.recipe, wait=job.deferred)
+                    before = own.find("quality", own.quality_id(job.recipe))
+                    quality = before or own.quality(job.recipe, wait=job.deferred)
                     if quality is None:  # another process computes this cell: come back to it
                         job.deferred = True
                         jobs.append(job)
                         continue
-                    # The reference is there to be compared with, not to be chosen: its time is of no interest.
-                    timing = runner.timing(job.recipe, self.baseline) if job.role != "reference" else None
+                    timing = runner.timing(job.recipe, self.baseline) if job.role not in UNTIMED else None
                 except StorageError:  # no cell's fault, and no other cell would fare better
                     raise
                 except (AccelError, RuntimeError, ValueError) as error:
@@ -152,23 +157,25 @@ class Study(Request):
 
     def _timing_seconds(self, runner: Runner, job: Job, rate: float) -> float:
         e = self.evaluation
-        timed = e.timing and job.role != "reference" and not job.recipe.simulated
+        timed = e.timing and job.role not in UNTIMED and not job.recipe.simulated
         if not timed or runner.find("timing", runner.timing_id(job.recipe, self.baseline)):
             return 0.0
         rows = 2 * rows_per_image(self.baseline) + rows_per_image(job.recipe)  # a round times the baseline twice
         return (e.repetitions + 1) * e.timing_batch * rows * rate
 
     def _jobs(self, runner: Runner, refused: list[tuple[Recipe, str]]) -> list[Job]:
-        seen = {runner.generation_id(recipe) for recipe, _ in refused}
+        seen = {(again, runner.generation_id(recipe)) for recipe, _ in refused for again in (False, True)}
         converged = self.suite.converged(self.baseline.exact_guidance)
         jobs = [Job(converged, "reference"), Job(self.baseline, "baseline")]
         if runner.generation_id(converged) == runner.generation_id(self.baseline):
             del jobs[0]  # the table needs its baseline
         jobs += [Job(recipe, role) for role, recipe in self.against.items()]
         jobs += [Job(recipe, "cell") for recipe in self.cells]
+        if self.aa:
+            jobs += [Job(job.recipe, "aa", of=job.recipe.label) for job in jobs if job.role != "reference"]
         unique = []
         for job in jobs:
-            key = runner.generation_id(job.recipe)
+            key = job.role == "aa", runner.generation_id(job.recipe)
             if key not in seen:
                 seen.add(key)
                 unique.append(job)
@@ -208,7 +215,7 @@ class Study(Request):
         offline = logged and self.wandb == "offline"
         return f"offline wandb runs; to upload them: {upload_command(self.results.root)}" if offline else None
 
-    def _runner(self, progress: _Progress) -> Runner:
+    def _runner(self, progress: _Progress, evaluation: Evaluation) -> Runner:
         def on_samples(count: int) -> None:
             progress.advance(progress.samples, count)
 
@@ -220,7 +227,7 @@ class Study(Request):
             if done == total:
                 progress.update(progress.samples, description="samples", completed=0, total=self.evaluation.samples)
 
-        return Runner(self.suite, self.evaluation, self.results, say, on_samples, on_search)
+        return Runner(self.suite, evaluation, self.results, say, on_samples, on_search)
 
     def _progress(self) -> _Progress:
         columns = (TextColumn("{task.description:<44}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from accel.caching import DeepCache
-from accel.config import choice_of
+from accel.cli.build import _plain
+from accel.cli.plain import PREFIX, text_of
+from accel.config import CONF, choice_of, compose
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError
+from accel.records import Results
+from accel.results.comparison import Comparison
+from accel.results.plain_front import chosen
 from accel.studies.plain import PlainFront, controls, own_front
 
 
@@ -47,7 +55,7 @@ def test_without_a_front_a_control_is_the_recipe_s_own_sampler():
     assert own_front(recipe).at(recipe, 12).label == "ddim-12@karras"
 
 
-@pytest.mark.parametrize("recipes, best, said", [
+@pytest.mark.parametrize(("recipes", "best", "said"), [
     ((), None, "needed: a sampler each"),
     ((plain("ddim", 5), plain("unipc", 5)), None, "different steps"),
     ((plain("ddim", 5),), 6, "plain.best is 6"),
@@ -55,3 +63,32 @@ def test_without_a_front_a_control_is_the_recipe_s_own_sampler():
 def test_a_front_that_is_none_is_refused(recipes, best, said):
     with pytest.raises(ConfigError, match=said):
         PlainFront(recipes, best)
+
+
+TRACKED = Results(Path(__file__).parents[2] / "results")
+FOUND = [name for name in TRACKED.studies() if name.startswith(PREFIX)]
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_the_shipped_front_is_what_the_tracked_study_says(name):
+    shipped = CONF / "plain" / f"{name.removeprefix(PREFIX)}.yaml"
+    assert shipped.read_text() == text_of(TRACKED, name)
+    study = Comparison.load(TRACKED, name)
+    cfg = compose([f"suite={study.suite}"])
+    front = _plain(cfg)["front"]
+    assert [recipe.label for recipe in front.recipes] == [
+        row.label.replace(" + cfg3", "") for row in chosen(study).rows
+    ]  # fmt: skip
+
+
+def test_no_other_study_is_evaluated_on_the_seed_that_chose():
+    seeds = {file.stem: seeds_of(file) for file in (CONF / "experiment").glob("*.yaml")}
+    choosing = set().union(*(own for name, own in seeds.items() if name.startswith(PREFIX)))
+    assert choosing
+    assert not [name for name, own in seeds.items() if not name.startswith(PREFIX) and own & choosing]
+
+
+def seeds_of(file):
+    """The seeds of an experiment's evaluation, as its file says (0 where it says nothing)."""
+    seed = ((yaml.safe_load(file.read_text()) or {}).get("evaluation") or {}).get("seed", 0)
+    return set(seed) if isinstance(seed, list) else {seed}
