@@ -14,6 +14,7 @@ from accel.studies.calibration import CALIBRATION_SEED
 
 MIN_N = 60
 WHY_N = "20 jackknife groups of three samples, which every interval comes from"
+AUTO = "auto"
 DEVICES = re.compile(r"auto|cpu|(cuda|xpu|mps)(:\d+)?")
 
 
@@ -22,10 +23,13 @@ class Evaluation:
     """How recipes are evaluated. `n`, `seed` and `distance_n` change numbers; the rest only how they are computed, and
     `margins` only how tables read them.
 
-    `seed`: a base seed, or several, whose `n` samples each are pooled as more samples of one estimate.
+    `seed`: a base seed, or several, whose `n` samples each are pooled as more samples of one estimate. `n` may be
+    `auto`: `pilot` samples first, then as many as the verdicts need (`accel.studies.enough`), at most `most`.
     """
 
-    n: int = 512
+    n: int | str = 512
+    pilot: int = 500
+    most: int = 5000
     seed: int | Sequence[int] = 0
     distance_n: int = 128
     batch: int = 64
@@ -38,8 +42,11 @@ class Evaluation:
     margins: Margins = field(default_factory=Margins)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "auto", self.n == AUTO)
+        if self.auto:
+            object.__setattr__(self, "n", self.pilot)
         with Refusals() as refusals:
-            for name in ("n", "distance_n"):
+            for name in ("pilot", "n", "distance_n", "most"):
                 refusals.ask(check_int, f"evaluation.{name}", getattr(self, name), MIN_N, why=WHY_N)
             for name in ("batch", "shard", "timing_batch"):
                 refusals.ask(check_int, f"evaluation.{name}", getattr(self, name), 1)

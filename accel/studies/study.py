@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,6 +14,7 @@ from accel.core.recipe import Recipe, accelerate
 from accel.errors import AccelError, ConfigError, IncompatibleError, Refusals, StorageError
 from accel.evaluation.generate import generate
 from accel.records import check_writable
+from accel.results.comparison import Comparison
 from accel.results.figures import write_figures
 from accel.results.power import needs_text
 from accel.results.progress import Progress
@@ -21,6 +23,7 @@ from accel.results.tables import write_tables
 from accel.results.terminal import print_study
 from accel.results.tracking import log_record, log_study, upload_command
 from accel.studies import floor
+from accel.studies.enough import next_n
 from accel.studies.estimate import rows_per_image, seconds_per_row
 from accel.studies.evaluation import Evaluation
 from accel.studies.manifest import Job, Manifest
@@ -50,7 +53,24 @@ class Study(Request):
                 )
 
     def run(self) -> int:
-        """Compute what is missing, then rebuild the study's tables and figures; the number of failed cells."""
+        """Compute what is missing, then rebuild the study's tables and figures; the number of failed cells. With
+        `evaluation.n=auto` once more for as many samples as its verdicts need."""
+        failed = self._run()
+        auto = self.evaluation.auto
+        while auto and (more := self._more()):
+            self.evaluation = replace(self.evaluation, n=more)
+            failed = self._run()
+        return failed
+
+    def _more(self) -> int | None:
+        """The samples of each seed that the verdicts need; None where there are enough, or no more are allowed."""
+        e, seeds = self.evaluation, len(self.evaluation.seeds)
+        step = math.lcm(e.shard, self.suite.period) * seeds
+        found, said = next_n(Comparison.load(self.results, self.name), e.samples, e.most * seeds, step)
+        self.say(f"evaluation.n=auto: {said}")
+        return found and found // seeds
+
+    def _run(self) -> int:
         started = time.perf_counter()
         computed = 0
         with self._progress() as progress:
