@@ -73,7 +73,7 @@ BAD = {
     "no such device": (["evaluation.device=gpu"], "evaluation.device is 'gpu'; allowed: auto, cpu, cuda or"),
     "device null": (["evaluation.device=null"], "evaluation.device is None; allowed: auto, cpu"),
     "numbered cpu": (["evaluation.device=cpu:3"], "evaluation.device is 'cpu:3'; allowed: auto"),
-    "n says why": (["evaluation.n=32"], "(20 jackknife groups of three samples"),
+    "n says why": (["evaluation.n=32"], "(20 jackknife groups of three samples, or 6 of a period of ten classes"),
     "not a switch": (["evaluation.timing=nan"], "evaluation.timing is nan; allowed: true or false"),
     "plan": (["plan=[]"], "plan is []; allowed: true or false"),
     "plan and explain": (["plan=true", "explain=true"], "plan=true and explain=true are both given; choose one"),

@@ -23,7 +23,7 @@ from accel.core.recipe import Recipe, accelerate
 from accel.core.seeds import generators
 from accel.files import file_name
 from accel.guidance import CFG
-from accel.metrics.statistics import mean_estimate
+from accel.metrics.statistics import mean_estimate, usable_period
 from accel.records import Results, describe, digest
 from accel.samplers.ode import initial_latents
 from accel.samplers.predictor import Predictor
@@ -94,7 +94,8 @@ def _distances(runner: Runner, recipe: Recipe, choices: Sequence[list[float] | N
             for t in scheduler.timesteps:
                 x = scheduler.step(predict(x, float(t)), t, x, return_dict=False)[0]
             distance = (x - exact).double().flatten(1).square().mean(1).sqrt()
-            found.append(mean_estimate(distance.cpu().numpy()).to_dict())
+            period = usable_period(len(distance), runner.suite.period)
+            found.append(mean_estimate(distance.cpu().numpy(), period=period).to_dict())
     return found
 
 

@@ -9,6 +9,7 @@ architectures   MACs of caches on the true shapes of known networks
 convergence     error of every sampler on every grid against the exact ODE
 cascade         DC-Solver's ratios for many (steps, scale) pairs, and the regression over them
 adherence       prompt adherence of the converged sampler on suite shapes
+coverage        what the tables' intervals cover and can decide, over many sets of samples; it resumes
 compatibility   which methods compose on which suite
 """
 
@@ -28,6 +29,7 @@ BENCHES = {
     "convergence": "accel.benches.convergence",
     "cascade": "accel.benches.cascade",
     "adherence": "accel.benches.adherence",
+    "coverage": "accel.benches.coverage",
     "compatibility": "accel.benches.compatibility",
 }
 

@@ -9,6 +9,7 @@ from accel.benches.adherence_table import write_adherence
 from accel.benches.architectures_table import write_architectures
 from accel.benches.cascade_table import write_cascade
 from accel.benches.convergence_table import write_convergence
+from accel.benches.coverage_table import write_coverage
 from accel.benches.device_table import write_device
 from accel.benches.options import parser
 from accel.benches.overhead_table import write_deepcache, write_overhead, write_schedulers
@@ -28,6 +29,7 @@ TABLES = (
     write_architectures,
     write_deepcache,
     write_adherence,
+    write_coverage,
     write_searches,
     write_precision,
     write_device,

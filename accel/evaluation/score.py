@@ -9,10 +9,12 @@ import torch
 from accel.errors import joined
 from accel.files import Tensors
 from accel.metrics.distributions import quality
-from accel.metrics.statistics import Estimate, mean_estimate
+from accel.metrics.features import Reference
+from accel.metrics.fid import Moments
+from accel.metrics.statistics import Estimate, mean_estimate, usable_period
 from accel.suites.base import Suite
 
-EPOCH = 1  # raise when a change alters the values that are computed from the same shards
+EPOCH = 2  # raise when a change alters the values that are computed from the same shards
 
 
 def score_images(suite: Suite, images: torch.Tensor, conditions: dict[str, Any]) -> Tensors:
@@ -37,17 +39,32 @@ def distances(images: torch.Tensor, converged: torch.Tensor) -> torch.Tensor:
 def score(suite: Suite, shards: Tensors, converged: torch.Tensor | None) -> dict[str, Estimate]:
     """All values with intervals. `converged` holds the exact images of the first samples (None: it is itself).
 
-    ConfigError if a score of the suite has the name of another value.
+    Sample i shows condition i of the suite: groups are of its whole periods (`usable_period`), and where both sides
+    have classes KID is taken class by class. ConfigError if a score of the suite has the name of another value.
     """
     parts: list[dict[str, Estimate]] = []
     if suite.feature_space and "features" in shards:
-        features = shards["features"].double()
-        parts.append(quality(features, suite.reference().features, suite.feature_space))
-        parts.append(suite.feature_scores(features))
+        features, n = shards["features"].double(), len(shards["features"])
+        reference, strata = compared_with(suite, n)
+        period = usable_period(n, suite.period)
+        parts.append(quality(features, reference, suite.feature_space, period=period, strata=strata))
+        parts.append(suite.feature_scores(features, period))
     for name, tensor in shards.items():
         if name.startswith("score."):
-            parts.append({name.removeprefix("score."): mean_estimate(tensor.double().numpy())})
+            parts.append({name.removeprefix("score."): _mean(suite, tensor)})
     if converged is not None:
-        measured = distances(shards["images"][: len(converged)], converged)
-        parts.append({"distance": mean_estimate(measured.numpy())})
+        parts.append({"distance": _mean(suite, distances(shards["images"][: len(converged)], converged))})
     return joined(f"the values of suite {suite.name}", *parts)
+
+
+def compared_with(suite: Suite, n: int) -> tuple[Reference | Moments, list[int] | None]:
+    """The reference of the suite's features, and the classes of samples 0..n-1 where both have classes."""
+    own = suite.reference()
+    if isinstance(own.features, Moments):
+        return own.features, None
+    strata = None if own.strata is None else suite.strata(suite.conditions(0, n))
+    return Reference(own.features, None if strata is None else own.strata), strata
+
+
+def _mean(suite: Suite, values: torch.Tensor) -> Estimate:
+    return mean_estimate(values.double().numpy(), period=usable_period(len(values), suite.period))

@@ -56,8 +56,9 @@ class FeatureNetwork(ABC):
         """The loaded network, kept."""
         return self._load()
 
-    def scores(self, features: Tensor) -> dict[str, Estimate]:
-        """Metrics of features (N, D) that need no reference, such as the Inception Score; none by default."""
+    def scores(self, features: Tensor, period: int = 1) -> dict[str, Estimate]:
+        """Metrics of features (N, D) that need no reference, such as the Inception Score; none by default. `period`:
+        that of `accel.metrics.statistics.groups`."""
         return {}
 
     def unavailable(self) -> str | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from accel.errors import ConfigError
 from accel.metrics.features import Reference, as_reference, checked, squared_distances
-from accel.metrics.mmd import mmd, mmd_estimate, pair_mean
+from accel.metrics.mmd import mmd, mmd_estimate
 from accel.metrics.statistics import Estimate
 
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
@@ -24,17 +24,15 @@ def cmmd(features: Tensor | np.ndarray, reference: Tensor | np.ndarray | Referen
     reference = as_reference(reference)
     x = checked("the features", features, 2, reference.features.shape[1])
     x = _directions("the features", x)
-    return CMMD_SCALE * mmd(x, reference.of(_reference_directions), reference.of(_gaussian_mean), _gaussian)
+    return CMMD_SCALE * mmd(x, reference, _gaussian, _reference_directions)
 
 
-def cmmd_estimate(features: Tensor | np.ndarray, reference, count: int = 20) -> Estimate:
+def cmmd_estimate(features: Tensor | np.ndarray, reference, count: int = 20, period: int = 1) -> Estimate:
     """`cmmd` with its interval; each kernel value is computed once for all delete-group values."""
     reference = as_reference(reference)
     x = checked("the features", features, 2, reference.features.shape[1])
     x = _directions("the features", x)
-    return mmd_estimate(
-        x, reference.of(_reference_directions), reference.of(_gaussian_mean), _gaussian, count, CMMD_SCALE
-    )
+    return mmd_estimate(x, reference, _gaussian, _reference_directions, None, count, period, CMMD_SCALE)
 
 
 def _gaussian(x: Tensor, y: Tensor) -> Tensor:
@@ -53,8 +51,3 @@ def _directions(name: str, x: Tensor) -> Tensor:
 
 def _reference_directions(y: Tensor) -> Tensor:
     return _directions("the reference", y)
-
-
-def _gaussian_mean(y: Tensor) -> float:
-    """Mean of k(y, y') over pairs of different references."""
-    return pair_mean(_reference_directions(y), _gaussian)

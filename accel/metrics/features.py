@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from accel.errors import ConfigError
-from accel.metrics.statistics import groups
+from accel.metrics.statistics import group_sizes
 
 BLOCK_ELEMENTS = 2**22  # of one block of a distance or kernel matrix: 32 MiB in float64
 
@@ -20,11 +20,17 @@ Known = TypeVar("Known")
 class Reference:
     """Features (M, D) of the real images, with what each metric needs of them alone computed once.
 
-    Pass one to `quality` in place of the features to share that work between cells. Raises ConfigError as `quality`.
+    Pass one to `quality` in place of the features to share that work between cells. `strata`: the class of each image,
+    0..K-1, shape (M,), where the population is the mixture of K classes of equal weight (see `mmd`); `features` are
+    then ordered by class, and `sizes` says how many of each there are. Raises ConfigError as `quality`.
     """
 
-    def __init__(self, features: Tensor | np.ndarray):
+    def __init__(self, features: Tensor | np.ndarray, strata: Tensor | np.ndarray | Sequence[int] | None = None):
         self.features = checked("the reference", features, 2)
+        self.sizes: tuple[int, ...] | None = None
+        if strata is not None:
+            found = checked_strata("the reference", strata, len(self.features))
+            self.features, self.sizes = self.features[found.argsort(stable=True)], tuple(found.bincount().tolist())
         self._known: dict[Hashable, Any] = {}
 
     def of(self, what: Callable[..., Known], *settings: Hashable) -> Known:
@@ -59,14 +65,27 @@ def checked(name: str, features: Tensor | np.ndarray, needed: int, dimension: in
     return x
 
 
+def checked_strata(name: str, strata: Tensor | np.ndarray | Sequence[int], n: int) -> Tensor:
+    """Strata of n samples as an int64 tensor (n,). Raises ConfigError unless they are 0..K-1, at least two of each: a
+    pair of different samples of one stratum is the least that its own term can be of."""
+    found = torch.as_tensor(strata)
+    if found.shape != (n,) or found.is_floating_point() or found.is_complex():
+        raise ConfigError(f"the strata of {name} are {found.dtype} {tuple(found.shape)}; needed: whole numbers ({n},).")
+    found = found.detach().cpu().long()
+    if int(found.min()) < 0 or int(torch.bincount(found).min()) < 2:
+        raise ConfigError(f"the strata of {name} are {sorted(set(found.tolist()))[:12]}; needed: 0, 1, ... K - 1, at "
+                          "least two samples of each.")  # fmt: skip
+    return found
+
+
 def check_count(name: str, found: int, needed: int) -> None:
     if found < needed:
         raise ConfigError(f"{name}: found {found} samples; needed: at least {needed}.")
 
 
-def group_sizes(n: int, count: int, needed: int) -> list[int]:
-    """Sizes of the contiguous groups of `groups`; raises unless `needed` samples remain without any one group."""
-    sizes = np.bincount(groups(n, count)).tolist()
+def sizes_that_leave(needed: int, n: int, count: int, period: int) -> list[int]:
+    """`group_sizes(n, count, period)`; raises unless `needed` samples remain without any one group."""
+    sizes = group_sizes(n, count, period).tolist()
     check_count("the features without one jackknife group", n - max(sizes), needed)
     return sizes
 

@@ -13,7 +13,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from accel.errors import ConfigError
 from accel.files import file_hash
 from accel.metrics.base import BATCH, FeatureNetwork, frozen
 from accel.metrics.inception_network import FEATURES, InceptionV3
-from accel.metrics.statistics import Estimate, groups
+from accel.metrics.statistics import Estimate, group_sizes
 
 # InceptionV3 of the TensorFlow graph, converted by torch-fidelity (Apache License 2.0).
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -61,9 +60,9 @@ class InceptionFeatures(FeatureNetwork):
         weight = self.network.fc.weight.detach().cpu().double()
         return features.double() @ weight.T
 
-    def scores(self, features: Tensor) -> dict[str, Estimate]:
+    def scores(self, features: Tensor, period: int = 1) -> dict[str, Estimate]:
         """`inception_score`."""
-        return {"inception_score": inception_score(self.logits(features))}
+        return {"inception_score": inception_score(self.logits(features), period=period)}
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -90,7 +89,7 @@ class InceptionFeatures(FeatureNetwork):
         return path
 
 
-def inception_score(logits: Tensor, count: int = 20) -> Estimate:
+def inception_score(logits: Tensor, count: int = 20, period: int = 1) -> Estimate:
     """IS = exp(mean_i KL(p(y | x_i) || p(y))), p(y | x_i) the softmax of logits (N, K), p(y) their mean; 1..K.
 
     One split of all samples with its jackknife interval, not the customary mean over 10 splits with their spread.
@@ -100,7 +99,7 @@ def inception_score(logits: Tensor, count: int = 20) -> Estimate:
     logits = torch.as_tensor(logits).detach().to("cpu", torch.float64)
     if logits.ndim != 2 or not logits.isfinite().all():
         raise ConfigError(f"logits have shape {tuple(logits.shape)}; needed: (samples, classes), all finite.")
-    sizes = np.bincount(groups(len(logits), count)).tolist()
+    sizes = group_sizes(len(logits), count, period).tolist()
     logs = logits.log_softmax(1)
     probabilities = torch.stack([part.exp().sum(0) for part in logs.split(sizes)])
     negentropy = torch.stack([(part.exp() * part).sum() for part in logs.split(sizes)])
@@ -113,4 +112,4 @@ def inception_score(logits: Tensor, count: int = 20) -> Estimate:
     whole = value(probabilities.sum(0), negentropy.sum(), total)
     kept = total - torch.tensor(sizes)[:, None]
     without = value(probabilities.sum(0) - probabilities, negentropy.sum() - negentropy, kept)
-    return Estimate.from_replicates(float(whole), without.tolist(), len(logits))
+    return Estimate.from_replicates(float(whole), without.tolist(), len(logits), period)

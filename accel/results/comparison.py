@@ -94,7 +94,7 @@ def rank(records: Iterable[Mapping[str, Any]], margins: Margins = MARGINS) -> di
             for record in members:
                 if key in record["values"]:
                     value = Estimate.from_dict(record["values"][key])
-                    alike.setdefault((value.n, len(value.replicates)), []).append((record["id"], value))
+                    alike.setdefault(value.design, []).append((record["id"], value))
             for own in alike.values():
                 counts = beaten_by([value for _, value in own], key in HIGHER)
                 for (name, _), count in zip(own, counts, strict=True):
@@ -258,7 +258,7 @@ class Comparison:
         if other is None or row.role == "floor" or group_of(row.quality) != group_of(other.quality):
             return None
         a, b = row.value(key), other.value(key)
-        return paired(a, b) if a and b and a.n == b.n else None
+        return paired(a, b) if a and b and a.design == b.design else None
 
     def margin(self, key: str, other: Row) -> float | None:
         """The margin of a value against `other`: one for the whole table, that of the baseline where they compare."""

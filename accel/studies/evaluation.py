@@ -13,7 +13,7 @@ from accel.metrics.verdicts import Margins
 from accel.studies.calibration import CALIBRATION_SEED
 
 MIN_N = 60
-WHY_N = "20 jackknife groups of three samples, which every interval comes from"
+WHY_N = "20 jackknife groups of three samples, or 6 of a period of ten classes, which every interval comes from"
 AUTO = "auto"
 DEVICES = re.compile(r"auto|cpu|(cuda|xpu|mps)(:\d+)?")
 

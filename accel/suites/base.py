@@ -30,11 +30,13 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Reference:
-    """Features (N, D) of the real data that FID and its kin compare with, and what identifies them."""
+    """Features (N, D) of the real data that FID and its kin compare with, and what identifies them; `strata`: the class
+    of each (N,), 0..K-1, where the real data are of classes that samples rotate over (`Suite.strata`)."""
 
     name: str
     features: torch.Tensor
     sha256: str
+    strata: torch.Tensor | None = None
 
     def identity(self) -> dict[str, Any]:
         return {"name": self.name, "n": len(self.features), "sha256": self.sha256}
@@ -79,6 +81,11 @@ class Suite(ABC):
     def conditions(self, start: int, stop: int) -> dict[str, Any]:
         """Pipeline arguments that say what to generate for samples start..stop-1; a function of the index only."""
 
+    def strata(self, conditions: dict[str, Any]) -> list[int] | None:
+        """The class, 0..K-1, of samples under these conditions, where samples rotate over K classes of equal weight (K
+        is then the period) and so are a class-stratified draw; None where they do not."""
+        return None
+
     def guidance_arguments(self, recipe: Recipe) -> dict[str, Any]:
         """Pipeline arguments that make it guide as `recipe` wants."""
         return {"guidance_scale": recipe.guidance_scale}
@@ -120,8 +127,8 @@ class Suite(ABC):
         """Features (B, D), on the CPU, of pipeline output (B, C, H, W) on any device; None without a feature space."""
         return None
 
-    def feature_scores(self, features: torch.Tensor) -> dict[str, Estimate]:
-        """Metrics of the features (N, D) of all samples that need no reference."""
+    def feature_scores(self, features: torch.Tensor, period: int = 1) -> dict[str, Estimate]:
+        """Metrics of the features (N, D) of all samples that need no reference; `period`: of the jackknife's groups."""
         return {}
 
     def per_sample(self, images: torch.Tensor, conditions: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -138,7 +145,7 @@ class Suite(ABC):
 
     def held_out(self) -> tuple[torch.Tensor, dict[str, Any]] | None:
         """Real images (N, C, H, W) in the pipeline's range that are not in the reference, and their conditions; their
-        score is the real-vs-real floor. None without real data."""
+        score is the real-vs-real floor (with strata: that of as many of each class). None without real data."""
         return None
 
     def to_uint8(self, images: torch.Tensor) -> torch.Tensor:

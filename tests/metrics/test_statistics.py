@@ -8,7 +8,16 @@ import pytest
 from scipy import stats
 
 from accel.errors import ConfigError
-from accel.metrics.statistics import Estimate, groups, jackknife, mean_estimate, paired
+from accel.metrics.statistics import (
+    Estimate,
+    beaten_by,
+    group_sizes,
+    groups,
+    jackknife,
+    mean_estimate,
+    paired,
+    usable_period,
+)
 
 
 def sample(n: int, seed: int = 0) -> np.ndarray:
@@ -27,15 +36,61 @@ def test_groups_are_contiguous_complete_and_near_equal(n, count):
     assert sizes.max() - sizes.min() <= 1
 
 
-@pytest.mark.parametrize(("n", "count"), [(19, 20), (0, 20), (20, 1), (20, 0), (20.0, 20), (20, 2.5), (True, 2)])
-def test_groups_refuses_what_it_cannot_split(n, count):
+@pytest.mark.parametrize(
+    ("n", "count", "period"), [(256, 20, 10), (512, 20, 10), (60, 20, 10), (47, 4, 3), (12, 20, 1)]
+)
+def test_groups_never_cut_a_period_and_hold_as_equal_numbers_of_them_as_they_can(n, count, period):
+    group, blocks = groups(n, count, period), n // period
+    sizes = group_sizes(n, count, period)
+    assert (np.diff(group) >= 0).all()
+    assert {i % period for i in range(1, n) if group[i] != group[i - 1]} == {0}
+    assert len(sizes) == group[-1] + 1 == min(count, blocks)
+    periods = sizes // period  # the partial last period is in the last group
+    assert periods.max() - periods.min() <= 1
+    assert sizes.sum() == n
+    assert (sizes[:-1] % period == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("n", "count", "period"),
+    [
+        (1, 20, 1),
+        (0, 20, 1),
+        (20, 1, 1),
+        (20, 0, 1),
+        (20.0, 20, 1),
+        (20, 2.5, 1),
+        (True, 2, 1),
+        (19, 20, 10),
+        (40, 20, 0),
+    ],
+)
+def test_groups_refuses_what_it_cannot_split(n, count, period):
     with pytest.raises(ConfigError):
-        groups(n, count)
+        groups(n, count, period)
 
 
 def test_too_few_samples_says_found_and_needed():
-    with pytest.raises(ConfigError, match="found 12 samples for 20 jackknife groups"):
-        mean_estimate(sample(12))
+    with pytest.raises(ConfigError, match=r"found 12 samples, 1 whole periods of 10, .* needed: at least 20"):
+        mean_estimate(sample(12), period=10)
+
+
+def test_a_period_is_used_where_there_are_enough_of_them():
+    assert [usable_period(n, 10) for n in (59, 60, 512)] == [1, 10, 10]
+    assert usable_period(512, 1000) == 1
+
+
+def test_a_stratified_mean_spreads_as_it_is_drawn_again():
+    """Classes i mod 10 with far means, noise of sd 1 within: the sd of the mean is 1 / sqrt(n) whatever the classes do.
+
+    Groups of whole periods say so on average (300 repeats; 25 periods in 20 groups); those that cut periods take the
+    classes for spread.
+    """
+    rng, n = np.random.default_rng(0), 250
+    far = 3 * np.resize(np.arange(10.0), n)
+    squared = {p: [mean_estimate(far + rng.normal(size=n), period=p).se ** 2 for _ in range(300)] for p in (1, 10)}
+    assert np.mean(squared[10]) * n == pytest.approx(1, abs=0.08)
+    assert np.mean(squared[1]) * n > 2
 
 
 def test_statistic_sees_each_sample_in_all_but_one_replicate():
@@ -142,11 +197,30 @@ def test_common_seeds_narrow_the_difference():
 
 
 @pytest.mark.parametrize(
-    ("other", "word"), [(mean_estimate(sample(51)), "n = 50"), (mean_estimate(sample(50), 10), "groups = 20")]
+    ("other", "word"),
+    [
+        (mean_estimate(sample(51)), "n = 50"),
+        (mean_estimate(sample(50), 10), "groups = 20"),
+        (mean_estimate(sample(50), 20, 2), "period = 1"),
+    ],
 )
-def test_paired_refuses_different_n_or_groups(other, word):
+def test_paired_refuses_different_n_groups_or_period(other, word):
     with pytest.raises(ConfigError, match=word):
         paired(mean_estimate(sample(50)), other)
+    with pytest.raises(ConfigError, match="cannot be paired"):
+        beaten_by([mean_estimate(sample(50)), other])
+
+
+def test_whole_periods_survive_pairing_and_storage():
+    a, b = mean_estimate(sample(57, 1), period=5), mean_estimate(sample(57, 2) + 0.1, period=5)
+    difference, direct = paired(a, b), mean_estimate(sample(57, 1) - sample(57, 2) - 0.1, period=5)
+    assert (difference.se, difference.period) == (pytest.approx(direct.se, rel=1e-12), 5)
+    assert Estimate.from_dict(a.to_dict()) == a
+    assert beaten_by([a, b]) == [int(difference.lo > 0), int(difference.hi < 0)]
+    old = {k: v for k, v in mean_estimate(sample(50)).to_dict().items() if k != "period"}
+    assert Estimate.from_dict(old) == mean_estimate(sample(50))
+    with pytest.raises(ConfigError, match="found 20 delete-group values of 57 samples, period 5; needed: 11"):
+        Estimate.from_replicates(0.0, [0.0] * 20, 57, 5)
 
 
 def test_json_round_trip_is_exact_and_plain():

@@ -26,7 +26,8 @@ REMEDY = remedy("digits")
 
 @dataclass(frozen=True)
 class DigitsSuite(Suite):
-    """Classes are uniform: sample i is digit i mod 10. Reference: 1,285 training images; floor: 512 held-out ones."""
+    """Classes are uniform: sample i is digit i mod 10. Reference: 1,285 training images; floor: as many of each digit
+    among 512 held-out ones."""
 
     weights: str = str(ASSETS / "digits")
     converged_steps: int = 50
@@ -60,6 +61,9 @@ class DigitsSuite(Suite):
 
     def conditions(self, start: int, stop: int) -> dict[str, Any]:
         return {"class_labels": [i % data.CLASSES for i in range(start, stop)]}
+
+    def strata(self, conditions: dict[str, Any]) -> list[int]:
+        return conditions["class_labels"]
 
     def converged(self, guidance: Guidance | None) -> Recipe:
         """UniPC on the Karras grid: its small last steps converge far sooner than those of the trailing grid."""
@@ -102,7 +106,7 @@ def classifier(weights: str) -> DigitClassifier:
 
 @lru_cache(maxsize=2)
 def _reference(weights: str) -> Reference:
-    images, _ = data.load("train")
+    images, labels = data.load("train")
     manifest = check_manifest(Path(weights), REMEDY)
     found = data_hash("train")
     if (expected := manifest.get("data:train")) != found:
@@ -113,7 +117,7 @@ def _reference(weights: str) -> Reference:
         )
     with torch.inference_mode():
         features = classifier(weights).features(images).double()
-    return Reference("digits/train", features, _identity(manifest))
+    return Reference("digits/train", features, _identity(manifest), labels)
 
 
 def _identity(manifest: dict[str, str]) -> str:

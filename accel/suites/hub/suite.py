@@ -239,8 +239,8 @@ class HubSuite(Suite):
         network = self._network_or_none()
         return network and network(self.to_uint8(images))
 
-    def feature_scores(self, features: torch.Tensor) -> dict[str, Estimate]:
-        return self._network_or_none().scores(features)
+    def feature_scores(self, features: torch.Tensor, period: int = 1) -> dict[str, Estimate]:
+        return self._network_or_none().scores(features, period)
 
     def scoring(self) -> dict[str, Any]:
         network, used = self._network_or_none(), {}

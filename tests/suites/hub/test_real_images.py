@@ -40,8 +40,8 @@ class Colours:
     def unavailable(self):
         return self.missing
 
-    def scores(self, features):
-        return {"inception_score": mean_estimate(features[:, 0].numpy())} if self.version == "1" else {}
+    def scores(self, features, period=1):
+        return {"inception_score": mean_estimate(features[:, 0].numpy(), period=period)} if self.version == "1" else {}
 
     def __call__(self, images):
         assert images.dtype == torch.uint8
