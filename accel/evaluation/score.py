@@ -36,16 +36,18 @@ def distances(images: torch.Tensor, converged: torch.Tensor) -> torch.Tensor:
     return torch.stack([(a.double() - b.double()).square().mean().sqrt() for a, b in pairs]) / scale
 
 
-def score(suite: Suite, shards: Tensors, converged: torch.Tensor | None) -> dict[str, Estimate]:
-    """All values with intervals. `converged` holds the exact images of the first samples (None: it is itself).
+def score(suite: Suite, shards: Tensors, converged: torch.Tensor | None, seeds: int = 1) -> dict[str, Estimate]:
+    """All values with intervals. `converged` holds the exact images of the first samples (None: it is itself); of
+    several `seeds`, whose samples stand one after the other, those of each.
 
-    Sample i shows condition i of the suite: groups are of its whole periods (`usable_period`), and where both sides
+    Sample i of a seed shows condition i of the suite: groups are of its whole periods (`usable_period`), and where both sides
     have classes KID is taken class by class. ConfigError if a score of the suite has the name of another value.
     """
     parts: list[dict[str, Estimate]] = []
     if suite.feature_space and "features" in shards:
         features, n = shards["features"].double(), len(shards["features"])
-        reference, strata = compared_with(suite, n)
+        reference, strata = compared_with(suite, n // seeds)
+        strata = strata and strata * seeds
         period = usable_period(n, suite.period)
         parts.append(quality(features, reference, suite.feature_space, period=period, strata=strata))
         parts.append(suite.feature_scores(features, period))

@@ -14,7 +14,7 @@ from accel.core.devices import device_lock
 from accel.core.environment import environment, instruction_set, provenance
 from accel.core.recipe import Recipe, accelerate
 from accel.digests import weights_digest
-from accel.errors import IntegrityError, Refusals
+from accel.errors import ConfigError, IntegrityError, Refusals
 from accel.evaluation.cost import counted_cost
 from accel.evaluation.generate import generate
 from accel.evaluation.score import EPOCH, score, score_images
@@ -33,6 +33,15 @@ PICTURE = 256  # its height at most
 
 def quiet(message: str) -> None:
     """The default listener for messages: nothing."""
+
+
+def _check_pooled(suite: Suite, evaluation: Evaluation) -> None:
+    cut = len(evaluation.seeds) > 1 and evaluation.n % suite.period
+    if cut and suite.strata(suite.conditions(0, suite.period)) is not None:
+        raise ConfigError(
+            f"evaluation.n={evaluation.n} of each of {len(evaluation.seeds)} seeds cuts the conditions of suite "
+            f"{suite.name}, which repeat after {suite.period} samples; allowed: multiples of {suite.period}."
+        )
 
 
 def _pooled(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -58,6 +67,7 @@ class Runner:
         with Refusals() as refusals:
             self.device = refusals.ask(evaluation.resolve_device)
             refusals.ask(suite.check, evaluation.n)
+            refusals.ask(_check_pooled, suite, evaluation)
             self._fingerprint = refusals.ask(suite.fingerprint)
         self._reported: set[str] = set()
         provenance()  # now: a clone may move on while its study runs
@@ -150,7 +160,7 @@ class Runner:
         shards = self.shards(recipe, e.n, artefacts)
         itself = self.generation_id(recipe) == self.generation_id(self.suite.converged(recipe.exact_guidance))
         exact = None if itself and not self.suite.solves(recipe.exact_guidance) else self.converged_images(recipe)
-        values = score(self.suite, shards, exact)
+        values = score(self.suite, shards, exact, len(e.seeds))
         self.picture(key, shards["images"])
         record = {
             "kind": "quality",
