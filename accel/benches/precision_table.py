@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from accel.benches.precision_speed import COMPILED
-from accel.evaluation.timing import ratio_interval
+from accel.evaluation.intervals import ratio_interval
 from accel.files import write_atomic
 from accel.records import Results
 from accel.results.text import interval, significant
