@@ -38,7 +38,7 @@ SHAPES: dict[str, Shape] = {
     "study": {"name": TEXT, "suite": TEXT, "rows": (list,)},
 }
 ROW: dict[str, tuple[type, ...]] = {"label": TEXT, "role": TEXT, "quality": (object,)}
-ROW_MAYBE = {"of": MAYBE_TEXT, "refused": MAYBE_TEXT}
+ROW_MAYBE = {"of": MAYBE_TEXT, "refused": MAYBE_TEXT, "timings": (list,)}  # timings: at further batches
 
 
 def describe(value: Any) -> Any:
@@ -147,12 +147,12 @@ class Results:
         for i, row in enumerate(manifest["rows"]):
             own = row if isinstance(row, dict) else {}
             _check_shape(path, own, ROW | {k: v for k, v in ROW_MAYBE.items() if k in own}, f"row {i}: ")
-            for kind in ("quality", "timing"):
-                if own.get(kind) is not None:
-                    try:
-                        self.path(kind, own[kind])
-                    except ConfigError as error:
-                        raise IntegrityError(f"{path} is damaged: {error} {AGAIN}") from error
+            named = [(kind, own[kind]) for kind in ("quality", "timing") if own.get(kind) is not None]
+            for kind, key in [*named, *(("timing", key) for key in own.get("timings", ()))]:
+                try:
+                    self.path(kind, key)
+                except ConfigError as error:
+                    raise IntegrityError(f"{path} is damaged: {error} {AGAIN}") from error
         return manifest
 
     def _study(self, name: str) -> Path:

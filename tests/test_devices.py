@@ -28,7 +28,15 @@ from accel.suites.digits.levels import level_classifier
 from accel.testing.elsewhere import DEVICE, Elsewhere
 
 EMBEDDED = ("digits", "digits_flow", "digits_dit", "shapes", "mixture")
-QUICK = {"n": 60, "distance_n": 60, "shard": 60, "batch": 60, "timing_batch": 2, "repetitions": 3}
+QUICK = {
+    "n": 60,
+    "distance_n": 60,
+    "shard": 60,
+    "batch": 60,
+    "timing_batch": 2,
+    "repetitions": 6,
+    "most_repetitions": 6,
+}
 DDIM = DiffusersSampler("DDIMScheduler", 2)
 EULER = DiffusersSampler("FlowMatchEulerDiscreteScheduler", 2)
 

@@ -153,11 +153,11 @@ def test_no_record_is_outside(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [n for n in OUTSIDE if n], ids=repr)
-@pytest.mark.parametrize("kind", ["quality", "timing"])
+@pytest.mark.parametrize("kind", ["quality", "timing", "timings"])
 def test_a_manifest_that_names_a_file_outside_is_damaged(kind, name, tmp_path, accel):
     row = {"label": "ddim-2", "role": "cell", "quality": None, "timing": None, "of": None, "refused": None}
-    results = Results(tmp_path / "a/b/c/out")
-    results.save_study({"name": "forged", "title": "", "suite": "mixture", "n": 60, "rows": [row | {kind: name}]})
+    results, named = Results(tmp_path / "a/b/c/out"), [name] if kind == "timings" else name
+    results.save_study({"name": "forged", "title": "", "suite": "mixture", "n": 60, "rows": [row | {kind: named}]})
     write_json(tmp_path / "a" / "outside.json", {"id": "outside", "kind": kind})
     before = written(tmp_path)
     with pytest.raises(IntegrityError, match=r"forged\.json is damaged: the id of a .* record is"):

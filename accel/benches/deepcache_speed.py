@@ -21,7 +21,7 @@ from accel.caching import DeepCache
 from accel.core.environment import environment, instruction_set, with_provenance
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import needs
-from accel.evaluation.timing import median_interval
+from accel.evaluation.intervals import median_interval
 from accel.records import Results, digest
 from accel.suites.pipeline import PixelPipeline
 

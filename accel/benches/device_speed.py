@@ -19,7 +19,8 @@ from accel.benches.device_job import KIND, Job, emptied, peaks, reason, reset_pe
 from accel.benches.device_networks import NETWORKS, Network, ShapesPipeline
 from accel.core.device_state import sensors
 from accel.core.recipe import Recipe, accelerate
-from accel.evaluation.timing import interleave, median_interval, stopwatch, warmed
+from accel.evaluation.intervals import median_interval
+from accel.evaluation.timing import interleave, stopwatch, warmed
 from accel.guidance import CFG, AdaptiveGuidance, IntervalCFG
 from accel.records import describe
 from accel.registry import method

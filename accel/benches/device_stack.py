@@ -21,7 +21,8 @@ from accel.benches.device_job import Job, emptied, reason
 from accel.benches.device_networks import NETWORKS, Network
 from accel.benches.device_speed import AGAIN, PLAIN, Bed, dtype_on, recipes, rounds
 from accel.core.recipe import Recipe
-from accel.evaluation.timing import median_interval, stopwatch
+from accel.evaluation.intervals import median_interval
+from accel.evaluation.timing import stopwatch
 from accel.precision.executed.tf32 import float32_products
 from accel.records import describe
 from accel.suites.hub.models import compile_blocks

@@ -16,7 +16,7 @@ from accel.records import Results
 
 Record = Mapping[str, Any]
 TABLE = "| {head} |\n|{rule}\n{rows}\n"
-INTERVALS = "Intervals: 95 %, bootstrap over rounds."
+INTERVALS = "Intervals: 95 %, over rounds."
 
 
 def write_device(results: Results) -> list[Path]:

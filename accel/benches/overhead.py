@@ -13,7 +13,8 @@ from accel.benches.overhead_table import write_overhead
 from accel.core.environment import environment, instruction_set, with_provenance
 from accel.core.recipe import Recipe, accelerate
 from accel.evaluation.generate import generate
-from accel.evaluation.timing import interleave, median_interval
+from accel.evaluation.intervals import median_interval
+from accel.evaluation.timing import interleave
 from accel.records import Results, digest
 from accel.suites.base import Suite
 from accel.suites.digits import DigitsSuite

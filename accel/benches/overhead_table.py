@@ -11,7 +11,7 @@ from accel.records import Results
 HEAD = """# Overhead of the harness
 
 The bare pipeline against the same pipeline inside `accelerate(pipe, Recipe())`, interleaved in one process: ratio of
-times (median over rounds, 95 % bootstrap interval), and the bare pipeline against itself (A/A floor).
+times (median over rounds, 95 % interval), and the bare pipeline against itself (A/A floor).
 `mixture` is a closed form without a network, so that its row shows the absolute cost of the seams.
 
 | suite | steps | batch | rounds | bare ms | ratio | A/A floor | device |
@@ -21,7 +21,7 @@ times (median over rounds, 95 % bootstrap interval), and the bare pipeline again
 SCHEDULERS = """# Time of one scheduler step
 
 `step()` on latents 1x4x64x64 in float32, no model: trajectories interleaved in one process, ratio to diffusers'
-DPM-Solver++ of order 3 (median over {repetitions} rounds of {steps} steps, 95 % bootstrap interval; A/A floor {aa}).
+DPM-Solver++ of order 3 (median over {repetitions} rounds of {steps} steps, 95 % interval; A/A floor {aa}).
 `set_timesteps` is called once an image. {device}.
 
 | scheduler | step, us | ratio | set_timesteps, ms |
@@ -53,7 +53,7 @@ def write_schedulers(results: Results) -> list[Path]:
 DEEPCACHE = """# DeepCache: accel against the authors' package
 
 Time of one denoiser call, accel / package (DeepCache 0.1.1), on random UNets, batch 1: median over {repetitions}
-interleaved trajectories of {steps} steps, in contexts that were entered before, with 95 % bootstrap interval. Below 1:
+interleaved trajectories of {steps} steps, in contexts that were entered before, with 95 % interval. Below 1:
 accel is faster. A/A: accel against itself, full steps. Realised: the measured speed-up of a trajectory over the one
 that its MACs promise. {device}.
 

@@ -29,7 +29,8 @@ from accel.core.precision import Precision, plain_bytes
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import AccelError
 from accel.evaluation.generate import generate
-from accel.evaluation.timing import interleave, median_interval
+from accel.evaluation.intervals import median_interval
+from accel.evaluation.timing import interleave
 from accel.precision import TF32, Cast, Compiled, OpenVINO, StaticInt8, TorchAO
 from accel.precision.simulated.calibration import record
 from accel.precision.simulated.calibration_sets import Call

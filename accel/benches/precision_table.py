@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from accel.benches.precision_speed import COMPILED
-from accel.evaluation.timing import ratio_interval
+from accel.evaluation.intervals import ratio_interval
 from accel.files import write_atomic
 from accel.records import Results
 from accel.results.text import interval, significant
@@ -19,7 +19,7 @@ from accel.results.text import interval, significant
 HEAD = """# Executed precision on {device}
 
 One denoiser call at batch 1, each precision in a process of its own. Speed: the plain float32 network's time over the
-variant's, timed in alternation with it (median over rounds, 95 % bootstrap interval; A/A: the plain network against
+variant's, timed in alternation with it (median over rounds, 95 % interval; A/A: the plain network against
 itself). ÷ compiled bf16: that speed over the one of `{compiled}` at the same size (at 1 or below, compiled bfloat16 is
 as fast). SQNR: 10 log10 of signal over error against float32, over evaluations of a trajectory that no calibration
 saw, from noise to image. Peak: resident memory above the bare process, the plain network included, in the first

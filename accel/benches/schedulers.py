@@ -14,7 +14,8 @@ import torch
 from accel.benches.options import parser
 from accel.benches.overhead_table import write_schedulers
 from accel.core.environment import environment, instruction_set, with_provenance
-from accel.evaluation.timing import interleave, median_interval
+from accel.evaluation.intervals import median_interval
+from accel.evaluation.timing import interleave
 from accel.records import Results, digest
 from accel.samplers import DiffusersSampler
 

@@ -40,8 +40,9 @@ def score(suite: Suite, shards: Tensors, converged: torch.Tensor | None, seeds: 
     """All values with intervals. `converged` holds the exact images of the first samples (None: it is itself); of
     several `seeds`, whose samples stand one after the other, those of each.
 
-    Sample i of a seed shows condition i of the suite: groups are of its whole periods (`usable_period`), and where both sides
-    have classes KID is taken class by class. ConfigError if a score of the suite has the name of another value.
+    Sample i of a seed shows condition i of the suite: groups are of its whole periods (`usable_period`), and where
+    both sides have classes KID is taken class by class. ConfigError if a score of the suite has the name of another
+    value.
     """
     parts: list[dict[str, Estimate]] = []
     if suite.feature_space and "features" in shards:

@@ -1,16 +1,19 @@
-"""Latency by interleaved repetitions: A, B, A, B, ... so that a drift of the machine's speed cancels in the ratio.
+"""Latency by interleaved rounds: A, B, A, B, ... so that a drift of the machine's speed cancels in the ratio.
 
-Every round times the recipe once and the baseline twice; the baseline against itself is the A/A floor, below which a
-ratio says nothing. Medians with 95 % intervals by bootstrap over rounds. CUDA: events around the whole pipeline call.
+Every round times baseline and recipe twice each; either against itself is its A/A floor, below which a ratio says
+nothing. Rounds are added until the speed-up's interval is narrow enough; on the CPU those that others disturbed are
+thrown away (accel.evaluation.load). Medians with intervals by order statistics (accel.evaluation.intervals). CUDA:
+events around the whole pipeline call.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +23,13 @@ from accel.core.devices import device_lock
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError
 from accel.evaluation.generate import generate
+from accel.evaluation.intervals import half_width, median_interval
+from accel.evaluation.load import Reading, Round, calm, foreign_load, read
 from accel.files import locked
 from accel.suites.base import Suite
 
 Clock = Callable[[], float]
+PROTOCOL = 2  # of a timing record; 1, or none in the record: three arms, rounds by number, bootstrap intervals
 DISTURBED = 0.25  # of a timing whose disturbance is more than that, ms/image is not to be kept
 TRIES = 2  # at once; what is disturbed still is timed again by the next command
 
@@ -68,15 +74,69 @@ def interleave(
     An arm is a context that gives what is to be timed; entering and leaving it (set-up) is not timed. Meanwhile nobody
     else of this harness times or generates on the device.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    with closing(rounds(arms, device, warmup, clock)) as found:
+        taken = list(itertools.islice(found, repetitions))
+    return {name: np.array([r.seconds[name] for r in taken]) for name in arms}
+
+
+def rounds(
+    arms: Mapping[str, Arm],
+    device: torch.device | str = "cpu",
+    warmup: int = 1,
+    clock: Clock | None = None,
+    read: Callable[[], Reading] = read,
+) -> Iterator[Round]:
+    """Rounds without end, after `warmup` ones that are forgotten; the device is held until the iterator is closed.
+
+    Each visits the arms in turn, every other one backwards. `read`: the clocks by which a round on the CPU is judged.
+    """
+    watched = torch.device(device).type == "cpu"
     with locked(device_lock(device)):
-        for r in range(-warmup, repetitions):
+        for r in itertools.count(-warmup):
+            seconds, processor = {}, {}
+            begin = read() if watched else None
             for name in list(arms)[:: 1 if r % 2 == 0 else -1]:
                 with arms[name]() as run:
-                    elapsed = stopwatch(run, device, clock)
-                if r >= 0:
-                    seconds[name].append(elapsed)
-    return {name: np.array(values) for name, values in seconds.items()}
+                    before = time.process_time()
+                    seconds[name] = stopwatch(run, device, clock)
+                    processor[name] = time.process_time() - before
+            if r >= 0:
+                yield Round(seconds, processor, foreign_load(begin, read())) if watched else Round(seconds)
+
+
+class Taken(NamedTuple):
+    """Rounds that were kept: seconds of each arm (shape (rounds,)), how many others were thrown away, how many of the
+    kept ones are disturbed, and whether the interval was narrow enough at the end."""
+
+    seconds: dict[str, np.ndarray]
+    rejected: int
+    tolerated: int
+    narrow: bool
+
+
+def until_narrow(
+    found: Iterator[Round],
+    ratio: Callable[[Mapping[str, np.ndarray]], np.ndarray],
+    least: int,
+    most: int,
+    precision: float,
+) -> Taken:
+    """Take rounds until the interval of the median of `ratio` (seconds of arms -> one value a round) is narrow: half
+    its width at most `precision` of the median, from `least` kept rounds on, at the latest with `most`.
+
+    Looking after each round makes an interval cover a little less than its 95 %: it ends when it happens to be narrow.
+    """
+    taken: list[Round] = []
+    for one in found:
+        taken.append(one)
+        kept, tolerated = calm(taken)
+        if kept.sum() < least:
+            continue
+        seconds = {name: np.array([r.seconds[name] for r in taken])[kept] for name in one.seconds}
+        narrow = half_width(ratio(seconds)) <= precision
+        if narrow or kept.sum() >= most:
+            return Taken(seconds, int((~kept).sum()), tolerated, narrow)
+    raise ValueError("the rounds ended before there were enough of them")
 
 
 def warmed(
@@ -104,28 +164,13 @@ def warmed(
                 return {"rounds": len(medians), "stable": stable, "spread": spread, "round_seconds": now - start}
 
 
-def median_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> dict[str, float]:
-    """Median with its 95 % percentile-bootstrap interval. values: (rounds,), or (rounds, k) with k values a round,
-    which are not independent: rounds are drawn, never single values."""
-    index = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    lo, hi = np.quantile(np.median(values[index].reshape(draws, -1), axis=1), [0.025, 0.975])
-    return {"value": float(np.median(values)), "lo": float(lo), "hi": float(hi)}
-
-
-def ratio_interval(one: np.ndarray, other: np.ndarray, seed: int = 0, draws: int = 2000) -> dict[str, float]:
-    """Ratio of the medians of two series of rounds that were not interleaved, with its 95 % bootstrap interval."""
-    rng = np.random.default_rng(seed)
-    drawn = [np.median(values[rng.integers(0, len(values), (draws, len(values)))], axis=1) for values in (one, other)]
-    lo, hi = np.quantile(drawn[0] / drawn[1], [0.025, 0.975])
-    return {"value": float(np.median(one) / np.median(other)), "lo": float(lo), "hi": float(hi)}
-
-
 def disturbance(measured: Mapping[str, Any], beside: Iterable[float] = ()) -> float:
-    """How disturbed a timing was: how far the interval of its A/A floor reaches from 1, or by what share its baseline
-    was slower than the fastest of the timings `beside` it (ms of the same baseline on the same machine), if that is
-    more. A drift or a load cancels in ratios, not in ms/image."""
+    """How disturbed a timing was, the most of: how far the interval of the baseline's A/A floor reaches from 1; by what
+    share the baseline was slower than the fastest of the timings `beside` it (ms of the same baseline on the same
+    machine); the share of disturbed rounds among those kept. A drift or a load cancels in ratios, not in ms/image."""
     floor = max(abs(measured["aa"]["lo"] - 1), abs(measured["aa"]["hi"] - 1))
-    return max(floor, measured["baseline_ms"]["value"] / min(beside, default=math.inf) - 1)
+    slower = measured["baseline_ms"]["value"] / min(beside, default=math.inf) - 1
+    return max(floor, slower, measured.get("tolerated", 0) / max(1, measured.get("repetitions", 1)))
 
 
 def disturbed(record: Mapping[str, Any]) -> bool:
@@ -134,11 +179,13 @@ def disturbed(record: Mapping[str, Any]) -> bool:
 
 
 def calmest(measure: Callable[[], dict[str, Any]], beside: Iterable[float] = ()) -> dict[str, Any]:
-    """What `measure` finds, with its `disturbance`; the calmest of several times where that is too large."""
+    """What `measure` finds, with its `disturbance` and whether it is `calm` (of which ms/image is to be kept); the
+    calmest of several times where that is too large."""
     beside, tried = list(beside), []
     while len(tried) < TRIES and (not tried or disturbed(tried[-1])):
         measured = measure()
-        tried.append(measured | {"disturbance": round(disturbance(measured, beside), 4)})
+        found = round(disturbance(measured, beside), 4)
+        tried.append(measured | {"disturbance": found, "calm": found <= DISTURBED})
     return min(tried, key=lambda measured: measured["disturbance"])
 
 
@@ -152,8 +199,18 @@ def time_recipe(
     artefacts: Mapping[str, Any] | None = None,
     batch: int = 8,
     repetitions: int = 9,
+    most_repetitions: int = 25,
+    precision: float = 0.05,
 ) -> dict[str, Any]:
-    """ms/image of `recipe` and `baseline`, speed-up (ratio of rounds) and A/A floor. Simulated recipes are refused."""
+    """Time of `recipe` and `baseline` in one process, both twice a round. Simulated recipes are refused.
+
+    With seconds b, b' of the baseline and r, r' of the recipe in one round, medians over the rounds and intervals:
+    `speedup` (b + b') / (r + r'), `aa` b / b', `aa_recipe` r / r'; `baseline_ms`, `ms_per_image` their mean times an
+    image. `repetitions`: rounds that were kept, at least that many and at most `most_repetitions`; `stopped`: `narrow`
+    if half the width of the speed-up's interval came down to `precision` of it, `most` if not; `rejected`: rounds that
+    were thrown away because others used the processor; `tolerated`: such rounds that had to be kept, because at most
+    as many are thrown away as are kept.
+    """
     if simulated := [r.label for r in (recipe, baseline) if r.simulated]:
         raise ConfigError(
             f"{simulated[0]} is simulated: its time would be that of the imitation, so it is never timed."
@@ -164,14 +221,28 @@ def time_recipe(
         with accelerate(pipe, which, models=models, artefacts=artefacts if which is recipe else None):
             yield lambda: generate(pipe, suite, which, seed=0, start=0, stop=batch, batch=batch)
 
-    arms = {"baseline": lambda: arm(baseline), "recipe": lambda: arm(recipe), "again": lambda: arm(baseline)}
-    seconds = interleave(arms, repetitions, pipe.device)
-    both = (seconds["baseline"] + seconds["again"]) / 2
+    def speedup(seconds: Mapping[str, np.ndarray]) -> np.ndarray:
+        return (seconds["baseline"] + seconds["again"]) / (seconds["recipe"] + seconds["recipe again"])
+
+    arms = {"baseline": baseline, "recipe": recipe, "again": baseline, "recipe again": recipe}
+    timed = rounds({name: lambda which=which: arm(which) for name, which in arms.items()}, pipe.device)
+    with closing(timed):
+        taken = until_narrow(timed, speedup, repetitions, most_repetitions, precision)
+    seconds = taken.seconds
+
+    def ms(one: str, other: str) -> dict[str, float]:
+        return median_interval((seconds[one] + seconds[other]) / 2 * 1000 / batch)
+
     return {
-        "ms_per_image": median_interval(seconds["recipe"] * 1000 / batch),
-        "baseline_ms": median_interval(both * 1000 / batch),
-        "speedup": median_interval(both / seconds["recipe"]),
+        "protocol": PROTOCOL,
+        "ms_per_image": ms("recipe", "recipe again"),
+        "baseline_ms": ms("baseline", "again"),
+        "speedup": median_interval(speedup(seconds)),
         "aa": median_interval(seconds["baseline"] / seconds["again"]),
-        "repetitions": repetitions,
+        "aa_recipe": median_interval(seconds["recipe"] / seconds["recipe again"]),
+        "repetitions": len(seconds["recipe"]),
+        "rejected": taken.rejected,
+        "tolerated": taken.tolerated,
+        "stopped": "narrow" if taken.narrow else "most",
         "batch": batch,
     }

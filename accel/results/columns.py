@@ -69,7 +69,11 @@ def main_columns(study: Comparison, group: tuple) -> list[Column]:
         Column("NFE", lambda row: None if row.cost("nfe") is None else f"{row.cost('nfe'):.4g}", "NFE"),
         Column(f"MACs/image ({unit})", cost("macs", scale)),
         Column("MACs ÷ baseline", lambda row: _ratio(study.macs_ratio(row)), "MACs ÷"),
-        *(speed_columns(study, study.devices[0]) if len(study.devices) == 1 else ()),
+        *(
+            column
+            for i, device in enumerate(study.side_by_side)
+            for column in speed_columns(study, device, len(study.side_by_side) > 1, brief=i == 0)
+        ),
         Column("bit operations ÷ float", _bits),
         Column("weights MB", cost("model_bytes", 1e6)),
         Column("peak MB", cost("peak_bytes", 1e6)),
@@ -103,8 +107,9 @@ def recipe_column(group: tuple | None = None) -> Column:
     return Column("recipe", text, "recipe", lambda row: text(row, False))
 
 
-def speed_columns(study: Comparison, device: tuple) -> list[Column]:
-    """Time and speed-up as measured on `device`."""
+def speed_columns(study: Comparison, device: tuple, named: bool = False, brief: bool = True) -> list[Column]:
+    """Time and speed-up as measured on `device`. `named`: with the batch in the headings, where several stand side by
+    side; on a terminal the time only with `brief`."""
 
     def ms(row: Row) -> str | None:
         timing = study.timing(row, device)
@@ -119,8 +124,11 @@ def speed_columns(study: Comparison, device: tuple) -> list[Column]:
             return f"({text})" if no_speed(timing) else text
         return f"{text} {APART}" if no_speed(timing) else text
 
-    name = "speed-up"
-    return [Column("ms/image", ms, "ms"), Column(f"{name} [95 %]", speedup, name, lambda row: speedup(row, point))]
+    name, at, short = "speed-up", f", batch {device[2]}" * named, f"@{device[2]}" * named
+    return [
+        Column(f"ms/image{at}", ms, f"ms{short}" if brief else None),
+        Column(f"{name}{at} [95 %]", speedup, name + short, lambda row: speedup(row, point)),
+    ]
 
 
 def timed(study: Comparison, device: tuple) -> list[Row]:

@@ -9,6 +9,7 @@ distances are better when lower.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,10 +122,16 @@ def searched(search: Mapping[str, Any], score: float) -> float:
     return -score if search["settings"]["metric"] in HIGHER else score
 
 
+def floors(timing: Mapping[str, Any]) -> list[Mapping[str, float]]:
+    """The A/A floors of a timing: the baseline against itself, and (in newer records) the recipe against itself."""
+    return [timing[key] for key in ("aa", "aa_recipe") if timing.get(key)]
+
+
 def no_speed(timing: Mapping[str, Any]) -> bool:
-    """Whether a speed-up cannot be told from 1, or from what the baseline shows against itself (the A/A floor)."""
-    speedup, floor = timing["speedup"], timing.get("aa") or {"lo": 1, "hi": 1}
-    return speedup["lo"] <= max(1, floor["hi"]) and speedup["hi"] >= min(1, floor["lo"])
+    """Whether a speed-up cannot be told from 1, or from what baseline or recipe show against themselves."""
+    speedup, own = timing["speedup"], floors(timing)
+    most, least = max([1, *(floor["hi"] for floor in own)]), min([1, *(floor["lo"] for floor in own)])
+    return speedup["lo"] <= most and speedup["hi"] >= least
 
 
 @dataclass(frozen=True)
@@ -138,10 +145,15 @@ class Row:
     quality: dict[str, Any] | None
     timing: dict[str, Any] | None  # always None for simulated arithmetic, whose time says nothing
     equal: tuple[str, ...] = ("MACs",)  # of a control: what it costs as much of as the row `of`
+    others: tuple[dict[str, Any], ...] = ()  # timings at further batches
 
     @property
     def simulated(self) -> bool:
         return bool(self.quality and self.quality.get("simulated"))
+
+    @property
+    def timings(self) -> tuple[dict[str, Any], ...]:
+        return (self.timing, *self.others) if self.timing else ()
 
     @property
     def accelerated(self) -> bool:
@@ -183,9 +195,11 @@ class Comparison:
             quality = results.load("quality", line["quality"]) if line.get("quality") else None
             timed = line.get("timing") and quality and not quality.get("simulated")
             timing = results.load("timing", line["timing"]) if timed else None
+            others = tuple(results.load("timing", key) for key in line.get("timings", ()) if timing)
+            others = tuple(other for other in others if other)
             refused = line.get("refused") or (None if quality else "no record: it failed or has not run yet")
             equal = tuple(line.get("equal") or ("MACs",))
-            rows.append(Row(line["role"], line["label"], line.get("of"), refused, quality, timing, equal))
+            rows.append(Row(line["role"], line["label"], line.get("of"), refused, quality, timing, equal, others))
         margins = Margins.from_dict(manifest.get("margins"))
         against = manifest.get("against") or {}
         return cls(manifest["name"], manifest.get("title") or name, manifest["suite"], tuple(rows), margins, against)
@@ -218,7 +232,15 @@ class Comparison:
     @cached_property
     def devices(self) -> list[tuple]:
         """Groups within which times are comparable: (device name, threads, batch)."""
-        return list(dict.fromkeys(device_of(row.timing) for row in self.done if row.timing))
+        return list(dict.fromkeys(device_of(timing) for row in self.done for timing in row.timings))
+
+    @cached_property
+    def side_by_side(self) -> list[tuple]:
+        """The `devices` whose speeds stand in the main table: one, or one machine at several batches, all of which some
+        row was timed at."""
+        machines = {device[:2] for device in self.devices}
+        whole = any(len({*map(device_of, row.timings)}) == len(self.devices) for row in self.done)
+        return self.devices if len(machines) == 1 and whole else []
 
     def held_against(self, role: str) -> Row | None:
         """What recipes are held against beside the baseline: the row of the `conventional` or best `plain` sampler, and
@@ -243,15 +265,33 @@ class Comparison:
         return fixed + sorted((r for r in self.competing if group_of(r.quality) == group), key=order)
 
     def timing(self, row: Row, device: tuple) -> dict[str, Any] | None:
-        """The row's timing on `device`; an untimed baseline has the median of the timings interleaved with others."""
-        if row.timing or row is not self.baseline:
-            return row.timing if row.timing and device_of(row.timing) == device else None
-        timed = [r.timing for r in self.done if r.timing and device_of(r.timing) == device]
-        own = [t for t in timed if t["baseline"] == row.quality["id"]]
-        if not own:
+        """The row's timing on `device` as tables show it, or None.
+
+        `ms_per_image` is P / s: P the pooled time of its baseline there, s the row's speed-up, which was measured in
+        the same rounds as its own baseline. So both columns say the same, whatever the machine did between two
+        timings. An untimed baseline has a timing that was interleaved with others.
+        """
+        own = next((timing for timing in row.timings if device_of(timing) == device), None)
+        if own is None and row is self.baseline and not row.timings:
+            own = next((t for t in self._timed(device) if t["baseline"] == row.quality["id"]), None)
+        if own is None:
             return None
-        middle = sorted(own, key=lambda t: (t["baseline_ms"]["value"], t["id"]))[(len(own) - 1) // 2]
-        return middle | {"ms_per_image": middle["baseline_ms"], "speedup": {"value": 1.0, "lo": 1.0, "hi": 1.0}}
+        pooled = self.baseline_ms(device, own.get("baseline")) or own["ms_per_image"]
+        if row is self.baseline and own.get("baseline") == row.quality["id"]:
+            return own | {"ms_per_image": pooled, "speedup": {"value": 1.0, "lo": 1.0, "hi": 1.0}}
+        value, lo, hi = (pooled["value"] / own["speedup"][end] for end in ("value", "hi", "lo"))
+        return own | {"ms_per_image": {"value": value, "lo": lo, "hi": hi}}
+
+    def baseline_ms(self, device: tuple, baseline: str | None) -> dict[str, float] | None:
+        """ms an image of a baseline (by the id of its quality record) on `device`: the median over all timings of this
+        study that were interleaved with it, with the median ends of their intervals; None without any."""
+        found = [t["baseline_ms"] for t in self._timed(device) if t.get("baseline") == baseline and "baseline_ms" in t]
+        return {end: statistics.median(x[end] for x in found) for end in ("value", "lo", "hi")} if found else None
+
+    def _timed(self, device: tuple) -> list[dict[str, Any]]:
+        """The timings of all rows on `device`, each once: the control of one cell may be another cell."""
+        timed = (timing for row in self.done for timing in row.timings if device_of(timing) == device)
+        return list({timing["id"]: timing for timing in timed}.values())
 
     def delta(self, row: Row, other: Row | None, key: str | None) -> Estimate | None:
         """Paired difference row - other of a value, or None where the two cannot be compared."""

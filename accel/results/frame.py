@@ -1,5 +1,6 @@
 """A study as a data frame: everything that its records say, in columns that no two values share.
 
+Times are of the study's own batch; those of further ones, where it was timed at several, end in it: `speedup@1`.
 Axes are named as in a recipe, metrics as in a record, but for those whose name an axis has taken: precision and recall
 of generated images are the columns `pr_precision` and `pr_recall`.
 """
@@ -13,7 +14,7 @@ from accel.errors import joined
 from accel.metrics.verdicts import p_value
 from accel.records import Results
 from accel.results.columns import all_values
-from accel.results.comparison import COMPETES, HOLM, Comparison, Row, mark_of, metric_of, no_speed, seed_of
+from accel.results.comparison import COMPETES, HOLM, Comparison, Row, device_of, mark_of, metric_of, no_speed, seed_of
 from accel.results.text import Interval, parts, short_hash
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ COSTS = ("nfe", "macs", "bit_operations", "model_bytes", "peak_bytes", "setup_s"
 TIMES = {"ms": "ms_per_image", "baseline_ms": "baseline_ms", "speedup": "speedup", "aa": "aa"}
 COUNTS = (
     "rank", "steps", "n", "seed", "reference_n", "model_bytes", "peak_bytes", "repetitions", "threads", "batch",
+    "rejected", "tolerated",
 )  # fmt: skip
 
 
@@ -62,7 +64,9 @@ def _flat(study: Comparison, row: Row, values: Sequence[str]) -> dict[str, Any]:
     head = {"role": row.role, "label": row.label, "of": row.of, "refused": row.refused}
     if row.refused:
         return head
-    record, timing, axes = row.quality, row.timing or {}, row.quality.get("axes") or {}
+    record, axes = row.quality, row.quality.get("axes") or {}
+    first, *more = study.side_by_side if len(study.side_by_side) > 1 else (row.timing and device_of(row.timing),)
+    timing = _timing(row, first) or {}
     metric, place = metric_of(record), study.ranks.get(record["id"]) if row.role in COMPETES else None
     return joined(
         f"the table of study {study.name}",
@@ -79,11 +83,37 @@ def _flat(study: Comparison, row: Row, values: Sequence[str]) -> dict[str, Any]:
         *(_delta(f"delta_{column_of(key)}", study, row, key) for key in study.compared if key != metric),
         {key: row.cost(key) for key in COSTS},
         {"macs_ratio": study.macs_ratio(row), "strip": record.get("strip")},
-        *(spread(name, timing.get(key)) for name, key in TIMES.items()),
-        {"speedup_told_apart": not no_speed(timing) if timing else None},
+        _times(study, row, first, TIMES),
         {key: timing.get(key) for key in ("repetitions", "device_name", "threads", "batch")},
         {"torch": torch_of(timing) or torch_of(record)},
-    )
+        _later(study, row, first),
+        *({f"timing_id@{device[2]}": (_timing(row, device) or {}).get("id")} for device in more),
+        *(_times(study, row, device, {k: v for k, v in TIMES.items() if k != "baseline_ms"}, f"@{device[2]}")
+          for device in more),
+        *(_later(study, row, device, f"@{device[2]}") for device in more),
+    )  # fmt: skip
+
+
+def _timing(row: Row, device: tuple | None) -> dict[str, Any] | None:
+    """The row's own record of a device: that of an untimed baseline is none."""
+    return next((timing for timing in row.timings if device_of(timing) == device), None)
+
+
+def _times(study: Comparison, row: Row, device: tuple | None, keys: Mapping[str, str], end: str = "") -> dict[str, Any]:
+    """Times of a row: as recorded, but for ms, which is the study's (Comparison.timing)."""
+    timing = _timing(row, device)
+    shown = timing | {"ms_per_image": study.timing(row, device)["ms_per_image"]} if timing else {}
+    told = {f"speedup{end}_told_apart": not no_speed(timing) if timing else None}
+    return joined("times", *(spread(f"{name}{end}", shown.get(key)) for name, key in keys.items()), told)
+
+
+def _later(study: Comparison, row: Row, device: tuple | None, end: str = "") -> dict[str, Any]:
+    """What timing records got later, for studies that have any of these."""
+    if not any(timing.get("protocol") for one in study.done for timing in one.timings):
+        return {}
+    timing = _timing(row, device) or {}
+    told = {f"{key}{end}": timing.get(key) for key in ("rejected", "tolerated", "stopped")}
+    return spread(f"aa_recipe{end}", timing.get("aa_recipe")) | told
 
 
 def _reference(reference: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from accel.results.aa import aa_columns, aa_text
 from accel.results.columns import Column, control_columns, main_columns, recipe_column, speed_columns, timed
-from accel.results.comparison import APART, HOCHBERG, HOLM, PROMPTED, Comparison, device_of, seed_of
+from accel.results.comparison import HOCHBERG, HOLM, PROMPTED, Comparison, seed_of
 from accel.results.frame import torch_of
 from accel.results.headline import sentences
-from accel.results.text import device_text, interval, listed, metric_name, short_hash
+from accel.results.text import comma, device_text, devices_text, listed, metric_name, short_hash
+from accel.results.timing_notes import timing_notes
 
 ABSENT = "–"
 POINTS = ("accuracy", "adherence", "exact")  # shown in per cent
@@ -28,7 +29,7 @@ VERDICTS = (
 
 def markdown(study: Comparison) -> str:
     """The study as a page: how it was made, ranking, equal-cost controls, refused cells, notes."""
-    page, several = [f"# {study.title}", _made(study)], len(study.devices) > 1
+    page, several = [f"# {study.title}", _made(study)], not study.side_by_side
     for group in study.groups:
         if len(study.groups) > 1:
             _, n, seed, metric, sha256, own = group
@@ -69,7 +70,8 @@ def _made(study: Comparison) -> str:
         made.append(
             "reference " + listed(f"{r['name']}, N = {r['n']}, sha256 {short_hash(r['sha256'])}" for r in references)
         )
-    made.append(f"timed on {listed(map(device_text, study.devices))}" if study.devices else "not timed")
+    texts = [devices_text(study.side_by_side)] if study.side_by_side else map(device_text, study.devices)
+    made.append(f"timed on {listed(texts)}" if study.devices else "not timed")
     made += [f"instructions {listed(found)}"] if (found := _instructions(study)) else []
     torches = sorted({t for row in study.done for t in (torch_of(row.quality), torch_of(row.timing or {})) if t})
     made += [f"torch {listed(torches)}"] if torches else []
@@ -136,40 +138,12 @@ def _notes(study: Comparison) -> list[str]:
             notes.append(f"{row.role.capitalize()} row: {row.label}, N = {row.quality['n']}, {what[row.role]}.")
     if study.baseline:
         notes.append(f"Baseline of Δ, MACs ÷ and speed-up: {study.baseline.label}.")
-    notes += _timing_notes(study)
+    notes += timing_notes(study)
     if simulated := [row.label for row in study.done if row.simulated]:
         notes.append(
-            f"Simulated precision (rounded as in the real kernel, but not faster) is never timed: {_comma(simulated)}."
+            f"Simulated precision (rounded as in the real kernel, but not faster) is never timed: {comma(simulated)}."
         )
     served = {cell.label for cell, _ in study.controls()}
     if lonely := [row.label for row in study.done if row.accelerated and row.label not in served]:
-        notes.append(f"Without an equal-cost control: {_comma(lonely)}.")
+        notes.append(f"Without an equal-cost control: {comma(lonely)}.")
     return notes
-
-
-def _timing_notes(study: Comparison) -> list[str]:
-    notes, several = [], len(study.devices) > 1
-    if several:
-        notes.append("Timed under several conditions: each has its own section, and speeds do not compare across them.")
-    for device in study.devices:
-        where = f" on {device_text(device)}" if several else ""
-        timed = [row.timing for row in study.done if row.timing and device_of(row.timing) == device]
-        floors = [timing["aa"] for timing in timed if timing.get("aa")]
-        if floors:
-            floor = max(floors, key=lambda x: (x["hi"] - x["lo"], x["value"]))
-            of = f", the widest of {len(floors)}" if len(floors) > 1 else ""
-            notes.append(
-                f"A/A floor of the timing{where} (the baseline against itself{of}): {interval(floor, unit='×')}; "
-                f"a speed-up that its own floor, or 1, reaches is {APART}."
-            )
-        counts = sorted({timing["repetitions"] for timing in timed if timing.get("repetitions")})
-        if counts:
-            notes.append(f"Times{where}: median of {listed(counts)} repetitions interleaved with the baseline.")
-    base = study.baseline.quality["id"] if study.baseline else None
-    if other := [row.label for row in study.done if base and row.timing and row.timing["baseline"] != base]:
-        notes.append(f"Speed-up is against another baseline for: {_comma(other)}.")
-    return notes
-
-
-def _comma(values: Iterable[str]) -> str:
-    return ", ".join(values)

@@ -10,7 +10,7 @@ from accel.records import Results
 from accel.results.columns import Column, control_columns, main_columns, recipe_column, speed_columns, timed
 from accel.results.comparison import COMPETES, HOCHBERG, HOLM, UNKNOWN, Comparison, Row
 from accel.results.markdown import margins_text
-from accel.results.text import device_text
+from accel.results.text import device_text, devices_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,11 +32,13 @@ def print_study(results: Results, study: str, console: Console | None = None) ->
     console, loaded = console or Console(), Comparison.load(results, study)
     narrow = next((left_out for width, left_out in NARROW if console.width < width), ())
     for group in loaded.groups:
-        devices = f"; {device_text(loaded.devices[0])}" if len(loaded.devices) == 1 else ""
+        devices = f"; {devices_text(loaded.side_by_side)}" if loaded.side_by_side else ""
         title = f"{escape(loaded.title)}\n[not bold dim]N = {group[1]}, seed {group[2]}{devices}[/]"
-        columns = [column for column in main_columns(loaded, group) if column.brief not in narrow]
+        columns = [
+            column for column in main_columns(loaded, group) if (column.brief or "").partition("@")[0] not in narrow
+        ]
         console.print(_terminal(title, columns, loaded.members(group)))
-    for device in loaded.devices if len(loaded.devices) > 1 else ():
+    for device in loaded.devices if not loaded.side_by_side else ():
         columns = [recipe_column(), *speed_columns(loaded, device)]
         console.print(_terminal(f"Speed on {device_text(device)}", columns, timed(loaded, device)))
     if loaded.controls():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from accel.metrics.statistics import Estimate
@@ -76,6 +76,11 @@ def device_text(device: tuple) -> str:
     return f"{name}, {threads} thread{'s' * (threads != 1)}, batch {batch}"
 
 
+def devices_text(devices: Sequence[tuple]) -> str:
+    """Devices that differ in the batch only, as one: `..., batch 8 and 1`."""
+    return device_text((*devices[0][:2], listed(batch for *_, batch in devices)))
+
+
 def short_hash(sha256: str | None) -> str | None:
     return sha256 and sha256[:HASH_DIGITS]
 
@@ -93,3 +98,7 @@ def _fixed(value: float, decimals: int, plus: str) -> str:
 
 def listed(values: Iterable[Any]) -> str:
     return " and ".join(dict.fromkeys(map(str, values)))
+
+
+def comma(values: Iterable[str]) -> str:
+    return ", ".join(values)

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from accel.errors import ConfigError, Refusals, check_bool, check_int
+from accel.errors import ConfigError, Refusals, check_bool, check_float, check_int
+from accel.evaluation.intervals import LEAST
 from accel.metrics.verdicts import Margins
 from accel.studies.calibration import CALIBRATION_SEED
 
 MIN_N = 60
 WHY_N = "20 jackknife groups of three samples, or 6 of a period of ten classes, which every interval comes from"
+WHY_ROUNDS = "fewer rounds have no 95 % interval of the median: even their range covers it with 1 - 2^(1-n)"
 AUTO = "auto"
 DEVICES = re.compile(r"auto|cpu|(cuda|xpu|mps)(:\d+)?")
 
@@ -22,6 +24,10 @@ DEVICES = re.compile(r"auto|cpu|(cuda|xpu|mps)(:\d+)?")
 class Evaluation:
     """How recipes are evaluated. `n`, `seed` and `distance_n` change numbers; the rest only how they are computed, and
     `margins` only how tables read them.
+
+    Times: rounds of recipe and baseline, at least `repetitions`, until half the width of the speed-up's interval is at
+    most `timing_precision` of it, at most `most_repetitions`. `timing_batch`: images in one call, or several such
+    numbers, for a record each; tables show the speed-up at each, the first one as the study's own.
 
     `seed`: a base seed, or several, whose `n` samples each are pooled as more samples of one estimate. `n` may be
     `auto`: `pilot` samples first, then as many as the verdicts need (`accel.studies.enough`), at most `most`.
@@ -36,8 +42,10 @@ class Evaluation:
     shard: int = 64
     controls: bool = True
     timing: bool = True
-    timing_batch: int = 8
+    timing_batch: int | Sequence[int] = (8, 1)
     repetitions: int = 9
+    most_repetitions: int = 25
+    timing_precision: float = 0.05
     device: str = "auto"
     margins: Margins = field(default_factory=Margins)
 
@@ -48,9 +56,14 @@ class Evaluation:
         with Refusals() as refusals:
             for name in ("pilot", "n", "distance_n", "most"):
                 refusals.ask(check_int, f"evaluation.{name}", getattr(self, name), MIN_N, why=WHY_N)
-            for name in ("batch", "shard", "timing_batch"):
+            for name in ("batch", "shard"):
                 refusals.ask(check_int, f"evaluation.{name}", getattr(self, name), 1)
-            refusals.ask(check_int, "evaluation.repetitions", self.repetitions, 3)
+            refusals.ask(self._check_batches)
+            refusals.ask(check_int, "evaluation.repetitions", self.repetitions, LEAST, why=WHY_ROUNDS)
+            least = self.repetitions if isinstance(self.repetitions, int) else LEAST
+            refusals.ask(check_int, "evaluation.most_repetitions", self.most_repetitions, max(least, LEAST),
+                         why="evaluation.repetitions, the least number of rounds")  # fmt: skip
+            refusals.ask(check_float, "evaluation.timing_precision", self.timing_precision, 0.0, 1.0)
             refusals.ask(self._check_seeds)
             for name in ("controls", "timing"):
                 refusals.ask(check_bool, f"evaluation.{name}", getattr(self, name))
@@ -92,6 +105,21 @@ class Evaluation:
         """The same evaluation on as many other seeds, the next ones, untimed."""
         first = max(self.seeds) + 1
         return replace(self, seed=tuple(range(first, first + len(self.seeds))), timing=False)
+
+    def _check_batches(self) -> None:
+        found = self.timing_batch
+        several = list(found) if isinstance(found, Sequence) and not isinstance(found, str) else [found]
+        whole = all(isinstance(b, int) and not isinstance(b, bool) and b >= 1 for b in several)
+        if not several or not whole or len({*several}) < len(several):
+            raise ConfigError(
+                f"evaluation.timing_batch is {found!r}; allowed: an integer >= 1, or several different ones, such as "
+                "[8, 1]."
+            )
+
+    @property
+    def timing_batches(self) -> tuple[int, ...]:
+        """The batches that are timed, the study's own first."""
+        return (self.timing_batch,) if isinstance(self.timing_batch, int) else tuple(self.timing_batch)
 
     @property
     def compared(self) -> int:

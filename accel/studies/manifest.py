@@ -7,7 +7,7 @@ study's lock; the order of rows is a function of the rows alone, so that it is t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,11 @@ class Manifest:
         self.own: list[dict[str, Any]] = []
         self.rows = self._there()
 
-    def add(self, job: Job, quality: dict[str, Any], timing: dict[str, Any] | None) -> None:
-        self._put(job.recipe.label, job.role, quality["id"], timing and timing["id"], job.of, equal=job.equal)
+    def add(self, job: Job, quality: dict[str, Any], timings: Sequence[dict[str, Any]]) -> None:
+        """`timings`: one a batch, the study's own first."""
+        ids = [timing["id"] for timing in timings]
+        first = ids[0] if ids else None
+        self._put(job.recipe.label, job.role, quality["id"], first, job.of, others=ids[1:], equal=job.equal)
 
     def add_floor(self, record: dict[str, Any] | None) -> None:
         if record:
@@ -52,8 +55,9 @@ class Manifest:
         self.failures += 1
         self._put(job.recipe.label, job.role, of=job.of, refused=f"failed: {error}", equal=job.equal)
 
-    def _put(self, label, role, quality=None, timing=None, of=None, refused=None, equal=()) -> None:
+    def _put(self, label, role, quality=None, timing=None, of=None, refused=None, others=(), equal=()) -> None:
         row = {"label": label, "role": role, "quality": quality, "timing": timing, "of": of, "refused": refused}
+        row |= {"timings": list(others)} if others else {}
         row |= {"equal": list(equal)} if equal else {}
         self.own = [*_others(self.own, row), row]
 

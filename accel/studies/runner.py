@@ -19,7 +19,7 @@ from accel.evaluation.cost import counted_cost
 from accel.evaluation.generate import generate
 from accel.evaluation.score import EPOCH, score, score_images
 from accel.evaluation.shards import ShardStore
-from accel.evaluation.timing import DISTURBED, calmest, disturbed, time_recipe
+from accel.evaluation.timing import DISTURBED, PROTOCOL, calmest, disturbed, time_recipe
 from accel.files import locked, write_atomic
 from accel.records import Results, describe, digest
 from accel.studies.calibration import Calibration
@@ -118,12 +118,13 @@ class Runner:
                        "reference": self.suite.reference_identity(), "compared": self.evaluation.compared,
                        "converged": self.samples_id(converged)} | self._scoring)  # fmt: skip
 
-    def timing_id(self, recipe: Recipe, baseline: Recipe) -> str:
-        """Id of a timing: recipe, baseline, device, threads, versions and batch."""
+    def timing_id(self, recipe: Recipe, baseline: Recipe, batch: int | None = None) -> str:
+        """Id of a timing: recipe, baseline, device, threads, versions, batch (the study's own), and how it is taken."""
         e = self.evaluation
         return digest({"samples": self.generation_id(recipe), "baseline": self.generation_id(baseline),
-                       "environment": environment(self.device) | self.suite.execution(), "batch": e.timing_batch,
-                       "repetitions": e.repetitions})  # fmt: skip
+                       "environment": environment(self.device) | self.suite.execution(),
+                       "batch": batch or e.timing_batches[0], "protocol": PROTOCOL, "repetitions": e.repetitions,
+                       "most": e.most_repetitions, "precision": e.timing_precision})  # fmt: skip
 
     # quality -----------------------------------------------------------------------------------------------------
 
@@ -276,11 +277,28 @@ class Runner:
 
     # time ----------------------------------------------------------------------------------------------------------
 
+    def timings(self, recipe: Recipe, baseline: Recipe) -> list[dict[str, Any]]:
+        """The timing records of `recipe` against `baseline` on this device, one a batch of the evaluation, in that
+        order; none for a simulated recipe. A batch that a sampler's groups do not fill is left out, and said."""
+        if recipe.simulated or not self.evaluation.timing:
+            return []
+        batches = self.evaluation.timing_batches
+        if several := len(batches) > 1:
+            groups = [r.sampler.group(self.suite.period) if r.sampler else 1 for r in (recipe, baseline)]
+            fit = [batch for batch in batches if not any(batch % group for group in groups)]
+            if left := [str(batch) for batch in batches if batch not in fit]:
+                self._warn([f"{recipe.label} makes samples in groups of {max(groups)}: not timed at batch "
+                            f"{' and '.join(left)} of evaluation.timing_batch."])  # fmt: skip
+        return [self._timing(recipe, baseline, batch) for batch in (fit if several else batches)]
+
     def timing(self, recipe: Recipe, baseline: Recipe) -> dict[str, Any] | None:
-        """The timing record of `recipe` against `baseline` on this device; None for a simulated recipe."""
+        """The timing record at the study's own batch; None for a simulated recipe."""
         if recipe.simulated or not self.evaluation.timing:
             return None
-        key = self.timing_id(recipe, baseline)
+        return self._timing(recipe, baseline, self.evaluation.timing_batches[0])
+
+    def _timing(self, recipe: Recipe, baseline: Recipe, batch: int) -> dict[str, Any]:
+        key = self.timing_id(recipe, baseline, batch)
         before = self.find("timing", key)
         if before and not disturbed(before):
             return before
@@ -289,7 +307,7 @@ class Runner:
             there = self.find("timing", key)
             if there and (there != before or not disturbed(there)):  # another process was faster
                 return there
-            made = self._time(recipe, baseline, key, artefacts)
+            made = self._time(recipe, baseline, batch, key, artefacts)
             if disturbed(made):
                 self.say(
                     f"{recipe.label} was timed on a disturbed machine (by {made['disturbance']:.0%}; at most "
@@ -300,18 +318,20 @@ class Runner:
             self.results.save(made)
             return made
 
-    def _time(self, recipe: Recipe, baseline: Recipe, key: str, artefacts: Any) -> dict[str, Any]:
+    def _time(self, recipe: Recipe, baseline: Recipe, batch: int, key: str, artefacts: Any) -> dict[str, Any]:
         e = self.evaluation
         where = environment(self.device) | self.suite.execution()
         against = self.quality_id(baseline)
         beside = [
             other["baseline_ms"]["value"] for other in self.results.intact("timing")
-            if other.get("baseline") == against and other.get("batch") == e.timing_batch and "baseline_ms" in other
+            if other.get("baseline") == against and other.get("batch") == batch and "baseline_ms" in other
             and where.items() <= other.get("environment", {}).items()
         ]  # fmt: skip
         measured = calmest(
-            lambda: time_recipe(self.pipe, self.suite, recipe, baseline, models=self.models, artefacts=artefacts,
-                                batch=e.timing_batch, repetitions=e.repetitions), beside)  # fmt: skip
+            lambda: time_recipe(
+                self.pipe, self.suite, recipe, baseline, models=self.models, artefacts=artefacts, batch=batch,
+                repetitions=e.repetitions, most_repetitions=e.most_repetitions, precision=e.timing_precision,
+            ), beside)  # fmt: skip
         return {
             "kind": "timing",
             "id": key,
@@ -323,6 +343,7 @@ class Runner:
             "threads": where["threads"],
             "isa": instruction_set(self.device),
             "environment": where | provenance(),
+            "timing_precision": e.timing_precision,
             **measured,
         }
 

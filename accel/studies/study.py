@@ -95,20 +95,20 @@ class Study(Request):
                         job.deferred = True
                         jobs.append(job)
                         continue
-                    timing = runner.timing(job.recipe, self.baseline) if job.role not in UNTIMED else None
+                    timings = runner.timings(job.recipe, self.baseline) if job.role not in UNTIMED else []
                 except StorageError:  # no cell's fault, and no other cell would fare better
                     raise
                 except (AccelError, RuntimeError, ValueError) as error:
                     rows.add_failure(job, error)
                     self.console.print(f"failed: {job.recipe.label}: {error}", style="red", markup=False)
                 else:
-                    rows.add(job, quality, timing)
+                    rows.add(job, quality, timings)
                     if before:
                         progress.update(bar, there=progress.tasks[bar].fields["there"] + 1)
                     else:
                         computed += 1
-                        self._track(quality, timing)
-                    if new := self._controls(runner, job, quality, timing):
+                        self._track(quality, timings[0] if timings else None)
+                    if new := self._controls(runner, job, quality, timings[0] if timings else None):
                         jobs[:0] = new
                         progress.update(bar, total=progress.tasks[bar].total + len(new))
                 rows.save()
@@ -178,10 +178,10 @@ class Study(Request):
     def _timing_seconds(self, runner: Runner, job: Job, rate: float) -> float:
         e = self.evaluation
         timed = e.timing and job.role not in UNTIMED and not job.recipe.simulated
-        if not timed or runner.find("timing", runner.timing_id(job.recipe, self.baseline)):
-            return 0.0
-        rows = 2 * rows_per_image(self.baseline) + rows_per_image(job.recipe)  # a round times the baseline twice
-        return (e.repetitions + 1) * e.timing_batch * rows * rate
+        ids = {batch: runner.timing_id(job.recipe, self.baseline, batch) for batch in e.timing_batches if timed}
+        images = sum(batch for batch, key in ids.items() if not runner.find("timing", key))
+        rows = 2 * (rows_per_image(self.baseline) + rows_per_image(job.recipe))  # a round times both twice
+        return (e.repetitions + 1) * images * rows * rate
 
     def _jobs(self, runner: Runner, refused: list[tuple[Recipe, str]]) -> list[Job]:
         seen = {(again, runner.generation_id(recipe)) for recipe, _ in refused for again in (False, True)}

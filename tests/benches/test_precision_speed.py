@@ -24,7 +24,7 @@ from accel.benches.precision_table import page, slug, write_precision
 from accel.core.environment import with_provenance
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import IncompatibleError
-from accel.evaluation.timing import ratio_interval
+from accel.evaluation.intervals import ratio_interval
 from accel.records import Results
 
 

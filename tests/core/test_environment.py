@@ -68,7 +68,7 @@ def test_it_is_in_timing_records_but_not_in_their_identity(machine, digits, tmp_
 
     def timing(folder, cpuinfo):
         machine(cpuinfo)
-        runner = Runner(digits, Evaluation(device="cpu", repetitions=3), Results(tmp_path / folder))
+        runner = Runner(digits, Evaluation(device="cpu", repetitions=6, most_repetitions=6), Results(tmp_path / folder))
         return runner.timing(*recipes)
 
     old, new = timing("old", ""), timing("new", "flags : avx512_vnni")
@@ -162,7 +162,7 @@ def test_records_say_what_made_them_and_ids_do_not_change(machine, digits, tmp_p
     monkeypatch.setattr("accel.evaluation.timing.generate", lambda *args, **kwargs: None)
     monkeypatch.setattr(Runner, "converged_images", lambda self, recipe: None)
     recipes = [Recipe(DiffusersSampler("DDIMScheduler", steps)) for steps in (2, 4)]
-    how = Evaluation(n=60, distance_n=60, device="cpu", repetitions=3)
+    how = Evaluation(n=60, distance_n=60, device="cpu", repetitions=6, most_repetitions=6)
     machine("")
     made = {}
     for commit in ("abc", "def-dirty"):

@@ -80,7 +80,11 @@ class Fabric:
             write_atomic(self.results.path("quality", record["id"]).with_suffix(".png"), strip(label))
         return record
 
-    def timing(self, quality, baseline, speedup, *, device="Testchip 9 (AVX2)", threads=1, batch=8, base=24.0):
+    def timing(
+        self, quality, baseline, speedup, *, device="Testchip 9 (AVX2)", threads=1, batch=8, base=24.0, **more
+    ):  # fmt: skip
+        """`more`: what records got later."""
+
         def around(value, half):
             return {"value": value, "lo": value * (1 - half), "hi": value * (1 + half)}
 
@@ -100,12 +104,13 @@ class Fabric:
             "aa": around(1.003, 0.015),
             "repetitions": 9,
             "environment": CPU | {"device_name": device, "threads": threads},
-        }
+        } | more
         self.results.save(record)
         return record
 
-    def line(self, role, quality=None, timing=None, *, label=None, of=None, refused=None):
+    def line(self, role, quality=None, timing=None, *, label=None, of=None, refused=None, others=()):
         ids = {"quality": quality and quality["id"], "timing": timing and timing["id"]}
+        ids |= {"timings": [other["id"] for other in others]} if others else {}
         self.lines.append({"role": role, "label": label or quality["label"], **ids, "of": of, "refused": refused})
 
     def save(
