@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -9,9 +11,11 @@ import torch
 from accel.errors import joined
 from accel.files import Tensors
 from accel.metrics.distributions import quality
+from accel.metrics.similarity import Similarity
 from accel.metrics.statistics import Estimate, mean_estimate
 from accel.suites.base import Suite
 
+TO_PLAIN = "_to_plain"  # of values that compare with the same recipe without what accelerates it
 EPOCH = 1  # raise when a change alters the values that are computed from the same shards
 
 
@@ -34,12 +38,34 @@ def distances(images: torch.Tensor, converged: torch.Tensor) -> torch.Tensor:
     return torch.stack([(a.double() - b.double()).square().mean().sqrt() for a, b in pairs]) / scale
 
 
-def score(suite: Suite, shards: Tensors, converged: torch.Tensor | None) -> dict[str, Estimate]:
-    """All values with intervals. `converged` holds the exact images of the first samples (None: it is itself).
+def similarities(
+    suite: Suite,
+    similarity: Similarity,
+    images: torch.Tensor,
+    converged: torch.Tensor | None,
+    plain: torch.Tensor | None,
+) -> dict[str, Estimate]:
+    """Reference metrics, as means over samples, of stored images (B, C, H, W): to the images of the converged
+    trajectory (`psnr`, ...), to those of the unaccelerated recipe (`psnr_to_plain`, ...), each None where it is itself,
+    and without a reference (`sharpness`)."""
+    pictures = suite.to_uint8(images)
+    found = similarity.alone(pictures)
+    for references, suffix in ((converged, ""), (plain, TO_PLAIN)):
+        if references is not None:
+            measured = similarity.paired(pictures[: len(references)], suite.to_uint8(references))
+            found |= {name + suffix: values for name, values in measured.items()}
+    return {name: mean_estimate(values.numpy()) for name, values in found.items()}
+
+
+def score(
+    suite: Suite, shards: Tensors, converged: torch.Tensor | None, more: Mapping[str, Estimate] = MappingProxyType({})
+) -> dict[str, Estimate]:
+    """All values with intervals. `converged` holds the exact images of the first samples (None: it is itself); `more`:
+    further values, such as `similarities`.
 
     ConfigError if a score of the suite has the name of another value.
     """
-    parts: list[dict[str, Estimate]] = []
+    parts: list[Mapping[str, Estimate]] = []
     if suite.feature_space and "features" in shards:
         features = shards["features"].double()
         parts.append(quality(features, suite.reference().features, suite.feature_space))
@@ -50,4 +76,4 @@ def score(suite: Suite, shards: Tensors, converged: torch.Tensor | None) -> dict
     if converged is not None:
         measured = distances(shards["images"][: len(converged)], converged)
         parts.append({"distance": mean_estimate(measured.numpy())})
-    return joined(f"the values of suite {suite.name}", *parts)
+    return joined(f"the values of suite {suite.name}", *parts, more)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from accel.results.columns import Column, control_columns, main_columns, recipe_column, speed_columns, timed
-from accel.results.comparison import APART, HOCHBERG, HOLM, PROMPTED, Comparison, device_of
+from accel.results.comparison import APART, HOCHBERG, HOLM, PROMPTED, SIMILAR, TO_PLAIN, Comparison, device_of
 from accel.results.frame import torch_of
 from accel.results.text import device_text, interval, listed, metric_name, short_hash
 
@@ -39,6 +39,7 @@ def markdown(study: Comparison) -> str:
     if study.controls():
         prompted = any(row.value(key) for row in study.done for key in PROMPTED)
         said = CONTROLS + " Of adherence and CLIP score positive is better." * prompted
+        said += " Of a value with ↑ positive is better." * any(row.value(key) for row in study.done for key in SIMILAR)
         page += ["## Equal-cost controls", said, _grid(control_columns(study), study.controls())]
     if refused := [row for row in study.rows if row.refused]:
         columns = [Column("recipe", lambda row: row.label), Column("reason", lambda row: row.refused)]
@@ -124,6 +125,7 @@ def _notes(study: Comparison) -> list[str]:
             "Distance: from the converged trajectory of the same seed (the exact solution where a suite has one), mean "
             f"over the first {listed(counts)} samples."
         )
+    notes += _similarity_notes(study)
     what = {"reference": "the converged sampler", "floor": "scored against the reference like samples"}
     for row in study.done:
         if row.role in what:
@@ -138,6 +140,23 @@ def _notes(study: Comparison) -> list[str]:
     served = {cell.label for cell, _ in study.controls()}
     if lonely := [row.label for row in study.done if row.accelerated and row.label not in served]:
         notes.append(f"Without an equal-cost control: {_comma(lonely)}.")
+    return notes
+
+
+def _similarity_notes(study: Comparison) -> list[str]:
+    there = {key: x for row in study.done for key in (*SIMILAR, *TO_PLAIN) if (x := row.value(key))}
+    counts, notes = listed(sorted({x.n for x in there.values()})), []
+    if paired := [metric_name(key) for key in SIMILAR if key in there and key != "sharpness"]:
+        notes.append(
+            f"{_comma(paired)}: of the 8-bit pictures of the same seed, mean over the first {counts} samples: to the "
+            "converged trajectory, as distance is, and where a heading ends in *to plain*, to the same recipe without "
+            "cache, stitch, precision, skip and shortcut of guidance. ↑: better when higher, ↓: when lower; no margin."
+        )
+    if "sharpness" in there:
+        notes.append(
+            f"Sharpness: variance of the Laplacian of the luminance (0..255), mean over the first {counts} samples. It "
+            "is no distance: lower than the baseline's means blurrier, and noise is sharp."
+        )
     return notes
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from accel.errors import ConfigError, Refusals, check_bool, check_int
+from accel.metrics.similarity import Similarity, check_metrics
 from accel.metrics.verdicts import Margins
 from accel.studies.calibration import CALIBRATION_SEED
 
@@ -19,7 +21,8 @@ DEVICES = re.compile(r"auto|cpu|(cuda|xpu|mps)(:\d+)?")
 @dataclass(frozen=True)
 class Evaluation:
     """How recipes are evaluated. `n`, `seed` and `distance_n` change numbers; the rest only how they are computed, and
-    `margins` only how tables read them."""
+    `margins` only how tables read them. `reference_metrics` (of accel.metrics.similarity) adds values to those of the
+    compared samples; `lpips_weights` is AlexNet's file, which lpips needs."""
 
     n: int = 512
     seed: int = 0
@@ -32,6 +35,8 @@ class Evaluation:
     repetitions: int = 9
     device: str = "auto"
     margins: Margins = field(default_factory=Margins)
+    reference_metrics: Sequence[str] = ()
+    lpips_weights: str | None = None
 
     def __post_init__(self) -> None:
         with Refusals() as refusals:
@@ -44,6 +49,10 @@ class Evaluation:
             for name in ("controls", "timing"):
                 refusals.ask(check_bool, f"evaluation.{name}", getattr(self, name))
             refusals.ask(self.resolve_device)
+            names = refusals.ask(
+                check_metrics, "evaluation.reference_metrics", self.reference_metrics, self.lpips_weights
+            )
+            object.__setattr__(self, "reference_metrics", names)
             if not isinstance(self.margins, Margins):
                 refusals.add(ConfigError(f"evaluation.margins is {self.margins!r}; allowed: a margin for each value."))
             if self.seed == CALIBRATION_SEED:
@@ -55,6 +64,11 @@ class Evaluation:
     def compared(self) -> int:
         """Samples compared with the converged trajectory: `distance_n` up to whole shards, at most n."""
         return min(self.n, -(-self.distance_n // self.shard) * self.shard)
+
+    @property
+    def similarity(self) -> Similarity | None:
+        """What compares pictures of the same seed; None without reference metrics."""
+        return Similarity(self.reference_metrics, self.lpips_weights) if self.reference_metrics else None
 
     def resolve_device(self) -> str:
         """The device that is meant; ConfigError if there is none of that name here."""
