@@ -2,7 +2,7 @@
 
 What users of caches quote. Pictures are bytes, as files hold them: x / 255 in [0, 1], H x W, C = 1 or 3.
 
-    PSNR = 10 log10(1 / mean (x - y)^2) in dB, by torchmetrics; identical pictures (infinite) count as 100 dB
+    PSNR = 10 log10(1 / mean (x - y)^2) in dB, by torchmetrics; at most 100 dB, which identical pictures have
     SSIM = mean_p (2 mu_x mu_y + c1)(2 s_xy + c2) / ((mu_x^2 + mu_y^2 + c1)(s_x^2 + s_y^2 + c2)) in -1..1, by
            torchmetrics: c1 = 0.01^2, c2 = 0.03^2, Gaussian window of 11 x 11, sigma 1.5 (Wang et al. 2004), edges
            reflected (the authors leave them out), channels averaged
