@@ -93,14 +93,15 @@ def pareto(study: Comparison) -> Figure | None:
 
 
 def _scale_quality(axes: Axes, study: Comparison, quality: Quality, points: Sequence[Point]) -> None:
-    """Log where quality spans more than a factor of five; room for the bands and for labels above. What cannot be
+    """Log where a loss spans more than a factor of five (what is better when higher has a best value, near which a log
+    scale would hide everything); room for the bands and for labels above. What cannot be
     negative has no axis below 0, whatever an interval that is symmetric about a small value says."""
     rows = [row for row in study.members(study.groups[0]) if row.role not in COMPETES and quality.of(row)]
     values = [point.y[0] for point in points] + [quality.of(row)[0] for row in rows]
     edges = [edge for point in points for edge in point.y[1:]]
     low, high = min([*values, *edges]), max([*values, *edges])
     positive = [value for value in values if value > 0]
-    if len(positive) == len(values) and max(values) > 5 * min(values):
+    if not quality.higher and len(positive) == len(values) and max(values) > 5 * min(values):
         axes.set_yscale("log")
         low = max(low, 0.7 * min(values))
         axes.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.1)
