@@ -63,6 +63,7 @@ class BranchCache(Method):
         stored: dict[tuple[int, int, str, int], Kept] = {}
         clock.on_reset(stored.clear)
         clock.on_reset(plan.clear)
+        node.state.append(stored)
 
         def denoise(inputs: Inputs) -> torch.Tensor:
             if not plan:

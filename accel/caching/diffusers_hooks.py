@@ -168,6 +168,7 @@ class DiffusersCache(Method):
         seen: list[tuple] = []
         clock.on_reset(registry.reset_stateful_hooks)
         clock.on_reset(seen.clear)
+        node.state.append(lambda: _kept_by_hooks(net))
 
         def denoise(inputs: Inputs) -> torch.Tensor:
             batch = inputs.parts, inputs.members, inputs.rows
@@ -264,6 +265,14 @@ def _hooked(net: nn.Module) -> set[tuple[str, str]]:
     # (module, hook) of all hooks that are on it.
     found = ((name, getattr(module, "_diffusers_hook", None)) for name, module in net.named_modules())
     return {(name, hook) for name, registry in found if registry is not None for hook in registry.hooks}
+
+
+def _kept_by_hooks(net: nn.Module) -> list[Any]:
+    # What hooks of diffusers' keep: PAB a `state`, the others a `state_manager` with a state for each context, which
+    # hooks of several blocks share.
+    registries = [r for module in net.modules() if (r := getattr(module, "_diffusers_hook", None)) is not None]
+    hooks = [hook for registry in registries for hook in registry.hooks.values()]
+    return [getattr(hook, name, None) for hook in hooks for name in ("state", "state_manager")]
 
 
 def _raised_in_hooks(error: BaseException) -> bool:

@@ -89,6 +89,7 @@ class EncoderPropagation(Method):
         ahead: dict[tuple[int, int, str], Kept] = {}
         for state in (key_steps, features, ahead):
             clock.on_reset(state.clear)
+        node.state += [features, ahead]
 
         def gathered(kept: dict, where: int, inputs: Inputs) -> list[torch.Tensor] | None:
             # What is kept for the rows of `inputs` at slot or stage `where`, or None if some of it is not there.

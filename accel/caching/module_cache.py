@@ -58,6 +58,7 @@ class ModuleCache(Method):
         histories: dict[tuple[Key, str], list[History]] = {}  # one for each time that a forward calls the module
         for state in (plan, histories):
             clock.on_reset(state.clear)
+        node.state.append(histories)
         cells = {name: _Cell() for name in names}
         for name, cell in cells.items():
             module = node.net.get_submodule(name)

@@ -8,7 +8,7 @@ the prediction as one tensor.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -92,6 +92,28 @@ def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     return type(value)(mapped(v, change) for v in value) if isinstance(value, (list, tuple)) else value
 
 
+def held_bytes(state: Iterable[Any]) -> int:
+    """Bytes of all tensors in `state`: containers that nest however they like (mappings, sequences, objects with
+    attributes), or functions that give such. What several tensors share counts once, and whole."""
+    storages: dict[int, int] = {}
+    seen: set[int] = set()
+    waiting = [item() if callable(item) else item for item in state]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
+        elif id(value) not in seen and not isinstance(value, (str, bytes, nn.Module, type)):
+            seen.add(id(value))
+            if isinstance(value, Mapping):
+                waiting += value.values()
+            elif isinstance(value, (list, tuple, set)):
+                waiting += value
+            else:
+                waiting += vars(value).values() if hasattr(value, "__dict__") and not callable(value) else ()
+    return sum(storages.values())
+
+
 def first_output(output: Any) -> torch.Tensor:
     """The tensor that a module is for, of whatever it returned: a tuple's first, an output object's `sample`."""
     return output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
@@ -112,9 +134,11 @@ class Node:
 
     `dtype` is what floating-point inputs (not the timestep) are cast to for the network; predictions are cast back.
     `evaluating` tells whether the network runs now, `within()` is entered for as long, `mode` is what the trace calls
-    an evaluation of it. For the guidance, which sits on the pipeline's own network: `guides` are the denoisers of the
-    further networks that it names, `classifier` gives logits of a clean image, and what it remembers while sampling is
-    in `memory`, emptied with every trajectory. `cached_share`: the part of its blocks' weights that a cache passes by.
+    an evaluation of it. A cache puts what it keeps from step to step into `state` (containers of tensors, or functions
+    that give such), to be weighed. For the guidance, which sits on the pipeline's own network: `guides` are the
+    denoisers of the further networks that it names, `classifier` gives logits of a clean image, and what it remembers
+    while sampling is in `memory`, emptied with every trajectory. `cached_share`: the part of its blocks' weights that a
+    cache passes by.
     """
 
     name: str
@@ -131,6 +155,7 @@ class Node:
     memory: dict[str, Any] = field(default_factory=dict)
     mode: str = "full"
     cached_share: float | None = None
+    state: list[Any] = field(default_factory=list)
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
     _return_dict: bool = False
     _names: list[str] = field(default_factory=list)

@@ -13,7 +13,7 @@ from torch import nn
 
 from accel.core import pipelines
 from accel.core.calls import told
-from accel.core.denoiser import Node, check_compiled, denoiser_name, room_to_compile, shadow_forward
+from accel.core.denoiser import Node, check_compiled, denoiser_name, held_bytes, room_to_compile, shadow_forward
 from accel.core.guidance import CLASSIFIER, Guidance
 from accel.core.method import LATER, Method, Stitch
 from accel.core.precision import Precision
@@ -152,6 +152,7 @@ class Run:
     pipe: Any = field(default=None, repr=False)
     scheduler: Any = field(default=None, repr=False)
     cached_share: dict[str, float] = field(default_factory=dict)
+    cache_state: list[Any] = field(default_factory=list, repr=False)
 
     @property
     def trace(self) -> list[NetworkCall]:
@@ -169,6 +170,11 @@ class Run:
         if not self.count_macs:
             raise ConfigError("MACs were not counted; use accelerate(pipe, recipe, count_macs=True).")
         return sum(e.macs for e in self._evaluations) / max(1, self.clock.samples)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the tensors that caches keep now, of all networks and the whole batch; 0 outside of a trajectory."""
+        return held_bytes(self.cache_state)
 
     @property
     def events(self) -> list[Event]:
@@ -234,6 +240,7 @@ def accelerate(
                 denoise = recipe.skip.attach(node, denoise)
             denoisers[key] = cache.attach(node, denoise) if cache else denoise
             nodes[key] = node
+        run.cache_state += [item for node in nodes.values() for item in node.state]
         run.cached_share |= {k: node.cached_share for k, node in nodes.items() if node.cached_share is not None}
         denoise = recipe.stitch.combine(denoisers, clock) if recipe.stitch else denoisers["base"]
         if guidance:

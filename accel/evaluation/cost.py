@@ -63,20 +63,25 @@ def counted_cost(
 ) -> dict[str, Any]:
     """Steps, NFE, MACs an image, model bytes, peak tensor bytes (batch 1; None where a converted copy runs unseen) and
     the trace strip of one trajectory; where arithmetic is simulated also its bit operations an image (32 x 32 a MAC in
-    floating point).
+    floating point), under a cache the most bytes that it keeps from one scheduler step to the next, an image, and on a
+    GPU the most that its allocator held in this process (`vram_bytes`, with all that lies there beside the recipe).
 
-    These are means over the first VARYING samples where a guidance evaluates less for some than for others.
+    NFE, MACs and bit operations are means over the first VARYING samples where a guidance evaluates less for some than
+    for others.
     """
     nets = recipe.nets(pipe, models)
     size = sum(map(plain_bytes, nets.values()))
     if recipe.precision:
         size = sum(recipe.precision.model_bytes(net, (artefacts or {}).get(name)) for name, net in nets.items())
     with accelerate(pipe, recipe, models=models, artefacts=artefacts, count_macs=True) as run:
-        weights = sum(map(plain_bytes, nets.values()))
+        weights, kept = sum(map(plain_bytes, nets.values())), [0]
+        clock = run.clock
+        clock.on_stage(lambda: kept.append(run.cache_bytes if clock.stage + 1 < clock.stages else 0))
+        _forget_peak(pipe.device)
         with PeakTensorMemory() as memory, bit_operations(nets.values()) as bits:
             count = recipe.sampler.group(suite.period) if recipe.sampler else 1
             generate(pipe, suite, recipe, seed=0, start=0, stop=count, batch=count)
-        found = [_counts(recipe, run, bits, count)]
+        found, vram, held = [_counts(recipe, run, bits, count)], _peak(pipe.device), max(kept) / count
         steps, strip = run.clock.num_steps, run.strip
         if recipe.guidance and recipe.guidance.varies:
             for start in range(count, VARYING, count):
@@ -85,7 +90,19 @@ def counted_cost(
                 found.append(_counts(recipe, run, bits, count))
     means = {key: sum(own[key] for own in found) / len(found) for key in found[0]}
     peak = None if recipe.precision and recipe.precision.whole else weights + memory.peak
-    return {"steps": steps, "strip": strip, **means, "model_bytes": size, "peak_bytes": peak}
+    cost = {"steps": steps, "strip": strip, **means, "model_bytes": size, "peak_bytes": peak}
+    cost |= {"cache_bytes": round(held)} if run.cache_state else {}
+    return cost | ({"vram_bytes": vram} if vram else {})
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> int:
+    # Bytes that torch's allocator held at most since `_forget_peak`, without its own spare; 0: no GPU.
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def _counts(recipe: Recipe, run: Run, bits: Counted, count: int) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,9 +13,11 @@ from accel.files import Tensors
 from accel.metrics.distributions import quality
 from accel.metrics.features import Reference
 from accel.metrics.fid import Moments
+from accel.metrics.similarity import Similarity
 from accel.metrics.statistics import Estimate, mean_estimate, usable_period
 from accel.suites.base import Suite
 
+TO_PLAIN = "_to_plain"  # of values that compare with the same recipe without what accelerates it
 EPOCH = 2  # raise when a change alters the values that are computed from the same shards
 
 
@@ -36,15 +40,41 @@ def distances(images: torch.Tensor, converged: torch.Tensor) -> torch.Tensor:
     return torch.stack([(a.double() - b.double()).square().mean().sqrt() for a, b in pairs]) / scale
 
 
-def score(suite: Suite, shards: Tensors, converged: torch.Tensor | None, seeds: int = 1) -> dict[str, Estimate]:
+def similarities(
+    suite: Suite,
+    similarity: Similarity,
+    images: torch.Tensor,
+    converged: torch.Tensor | None,
+    plain: torch.Tensor | None,
+) -> dict[str, Estimate]:
+    """Reference metrics, as means over samples, of stored images (B, C, H, W): to the images of the converged
+    trajectory (`psnr`, ...), to those of the unaccelerated recipe (`psnr_to_plain`, ...), each None where it is itself,
+    and without a reference (`sharpness`)."""
+    pictures = suite.to_uint8(images)
+    found = similarity.alone(pictures)
+    for references, suffix in ((converged, ""), (plain, TO_PLAIN)):
+        if references is not None:
+            measured = similarity.paired(pictures[: len(references)], suite.to_uint8(references))
+            found |= {name + suffix: values for name, values in measured.items()}
+    return {name: _mean(suite, values) for name, values in found.items()}
+
+
+def score(
+    suite: Suite,
+    shards: Tensors,
+    converged: torch.Tensor | None,
+    more: Mapping[str, Estimate] = MappingProxyType({}),
+    seeds: int = 1,
+) -> dict[str, Estimate]:
     """All values with intervals. `converged` holds the exact images of the first samples (None: it is itself); of
-    several `seeds`, whose samples stand one after the other, those of each.
+    several `seeds`, whose samples stand one after the other, those of each. `more`: further values, such as
+    `similarities`.
 
     Sample i of a seed shows condition i of the suite: groups are of its whole periods (`usable_period`), and where
     both sides have classes KID is taken class by class. ConfigError if a score of the suite has the name of another
     value.
     """
-    parts: list[dict[str, Estimate]] = []
+    parts: list[Mapping[str, Estimate]] = []
     if suite.feature_space and "features" in shards:
         features, n = shards["features"].double(), len(shards["features"])
         reference, strata = compared_with(suite, n // seeds)
@@ -57,7 +87,7 @@ def score(suite: Suite, shards: Tensors, converged: torch.Tensor | None, seeds: 
             parts.append({name.removeprefix("score."): _mean(suite, tensor)})
     if converged is not None:
         parts.append({"distance": _mean(suite, distances(shards["images"][: len(converged)], converged))})
-    return joined(f"the values of suite {suite.name}", *parts)
+    return joined(f"the values of suite {suite.name}", *parts, more)
 
 
 def compared_with(suite: Suite, n: int) -> tuple[Reference | Moments, list[int] | None]:

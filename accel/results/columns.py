@@ -10,6 +10,8 @@ from accel.results.comparison import (
     APART,
     COMPETES,
     PROMPTED,
+    SIMILAR,
+    TO_PLAIN,
     UNKNOWN,
     Comparison,
     Row,
@@ -65,6 +67,7 @@ def main_columns(study: Comparison, group: tuple) -> list[Column]:
         Column("exact %", value("exact", lambda x: plus_minus(x, 100))),
         Column("Inception score", value("inception_score", interval)),
         Column("distance to converged", value("distance" if metric != "distance" else None, plus_minus)),
+        *(Column(name, value(key, plus_minus)) for key, name in (SIMILAR | TO_PLAIN).items()),
         Column("nearest training image", value("nearest", plus_minus)),
         Column("NFE", lambda row: None if row.cost("nfe") is None else f"{row.cost('nfe'):.4g}", "NFE"),
         Column(f"MACs/image ({unit})", cost("macs", scale)),
@@ -77,6 +80,8 @@ def main_columns(study: Comparison, group: tuple) -> list[Column]:
         Column("bit operations ÷ float", _bits),
         Column("weights MB", cost("model_bytes", 1e6)),
         Column("peak MB", cost("peak_bytes", 1e6)),
+        Column("GPU peak MB", cost("vram_bytes", 1e6)),
+        Column("cache MB", cost("cache_bytes", 1e6)),
         Column("set-up s", lambda row: significant(row.cost("setup_s"), 2) if row.cost("setup_s") else None),
     ]
     return [
@@ -168,7 +173,7 @@ def control_columns(study: Comparison) -> list[Column]:
         ]
     columns += [
         _prompted_change(name, lambda pair, k=key: (*pair, k), study, study.control_marks, factor)
-        for key, (name, factor) in PROMPTED.items()
+        for key, (name, factor) in (PROMPTED | {key: (name, 1) for key, name in SIMILAR.items()}).items()
     ]
     columns.append(Column(ALL, lambda pair: all_values(study, *pair)))
     return [column for column in columns if any(column.text(pair) for pair in pairs)]

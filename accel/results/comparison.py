@@ -3,7 +3,7 @@
 What keeps a comparison fair is decided here. Quality is ranked, and compared with the baseline, only among rows of
 equal suite, N, seed, metric and reference; what a paired difference says is decided by `accel.metrics.verdicts`. Times
 stand side by side only when device, threads and batch agree. `HIGHER` names what is better when higher; FID and
-distances are better when lower.
+distances are better when lower. Sharpness has no better: its differences are blurrier, sharper or undecided.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ ACCELERATING = ("cache", "stitch", "precision", "skip")  # axes beside sampler a
 COMPETES = ("baseline", "conventional", "plain", "cell", "control")
 # How well prompts are followed, the more telling value first: heading, scale.
 PROMPTED = {"adherence": ("adherence %", 100), "clip_score": ("CLIP score", 1)}
-HIGHER = ("accuracy", "adherence", "exact", "clip_score", "inception_score", "precision", "recall")
+# Reference metrics (accel.metrics.similarity): heading. What compares with the unaccelerated recipe is of accelerated
+# rows only, so that there is no difference to the baseline's.
+SIMILAR = {"psnr": "PSNR dB ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "sharpness": "sharpness"}
+TO_PLAIN = {f"{key}_to_plain": f"{name} to plain" for key, name in SIMILAR.items() if key != "sharpness"}
+HIGHER = ("accuracy", "adherence", "exact", "clip_score", "inception_score", "precision", "recall", "psnr", "ssim")
+SHARPER = {"better": "sharper", "worse": "blurrier"}
 UNKNOWN = "not comparable"
 APART = "not told apart"  # of a speed-up and 1
 MARGINS = Margins()
@@ -310,7 +315,11 @@ class Comparison:
     def verdict(self, row: Row, other: Row | None, key: str) -> str:
         """What the paired difference row - other of a value says: one of `accel.metrics.verdicts.WORDS`."""
         delta = self.delta(row, other, key)
-        return UNKNOWN if delta is None else verdict(delta, self.margin(key, other), key in HIGHER)
+        if delta is None:
+            return UNKNOWN
+        if key == "sharpness":
+            return SHARPER.get(word := verdict(delta, higher=True), word)
+        return verdict(delta, self.margin(key, other), key in HIGHER)
 
     def verdicts(self, row: Row, other: Row | None = None) -> dict[str, str]:
         """For each value that a user would miss, the verdict against `other`, or else against the baseline."""
@@ -347,14 +356,15 @@ class Comparison:
 
     @cached_property
     def compared(self) -> list[str]:
-        """The values whose difference to the baseline is judged, beside the metric: distance, and all with a margin."""
+        """The values whose difference to the baseline is judged, beside the metric: distance, all with a margin, and
+        reference metrics."""
         there = self.baseline.quality["values"] if self.baseline else {}
-        return ["distance", *self.gates, *(["precision"] if "precision" in there else [])]
+        return ["distance", *self.gates, *(key for key in ("precision", *SIMILAR) if key in there)]
 
     @cached_property
     def control_marks(self) -> dict[tuple[str, str, str], str]:
         """What survives of the comparisons with the equal-cost controls."""
-        return self._marks(self.controls(), ("distance", *PROMPTED))
+        return self._marks(self.controls(), ("distance", *PROMPTED, *SIMILAR))
 
     def _marks(self, pairs: Sequence[tuple[Row, Row]], keys: Sequence[str]) -> dict[tuple[str, str, str], str]:
         p = {}

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 AXES = ("sampler", "steps", "grid", "guidance", "cache", "stitch", "precision", "skip")
 RENAMED = {"precision": "pr_precision", "recall": "pr_recall"}  # values of records that are no columns by their key
+LATER = ("vram_bytes", "cache_bytes")  # costs that records got later: a column where one of the study has it
 COSTS = ("nfe", "macs", "bit_operations", "model_bytes", "peak_bytes", "setup_s")
 TIMES = {"ms": "ms_per_image", "baseline_ms": "baseline_ms", "speedup": "speedup", "aa": "aa"}
 COUNTS = (
-    "rank", "steps", "n", "seed", "reference_n", "model_bytes", "peak_bytes", "repetitions", "threads", "batch",
+    "rank", "steps", "n", "seed", "reference_n", "model_bytes", "peak_bytes", *LATER, "repetitions", "threads", "batch",
     "rejected", "tolerated",
 )  # fmt: skip
 
@@ -39,7 +40,8 @@ def study_frame(results: Results, study: str) -> pandas.DataFrame:
 
     loaded = Comparison.load(results, study)
     values = sorted({key for row in loaded.done for key in row.quality["values"]})
-    frame = pandas.DataFrame([_flat(loaded, row, values) for row in loaded.rows])
+    costs = [*COSTS, *(key for key in LATER if any(row.cost(key) is not None for row in loaded.done))]
+    frame = pandas.DataFrame([_flat(loaded, row, values, costs) for row in loaded.rows])
     return frame.astype({name: "Int64" for name in COUNTS if name in frame})
 
 
@@ -60,7 +62,7 @@ def torch_of(record: Mapping[str, Any]) -> str | None:
     return environment.get("torch") or environment.get("packages", {}).get("torch")
 
 
-def _flat(study: Comparison, row: Row, values: Sequence[str]) -> dict[str, Any]:
+def _flat(study: Comparison, row: Row, values: Sequence[str], costs: Sequence[str]) -> dict[str, Any]:
     head = {"role": row.role, "label": row.label, "of": row.of, "refused": row.refused}
     if row.refused:
         return head
@@ -81,7 +83,7 @@ def _flat(study: Comparison, row: Row, values: Sequence[str]) -> dict[str, Any]:
         {"all_values": all_values(study, row)},
         _delta("delta", study, row, metric),
         *(_delta(f"delta_{column_of(key)}", study, row, key) for key in study.compared if key != metric),
-        {key: row.cost(key) for key in COSTS},
+        {key: row.cost(key) for key in costs},
         {"macs_ratio": study.macs_ratio(row), "strip": record.get("strip")},
         _times(study, row, first, TIMES),
         {key: timing.get(key) for key in ("repetitions", "device_name", "threads", "batch")},

@@ -7,7 +7,7 @@ from typing import Any
 
 from accel.results.aa import aa_columns, aa_text
 from accel.results.columns import Column, control_columns, main_columns, recipe_column, speed_columns, timed
-from accel.results.comparison import HOCHBERG, HOLM, PROMPTED, Comparison, seed_of
+from accel.results.comparison import HOCHBERG, HOLM, PROMPTED, SIMILAR, TO_PLAIN, Comparison, seed_of
 from accel.results.frame import torch_of
 from accel.results.headline import sentences
 from accel.results.text import comma, device_text, devices_text, listed, metric_name, short_hash
@@ -42,6 +42,7 @@ def markdown(study: Comparison) -> str:
     if study.controls():
         prompted = any(row.value(key) for row in study.done for key in PROMPTED)
         said = CONTROLS + " Of adherence and CLIP score positive is better." * prompted
+        said += " Of a value with ↑ positive is better." * any(row.value(key) for row in study.done for key in SIMILAR)
         page += ["## Equal-cost controls", said, _grid(control_columns(study), study.controls())]
     if study.again:
         page += ["## A/A: the same recipes on other seeds", aa_text(study), _grid(aa_columns(study), study.again)]
@@ -132,6 +133,7 @@ def _notes(study: Comparison) -> list[str]:
             "Distance: from the converged trajectory of the same seed (the exact solution where a suite has one), mean "
             f"over the first {listed(counts)} samples."
         )
+    notes += _similarity_notes(study)
     what = {"reference": "the converged sampler", "floor": "scored against the reference like samples"}
     for row in study.done:
         if row.role in what:
@@ -146,4 +148,21 @@ def _notes(study: Comparison) -> list[str]:
     served = {cell.label for cell, _ in study.controls()}
     if lonely := [row.label for row in study.done if row.accelerated and row.label not in served]:
         notes.append(f"Without an equal-cost control: {comma(lonely)}.")
+    return notes
+
+
+def _similarity_notes(study: Comparison) -> list[str]:
+    there = {key: x for row in study.done for key in (*SIMILAR, *TO_PLAIN) if (x := row.value(key))}
+    counts, notes = listed(sorted({x.n for x in there.values()})), []
+    if paired := [metric_name(key) for key in SIMILAR if key in there and key != "sharpness"]:
+        notes.append(
+            f"{comma(paired)}: of the 8-bit pictures of the same seed, mean over the first {counts} samples: to the "
+            "converged trajectory, as distance is, and where a heading ends in *to plain*, to the same recipe without "
+            "cache, stitch, precision, skip and shortcut of guidance. ↑: better when higher, ↓: when lower; no margin."
+        )
+    if "sharpness" in there:
+        notes.append(
+            f"Sharpness: variance of the Laplacian of the luminance (0..255), mean over the first {counts} samples. It "
+            "is no distance: lower than the baseline's means blurrier, and noise is sharp."
+        )
     return notes

@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Any
 from accel.results.canvas import FAINT, GREY, INK, fit, new_figure
 from accel.results.comparison import COMPETES, Comparison, Row
 from accel.results.labels import label_points, overlap
-from accel.results.panels import Point, cost_panel, front, kind_of, time_panels
-from accel.results.text import metric_name, parts
+from accel.results.lines import draw_lines, handles, looks, methods, shared_end
+from accel.results.panels import (
+    Panel,
+    Point,
+    Quality,
+    competitors,
+    cost_panel,
+    front,
+    kind_of,
+    qualities,
+    time_panels,
+)  # fmt: skip
+from accel.results.text import metric_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,55 +41,82 @@ KINDS: Mapping[str, tuple[str, str, float]] = {
 
 
 def pareto(study: Comparison) -> Figure | None:
+    """The plot, or None where nothing can be compared. A row of panels a cost where prompts are followed, too; lines by
+    method where nothing but samplers differ."""
     if not study.groups:
         return None
-    group = study.groups[0]
-    rows = [row for row in study.members(group) if row.role in COMPETES and row.value(group[3])]
-    panels = [panel for panel in (cost_panel(study, rows), *time_panels(study, rows)) if panel[1]]
-    if not panels:
+    group, rows = study.groups[0], competitors(study)
+    by_method = methods(rows)
+    shown, key = qualities(study), "nfe" if by_method else ""
+    of_each = [[cost_panel(study, rows, quality, key), *time_panels(study, rows, quality)] for quality in shown]
+    flat = [panel for row in zip(*of_each, strict=True) if all(own.points for own in row) for panel in row]
+    if not flat:
         return None
-    across, down = min(2, len(panels)), math.ceil(len(panels) / 2)
-    width, height, left = 6.6 * across + 0.4, 4.0 * down + 1.1, 0.9
+    across = max(len(shown), min(2, len(flat)))
+    down = math.ceil(len(flat) / across)
+    styles = looks(list(by_method)) if by_method else {}
+    end = shared_end(list(styles)) if styles else ""
+    entries = handles(styles, end) if styles else _handles([point.row for panel in flat for point in panel.points])
+    width, left = 6.6 * across + 0.4, 0.9
+    longest = max(len(entry.get_label()) for entry in entries)
+    columns = min(len(entries), max(1, int(width / (0.6 + 0.08 * longest if styles else 1.7))))
+    below = 0.9 + 0.22 * (math.ceil(len(entries) / columns) - 1)
+    height = 4.0 * down + 0.2 + below
     figure = new_figure(width, height)
-    drawn = figure.subplots(down, across, squeeze=False, sharey=True)
-    margins = {"left": left / width, "right": 1 - 0.15 / width, "bottom": 0.9 / height, "top": 1 - 0.75 / height}
-    figure.subplots_adjust(**margins, wspace=0.05, hspace=0.25)
-    _scale_quality(drawn[0, 0], study, group[3], [point for _, points in panels for point in points])
-    for axes, (title, points) in zip(drawn.flat, panels, strict=False):
-        _panel(axes, study, group, title, points)
-    for axes in drawn.flat[len(panels) :]:
+    drawn = figure.subplots(down, across, squeeze=False, sharey="col" if len(shown) > 1 else True)
+    margins = {"left": left / width, "right": 1 - 0.15 / width, "bottom": below / height, "top": 1 - 0.75 / height}
+    figure.subplots_adjust(**margins, wspace=0.14 if len(shown) > 1 else 0.05, hspace=0.25)
+    for i, quality in enumerate(shown):
+        own = [point for panel in flat if panel.quality == quality for point in panel.points]
+        _scale_quality(drawn[0, i], study, quality, own)
+    for axes, panel in zip(drawn.flat, flat, strict=False):
+        _panel(axes, study, group, panel, styles)
+    for axes in drawn.flat[len(flat) :]:
         axes.set_visible(False)
-    for axes in drawn[:, 0]:
-        axes.set_ylabel(f"{metric_name(group[3])}, lower is better", color=INK, size=9)
+    for i, quality in enumerate(shown):
+        for axes in drawn[:, i]:
+            better = "higher" if quality.higher else "lower"
+            axes.set_ylabel(f"{quality.name}, {better} is better", color=INK, size=9)
     title = figure.text(left / width, 1 - 0.23 / height, study.title, size=13, weight="bold", color=INK, va="center")
     fit(title, width - left - 0.15)
-    what = f"{study.suite}, N = {group[1]}, seed {group[2]}; bars and bands are 95 % intervals; dashed: Pareto front"
-    if len(study.gates) > 1:
-        what += f", where a loss beyond the margin in {', '.join(map(metric_name, study.gates[1:]))} counts first"
+    what = f"{study.suite}, N = {group[1]}, seed {group[2]}; bars and bands are 95 % intervals; "
+    if styles:
+        what += f"a line a method{f', all{end}' if end else ''}; methods of equal cost stand side by side"
+    else:
+        what += "dashed: Pareto front"
+        if len(study.gates) > 1:
+            what += f", where a loss beyond the margin in {', '.join(map(metric_name, study.gates[1:]))} counts first"
     fit(figure.text(left / width, 1 - 0.51 / height, what, size=9, color=GREY, va="center"), width - left - 0.15)
-    _legend(figure, [point.row for _, points in panels for point in points])
+    legend = {"loc": "lower center", "ncols": columns, "frameon": False, "fontsize": 9, "labelcolor": INK}
+    figure.legend(handles=entries, **legend)
     return figure
 
 
-def _scale_quality(axes: Axes, study: Comparison, metric: str, points: Sequence[Point]) -> None:
-    """Log where quality spans more than a factor of five; room for the bands and for labels above."""
-    rows = [row for row in study.members(study.groups[0]) if row.role not in COMPETES and row.value(metric)]
-    values = [point.y[0] for point in points] + [row.value(metric).value for row in rows]
+def _scale_quality(axes: Axes, study: Comparison, quality: Quality, points: Sequence[Point]) -> None:
+    """Log where a loss spans more than a factor of five (what is better when higher has a best value, near which a log
+    scale would hide everything); room for the bands and for labels above. What cannot be
+    negative has no axis below 0, whatever an interval that is symmetric about a small value says."""
+    rows = [row for row in study.members(study.groups[0]) if row.role not in COMPETES and quality.of(row)]
+    values = [point.y[0] for point in points] + [quality.of(row)[0] for row in rows]
     edges = [edge for point in points for edge in point.y[1:]]
     low, high = min([*values, *edges]), max([*values, *edges])
     positive = [value for value in values if value > 0]
-    if len(positive) == len(values) and max(values) > 5 * min(values):
+    if not quality.higher and len(positive) == len(values) and max(values) > 5 * min(values):
         axes.set_yscale("log")
         low = max(low, 0.7 * min(values))
         axes.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.1)
     else:
         room = (high - low) or abs(high) or 1
-        axes.set_ylim(low - 0.06 * room, high + 0.1 * room)
+        least = -math.inf if quality.signed else 0
+        axes.set_ylim(max(least, low - 0.06 * room), high + 0.1 * room)
 
 
-def _panel(axes: Axes, study: Comparison, group: tuple, title: str, points: Sequence[Point]) -> None:
+def _panel(
+    axes: Axes, study: Comparison, group: tuple, panel: Panel, styles: Mapping[str, tuple[str, str, str]]
+) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+    points = panel.points
     axes.set_xscale("log")
     spread = [edge for point in points for edge in point.x]
     room = (max(spread) / min(spread)) ** 0.09 if max(spread) > min(spread) else 1.3
@@ -86,18 +124,22 @@ def _panel(axes: Axes, study: Comparison, group: tuple, title: str, points: Sequ
     for axis in (axes.xaxis, axes.yaxis) if axes.get_yscale() == "log" else (axes.xaxis,):
         low, high = axis.get_view_interval()
         decades = math.log10(high / low)
-        subs = (1,) if decades > 4 else (1, 3) if decades > 2 else (1, 2, 5)
+        fine = (1, 2, 5) if decades > 1 else (1, 2, 3, 5, 7)
+        subs = (1,) if decades > 4 else (1, 3) if decades > 2 else fine
         axis.set_major_locator(LogLocator(subs=subs) if decades > 0.6 else MaxNLocator(5, steps=[1, 2, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(title, color=INK, size=9)
+    axes.set_xlabel(panel.title, color=INK, size=9)
     axes.grid(True, color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors=INK, labelsize=9, which="both", color=GREY)
 
-    bands = _bands(axes, study, group, points)
+    bands = _bands(axes, study, group, panel)
+    if styles:
+        draw_lines(axes, study, panel, styles)
+        return
     best = front(points)
     if len(best) > 1:
         axes.plot([p.x[0] for p in best], [p.y[0] for p in best], "--", color=INK, linewidth=1, alpha=0.55, zorder=2)
@@ -119,21 +161,23 @@ def _mark(axes: Axes, study: Comparison, point: Point) -> None:
     axes.plot(x, y, marker, color="white" if hollow else colour, markersize=size, zorder=4, **style)
 
 
-def _bands(axes: Axes, study: Comparison, group: tuple, points: Sequence[Point]) -> list[Any]:
+def _bands(axes: Axes, study: Comparison, group: tuple, panel: Panel) -> list[Any]:
     """Floor and converged reference as horizontal bands, named at an end of their line where no marker is."""
-    renderer, named = axes.get_figure().canvas.get_renderer(), []
-    marks = [axes.transData.transform((p.x[0], p.y[0])) for p in points]
+    from matplotlib.patheffects import withStroke
+
+    renderer, named, halo = axes.get_figure().canvas.get_renderer(), [], withStroke(linewidth=2, foreground="white")
+    marks = [axes.transData.transform((p.x[0], p.y[0])) for p in panel.points]
     marks = [(x - 14, y - 14, x + 14, y + 14) for x, y in marks]
     for row in study.members(group):
-        if row.role in COMPETES or not row.value(group[3]):
+        if row.role in COMPETES or not panel.quality.of(row):
             continue
         colour = "#8250df" if row.role == "floor" else "#1a7f37"
-        value, lo, hi = parts(row.value(group[3]))
+        value, lo, hi = panel.quality.of(row)
         axes.axhspan(lo, hi, color=colour, alpha=0.12, linewidth=0, zorder=1)
         axes.axhline(value, color=colour, linewidth=0.9, alpha=0.7, zorder=1)
         other = f", N = {row.quality['n']}" if row.quality["n"] != group[1] else ""
         name = f"{'floor' if row.role == 'floor' else 'converged'}: {row.label}{other}"
-        style = {"textcoords": "offset points", "size": 7.5, "color": colour, "zorder": 6}
+        style = {"textcoords": "offset points", "size": 7.5, "color": colour, "zorder": 6, "path_effects": [halo]}
         text = axes.annotate(name, (1, value), xytext=(0, 0), xycoords=axes.get_yaxis_transform(), **style)
         for ha, va in (("right", "bottom"), ("right", "top"), ("left", "bottom"), ("left", "top")):
             text.xy = (1 if ha == "right" else 0, value)
@@ -147,7 +191,7 @@ def _bands(axes: Axes, study: Comparison, group: tuple, points: Sequence[Point])
     return named
 
 
-def _legend(figure: Figure, rows: Sequence[Row]) -> None:
+def _handles(rows: Sequence[Row]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     def handle(marker: str, colour: str, face: str, name: str) -> Line2D:
@@ -155,10 +199,9 @@ def _legend(figure: Figure, rows: Sequence[Row]) -> None:
         return Line2D([], [], markeredgecolor=colour, markerfacecolor=face, label=name, **style)
 
     kinds = [kind for kind in KINDS if any(kind_of(row) == kind for row in rows)]
-    handles = [handle(KINDS[kind][1], KINDS[kind][0], KINDS[kind][0], kind) for kind in kinds]
+    found = [handle(KINDS[kind][1], KINDS[kind][0], KINDS[kind][0], kind) for kind in kinds]
     if any(row.role == "control" for row in rows):
-        handles.append(handle("o", KINDS["plain sampler"][0], "white", "equal-cost control"))
+        found.append(handle("o", KINDS["plain sampler"][0], "white", "equal-cost control"))
     if any(row.simulated for row in rows):
-        handles.append(handle("D", GREY, "white", "hollow: simulated, not timed"))
-    columns = min(len(handles), int(figure.get_figwidth() / 1.7))
-    figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
+        found.append(handle("D", GREY, "white", "hollow: simulated, not timed"))
+    return found

@@ -1,13 +1,15 @@
-"""The sample sheet of a study: the same seeds of every recipe, row by row."""
+"""The sample sheet of a study: the same seeds of every recipe, row by row, and how they differ from converged ones."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from accel.records import Results
 from accel.results.canvas import DPI, GREY, INK, fit, new_figure
 from accel.results.comparison import Comparison, Row, seed_of
+from accel.results.panels import on_front
 from accel.results.text import interval, metric_name
 
 if TYPE_CHECKING:
@@ -16,17 +18,26 @@ if TYPE_CHECKING:
 
 SAMPLE, GAP, LINE = 76, 4, 12  # largest side of a sample, pixels between samples, between rows
 MOST_SAMPLES, LABEL_WIDTH = 16, 32
+MOST_ROWS = 30
+DIFFERENCES, GAINS, SATURATED = (
+    3,
+    (8, 4, 2, 1),
+    0.02,
+)  # seeds whose difference is shown; how bright; share cut off at most
 
 
 def sample_sheet(study: Comparison, results: Results) -> Figure | None:
-    """One row of the same seeds for every recipe: the converged reference first, then by rank."""
+    """One row of the same seeds for every recipe: the converged reference first, then by rank. Of more than MOST_ROWS
+    recipes the front is kept first. Beside the samples: |x - converged| of the first ones, where a recipe's converged
+    trajectory is the one that is shown."""
     if not study.groups:
         return None
     group = study.groups[0]
     rows = [row for row in study.members(group) if row.role != "floor" and seed_of(row.quality) == group[2]]
-    strips = [(row, samples) for row in rows if (samples := _strip(results, row))]
+    strips = [(row, samples) for row in chosen(study, rows) if (samples := _strip(results, row))]
     if not strips:
         return None
+    left_out = len(rows) - len(strips) if len(rows) > MOST_ROWS else 0
     import numpy as np
 
     count = min(MOST_SAMPLES, min(len(samples) for _, samples in strips))
@@ -34,8 +45,11 @@ def sample_sheet(study: Comparison, results: Results) -> Figure | None:
     names = [wrap(row.label, LABEL_WIDTH)[:2] for row, _ in strips]
     label = 60 + round(11.5 * max(18, *(len(line) for name in names for line in name)))
     captions = next((c for row, _ in strips if (c := row.quality.get("notes", {}).get("captions"))), [])[:count]
-    top, pitch, below = 96 + 14 * bool(captions), size + LINE, 10 + 17 * len(captions)
-    width, height = label + count * (size + GAP) + 20, top + len(strips) * pitch + 12 + below * bool(captions)
+    pictures, gain = differences(strips, min(DIFFERENCES, count))
+    top, pitch, below = 96 + 14 * bool(captions or pictures), size + LINE, 10 + 17 * len(captions)
+    beside = label + count * (size + GAP) + 16  # where the differences begin
+    right = beside + DIFFERENCES * (size + GAP) if pictures else label + count * (size + GAP)
+    width, height = right + 20, top + len(strips) * pitch + 12 + below * bool(captions)
     figure = new_figure(width / DPI, height / DPI)
 
     def write(x: float, y: float, text: str, **style: Any) -> Text:
@@ -43,11 +57,20 @@ def sample_sheet(study: Comparison, results: Results) -> Figure | None:
 
     fit(write(24, height - 32, study.title, size=10, weight="bold", color=INK), (width - 48) / DPI)
     what = f"{study.suite}, the same {count} seeds in every row; {metric_name(group[3])} with its 95 % interval"
-    write(24, height - 66, what, size=7, color=GREY)
+    if left_out:
+        what += f"; {len(strips)} of {len(rows)} rows: converged, baseline and front first, then by rank"
+        what += f" ({left_out} left out)"
+    fit(write(24, height - 66, what, size=7, color=GREY), (width - 48) / DPI)
+    if pictures:
+        name = f"|x − converged|{f' × {gain}' if gain > 1 else ''}"
+        middle = beside + DIFFERENCES * (size + GAP) / 2
+        fit(write(middle, height - top + 10, name, size=6.3, color=GREY, ha="center"), (right - beside) / DPI)
     for i, (row, samples) in enumerate(strips):
         y = height - top - i * pitch - size  # from the bottom
         for j, sample in enumerate(samples[:count]):
             figure.figimage(np.asarray(sample), label + j * (size + GAP), y, origin="upper")
+        for j, picture in enumerate(pictures.get(id(row), ())):
+            figure.figimage(picture, beside + j * (size + GAP), y, origin="upper")
         weight = "bold" if row.role in ("reference", "baseline") else "normal"
         single = len(names[i]) == 1
         write(24, y + (0.68 if single else 0.66) * size, "\n".join(names[i]), size=8, weight=weight, color=INK)
@@ -56,6 +79,37 @@ def sample_sheet(study: Comparison, results: Results) -> Figure | None:
         write(label + j * (size + GAP) + size / 2, height - top + 10, str(j + 1), size=6.3, color=GREY, ha="center")
         write(24, 12 + below - 17 * (j + 1), f"{j + 1}  {caption}", size=6.3, color=GREY)
     return figure
+
+
+def chosen(study: Comparison, rows: Sequence[Row]) -> list[Row]:
+    """At most MOST_ROWS of `rows`, in their order: the converged one, the baseline and the front before others."""
+    if len(rows) <= MOST_ROWS:
+        return list(rows)
+    first = [row for row in rows if row.role in ("reference", "baseline")]
+    order = [id(row) for row in (*first, *on_front(study), *rows)]
+    kept = set(list(dict.fromkeys(order))[:MOST_ROWS])
+    return [row for row in rows if id(row) in kept]
+
+
+def differences(strips: Sequence[tuple[Row, list[Any]]], count: int) -> tuple[dict[int, list[Any]], int]:
+    """|x - converged| of the first `count` samples as shown, by id of the row, brightened by one factor for the whole
+    sheet, which is the second; nothing of rows that are compared with another trajectory than the sheet's reference."""
+    import numpy as np
+
+    exact = next(((row, samples) for row, samples in strips if row.role == "reference"), None)
+    if exact is None or exact[0].quality.get("samples") is None:
+        return {}, 1
+    found = {}
+    for row, samples in strips:
+        if row is not exact[0] and row.quality.get("converged") == exact[0].quality["samples"]:
+            pairs = zip(samples[:count], exact[1][:count], strict=True)
+            found[id(row)] = [np.abs(np.asarray(a).astype(int) - np.asarray(b)) for a, b in pairs]
+    if not found:
+        return {}, 1
+    every = np.concatenate([picture.ravel() for own in found.values() for picture in own])
+    gain = next((g for g in GAINS if np.mean(every * g > 255) <= SATURATED), 1)
+    bright = {key: [np.minimum(p * gain, 255).astype(np.uint8) for p in own] for key, own in found.items()}
+    return bright, gain
 
 
 def _caption(row: Row, group: tuple) -> str:

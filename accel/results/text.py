@@ -10,13 +10,14 @@ from accel.metrics.statistics import Estimate
 from accel.results.comparison import Comparison
 
 HASH_DIGITS = 12
+NAMES = {"clip_score": "CLIP score", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
 Interval = Estimate | Mapping[str, Any]  # quality values carry replicates, timings only value, lo, hi
 
 
 def metric_name(key: str | None) -> str:
     """`fid_digits` -> `FID (digits)`: a Frechet distance is named after its feature space."""
-    if key == "clip_score":
-        return "CLIP score"
+    if key in NAMES:
+        return NAMES[key]
     head, _, space = (key or "quality").partition("_")
     if head not in ("fid", "kid", "fd"):
         return (key or "quality").replace("_", " ")

@@ -10,6 +10,7 @@ import torch
 
 from accel.errors import ConfigError, Refusals, check_bool, check_float, check_int
 from accel.evaluation.intervals import LEAST
+from accel.metrics.similarity import Similarity, check_metrics
 from accel.metrics.verdicts import Margins
 from accel.studies.calibration import CALIBRATION_SEED
 
@@ -23,7 +24,8 @@ DEVICES = re.compile(r"auto|cpu|(cuda|xpu|mps)(:\d+)?")
 @dataclass(frozen=True)
 class Evaluation:
     """How recipes are evaluated. `n`, `seed` and `distance_n` change numbers; the rest only how they are computed, and
-    `margins` only how tables read them.
+    `margins` only how tables read them. `reference_metrics` (of accel.metrics.similarity) adds values to those of the
+    compared samples; `lpips_weights` is AlexNet's file, which lpips needs.
 
     Times: rounds of recipe and baseline, at least `repetitions`, until half the width of the speed-up's interval is at
     most `timing_precision` of it, at most `most_repetitions`. `timing_batch`: images in one call, or several such
@@ -48,6 +50,8 @@ class Evaluation:
     timing_precision: float = 0.05
     device: str = "auto"
     margins: Margins = field(default_factory=Margins)
+    reference_metrics: Sequence[str] = ()
+    lpips_weights: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "auto", self.n == AUTO)
@@ -68,6 +72,10 @@ class Evaluation:
             for name in ("controls", "timing"):
                 refusals.ask(check_bool, f"evaluation.{name}", getattr(self, name))
             refusals.ask(self.resolve_device)
+            names = refusals.ask(
+                check_metrics, "evaluation.reference_metrics", self.reference_metrics, self.lpips_weights
+            )
+            object.__setattr__(self, "reference_metrics", names)
             if not isinstance(self.margins, Margins):
                 refusals.add(ConfigError(f"evaluation.margins is {self.margins!r}; allowed: a margin for each value."))
 
@@ -125,6 +133,11 @@ class Evaluation:
     def compared(self) -> int:
         """Samples of each seed compared with the converged trajectory: `distance_n` up to whole shards, at most n."""
         return min(self.n, -(-self.distance_n // self.shard) * self.shard)
+
+    @property
+    def similarity(self) -> Similarity | None:
+        """What compares pictures of the same seed; None without reference metrics."""
+        return Similarity(self.reference_metrics, self.lpips_weights) if self.reference_metrics else None
 
     def resolve_device(self) -> str:
         """The device that is meant; ConfigError if there is none of that name here."""

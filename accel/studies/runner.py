@@ -17,10 +17,12 @@ from accel.digests import weights_digest
 from accel.errors import ConfigError, IntegrityError, Refusals
 from accel.evaluation.cost import counted_cost
 from accel.evaluation.generate import generate
-from accel.evaluation.score import EPOCH, score, score_images
+from accel.evaluation.score import EPOCH, score, score_images, similarities
 from accel.evaluation.shards import ShardStore
 from accel.evaluation.timing import DISTURBED, PROTOCOL, calmest, disturbed, time_recipe
 from accel.files import locked, write_atomic
+from accel.metrics.similarity import PAIRED
+from accel.metrics.statistics import Estimate
 from accel.records import Results, describe, digest
 from accel.studies.calibration import Calibration
 from accel.studies.evaluation import Evaluation
@@ -69,8 +71,19 @@ class Runner:
             refusals.ask(suite.check, evaluation.n)
             refusals.ask(_check_pooled, suite, evaluation)
             self._fingerprint = refusals.ask(suite.fingerprint)
+            self._similarity = evaluation.similarity
+            self._similar = refusals.ask(self._reference_metrics)
         self._reported: set[str] = set()
         provenance()  # now: a clone may move on while its study runs
+
+    def _reference_metrics(self) -> dict[str, Any]:
+        """What identifies the reference metrics, nothing without any; ConfigError if they cannot be computed."""
+        if self._similarity and not self.suite.pictures:
+            raise ConfigError(
+                f"evaluation.reference_metrics compare pictures, and suite {self.suite.name!r} makes none; leave them "
+                "out."
+            )
+        return {"reference_metrics": self._similarity.identity()} if self._similarity else {}
 
     @cached_property
     def pipe(self) -> Any:
@@ -116,7 +129,7 @@ class Runner:
         converged = self.suite.converged(recipe.exact_guidance)
         return digest({"samples": self.samples_id(recipe), "n": self.evaluation.n, "epoch": EPOCH,
                        "reference": self.suite.reference_identity(), "compared": self.evaluation.compared,
-                       "converged": self.samples_id(converged)} | self._scoring)  # fmt: skip
+                       "converged": self.samples_id(converged)} | self._scoring | self._similar)  # fmt: skip
 
     def timing_id(self, recipe: Recipe, baseline: Recipe, batch: int | None = None) -> str:
         """Id of a timing: recipe, baseline, device, threads, versions, batch (the study's own), and how it is taken."""
@@ -161,7 +174,8 @@ class Runner:
         shards = self.shards(recipe, e.n, artefacts)
         itself = self.generation_id(recipe) == self.generation_id(self.suite.converged(recipe.exact_guidance))
         exact = None if itself and not self.suite.solves(recipe.exact_guidance) else self.converged_images(recipe)
-        values = score(self.suite, shards, exact, len(e.seeds))
+        similar = self._similarities(recipe, shards["images"], exact)
+        values = score(self.suite, shards, exact, similar, len(e.seeds))
         self.picture(key, shards["images"])
         record = {
             "kind": "quality",
@@ -184,6 +198,7 @@ class Runner:
             "reference": self.suite.reference_identity(),
             "environment": environment(self.device) | provenance() | self.suite.execution() | {"batch": e.batch},
         }
+        record |= self._similar
         if notes := self.suite.notes(self.pipe, e.n):
             record["notes"] = notes
             self._warn(notes.get("warnings", ()))
@@ -215,6 +230,15 @@ class Runner:
                     store.fill(missing, make)
             found = store.gather(n, e.shard, {"images": e.compared})
             return found | (self._scores(recipe, seed, store, n) if self._scoring else {})
+
+    def _similarities(self, recipe: Recipe, images: torch.Tensor, exact: torch.Tensor | None) -> dict[str, Estimate]:
+        """Reference metrics of the compared samples; nothing where none are asked for."""
+        if not self._similarity:
+            return {}
+        plain, n = recipe.unaccelerated, self.evaluation.compared
+        itself = recipe.plain or not set(self._similarity.names) & set(PAIRED)
+        unaccelerated = None if itself else self.shards(plain, n, self.artefacts(plain)[0])["images"]
+        return similarities(self.suite, self._similarity, images, exact, unaccelerated)
 
     def _scores(self, recipe: Recipe, seed: int, store: ShardStore, n: int) -> dict[str, torch.Tensor]:
         """Features and per-sample scores of the images in `store`: apart, so that other ones need no other images."""

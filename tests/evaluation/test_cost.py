@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from accel.caching import DeepCache
+from accel.caching import DeepCache, DiffusersCache, FeatureInheritance
+from accel.caching.rows import Kept
+from accel.caching.schedules import Explicit
+from accel.core.denoiser import held_bytes
 from accel.core.macs import count_macs
 from accel.core.precision import plain_bytes
 from accel.core.recipe import Recipe
@@ -17,6 +20,7 @@ from accel.guidance import CFG
 from accel.precision import Cast, FakeQuant
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch
+from accel.testing.suites import TinySuite
 
 MB = 1 << 20
 DDIM = DiffusersSampler("DDIMScheduler", 4, "ddim", {"set_alpha_to_one": True})
@@ -161,6 +165,50 @@ def test_a_cache_trades_memory_for_work(plain, pipe, digits, models):
     # What is stored: the entry of the last up layer, 32 channels... of 16x16, on top of a full step's activations.
     stored = cached["peak_bytes"] - plain["peak_bytes"]
     assert 0 < stored <= 4 * 64 * 256
+
+
+# --- what a cache keeps between steps
+
+
+def test_deepcache_keeps_one_tensor(plain, pipe, digits, models):
+    assert "cache_bytes" not in plain
+    net, shapes = pipe.unet, []
+    handle = net.up_blocks[-1].resnets[-1].register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
+    try:
+        found = cost(pipe, digits, models, cache=DeepCache(2, 1))["cache_bytes"]
+    finally:
+        handle.remove()
+    skip = net.conv_in.out_channels  # which is concatenated to what was stored
+    assert found == 4 * (shapes[0][1] - skip) * shapes[0][2] * shapes[0][3]
+    guided = cost(pipe, digits, models, cache=DeepCache(2, 1), guidance=CFG(2.0))["cache_bytes"]
+    assert guided == 2 * found  # both halves
+    assert cost(pipe, digits, models, cache=DeepCache(1, 1))["cache_bytes"] == 0  # every step is full, nothing is kept
+
+
+def test_taylor_factors_count(pipe, digits, models):
+    """A forecast of order 1 keeps two tensors of a module where reuse keeps one."""
+    kept = {
+        order: cost(pipe, digits, models, cache=FeatureInheritance("block", "mid_block", Explicit((0, 1)), order=order))
+        for order in (0, 1)
+    }
+    assert kept[0]["cache_bytes"] > 0
+    assert kept[1]["cache_bytes"] == 2 * kept[0]["cache_bytes"]
+
+
+def test_what_tensors_share_counts_once():
+    whole = torch.zeros(8, MB)
+    state = [{"a": (whole[:4], [whole[4:]])}, lambda: {"b": Kept((torch.ones(MB),), None)}]
+    assert held_bytes(state) == 4 * 9 * MB
+    state.append(state)  # a circle
+    assert held_bytes(state) == 4 * 9 * MB
+
+
+def test_hooks_of_diffusers_are_weighed():
+    suite = TinySuite("transformer")
+    pipe = suite.pipeline()
+    options = {"cache_interval": 2, "disable_cache_before_step": 1, "cache_identifiers": [r".*attn1$"]}
+    for cache in (DiffusersCache("taylorseer", options), DiffusersCache("first_block", {"threshold": 10.0})):
+        assert counted_cost(pipe, suite, Recipe(DDIM, cache=cache))["cache_bytes"] > 0
 
 
 def test_casts_halve_weights_and_activations(plain, pipe, digits, models):

@@ -1,15 +1,17 @@
 """Values of a run: each under a name of its own."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from accel.errors import ConfigError
-from accel.evaluation.score import distances, score
+from accel.evaluation.score import distances, score, similarities
 from accel.metrics import features
 from accel.metrics.distributions import quality
 from accel.metrics.fid import Moments
+from accel.metrics.similarity import Similarity
 from accel.metrics.statistics import Estimate
 from accel.suites.base import Reference
 
@@ -72,3 +74,22 @@ def test_moments_and_too_few_periods_are_scored_too():
     suite = Rotating(Reference("toy", moments, "0"))
     suite.period = 30  # only two of them
     assert {e.period for e in score(suite, {"features": x.half()}, None).values()} == {1}
+
+
+class Bytes(SimpleNamespace):
+    """A suite whose images are bytes already."""
+
+    def to_uint8(self, images):
+        return images
+
+
+def test_reference_metrics_are_means_over_the_pairs_that_there_are():
+    suite, metrics = Bytes(name="toy", feature_space=None), Similarity(("psnr", "sharpness"))
+    images = torch.randint(0, 200, (60, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    found = similarities(suite, metrics, images, images[:40] + 5, images + 51)
+    assert (found["psnr"].value, found["psnr"].n) == (pytest.approx(20 * math.log10(255 / 5), rel=1e-6), 40)
+    assert (found["psnr_to_plain"].value, found["psnr_to_plain"].n) == (pytest.approx(20 * math.log10(5), rel=1e-6), 60)
+    assert found["sharpness"].value == pytest.approx(metrics.alone(images)["sharpness"].mean().item())
+    assert set(similarities(suite, metrics, images, None, None)) == {"sharpness"}  # the converged recipe itself
+    with pytest.raises(ConfigError, match="two values are called 'sharpness'"):
+        score(suite, {"images": images, "score.sharpness": torch.arange(60.0)}, None, found)

@@ -202,7 +202,7 @@ def test_where_nothing_is_non_inferior_the_table_says_so_and_why(fabric):
 def test_the_front_of_a_figure_is_by_all_values(fabric):
     searched_study(fabric, ("bought", 1.0, 0.6, 2e9), ("good", 1.9, 0.9001, 2.1e9), ("cheap", 3.0, 0.8, 1e9))
     study = Comparison.load(fabric.results, "demo")
-    best = front(cost_panel(study, study.competing)[1])
+    best = front(cost_panel(study, study.competing).points)
     assert [point.row.label for point in best] == ["cheap", "good"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -25,6 +25,7 @@ class MixtureSuite(Suite):
 
     mixture_seed: int = 0
     name: str = "mixture"
+    pictures: ClassVar[bool] = False
 
     def fingerprint(self) -> dict[str, str]:
         config = {k: v for k, v in _config(self.mixture_seed).items() if not k.startswith("_")}

@@ -29,6 +29,7 @@ class EveryOther(Method):
         clock = node.clock
         kept: dict[tuple[int, int, str], Kept] = {}
         clock.on_reset(kept.clear)
+        node.state.append(kept)
 
         def denoise(inputs: Inputs) -> torch.Tensor:
             keys = [(clock.slot, clock.call, part) for part in inputs.parts]
