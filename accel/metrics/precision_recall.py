@@ -43,8 +43,11 @@ def precision_recall_estimate(
 
     Precision's is a delete-group jackknife. Recall's comes from balanced half-samples
     (`accel.metrics.half_samples`): the recall of each half alone, whose balls reach the k-th neighbour in that half.
-    A jackknife's interval of recall was 1.4 to 2 times as wide as needed. The reference's manifold stays. Raises
-    ConfigError for fewer than k + 1 samples in a half, or outside any group, and for fewer than 4 groups.
+    A jackknife's interval of recall was 1.4 to 2 times as wide as needed. Measured of this one: se / sd over seeds 1.0
+    on features drawn class by class from Gaussians fitted to the digits' (n = 250 and 500, 32 and 16 seeds, coverage
+    100 %); 0.76 and 0.88 on iid Gaussians of 64 dimensions (n = 1000, twice 100 seeds, coverage 89 and 92 %), a little
+    too narrow. The reference's manifold stays. Raises ConfigError for fewer than k + 1 samples in a half, or outside
+    any group, and for fewer than 4 groups.
     """
     reference = as_reference(reference)
     x = _checked_for_manifold(features, reference, k)
