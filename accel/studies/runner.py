@@ -45,9 +45,10 @@ class Runner:
         say: Callable[[str], None] = quiet,
         on_samples: Callable[[int], None] = lambda count: None,
         on_search: Callable[[int, int], None] = lambda done, total: None,
+        on_converged: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.suite, self.evaluation, self.results = suite, evaluation, results
-        self.say, self.on_samples, self.on_search = say, on_samples, on_search
+        self.say, self.on_samples, self.on_search, self.on_converged = say, on_samples, on_search, on_converged
         with Refusals() as refusals:
             self.device = refusals.ask(evaluation.resolve_device)
             refusals.ask(suite.check, evaluation.n)
@@ -164,14 +165,18 @@ class Runner:
         self.results.save(record)
         return record
 
-    def shards(self, recipe: Recipe, n: int, artefacts: Any = None) -> dict[str, torch.Tensor]:
-        """All tensors of the first n samples of `recipe`; only missing shards are generated."""
-        store, e = self._store(recipe), self.evaluation
+    def shards(
+        self, recipe: Recipe, n: int, artefacts: Any = None, on_samples: Callable[[int], None] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """All tensors of the first n samples of `recipe`; only missing shards are generated.
+
+        on_samples: is told how many more are there, in place of the runner's own listener."""
+        store, e, told = self._store(recipe), self.evaluation, on_samples or self.on_samples
 
         def make(a: int, b: int) -> dict[str, torch.Tensor]:
             with locked(device_lock(self.device), shared=True):
                 images = generate(self.pipe, self.suite, recipe, e.seed, a, b, e.batch)
-            self.on_samples(b - a)
+            told(b - a)
             if self._scoring:
                 return {"images": self.suite.stored(images)}
             return score_images(self.suite, images, self.suite.conditions(a, b))
@@ -180,7 +185,7 @@ class Runner:
             missing = store.missing(n, e.shard)
             for path in store.damaged:
                 self.say(f"shard {path} is damaged (its hash does not match); computing it anew.")
-            self.on_samples(n - sum(b - a for a, b in missing))
+            told(n - sum(b - a for a, b in missing))
             if missing:
                 with accelerate(self.pipe, recipe, models=self.models, artefacts=artefacts):
                     store.fill(missing, make)
@@ -217,7 +222,13 @@ class Runner:
         converged = self.suite.converged(recipe.exact_guidance)
         n = self.evaluation.compared
         if not self.suite.solves(recipe.exact_guidance):
-            return self.shards(converged, n)["images"]
+            counts: list[int] = []  # of samples, which are none of the cell's own
+
+            def on_samples(count: int) -> None:
+                counts.append(count)
+                self.on_converged(sum(counts), n)
+
+            return self.shards(converged, n, on_samples=on_samples)["images"]
         store = ShardStore(self.results.root, digest({"exact": self.generation_id(converged)}))
 
         def make(a: int, b: int) -> dict[str, torch.Tensor]:
