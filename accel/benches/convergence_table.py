@@ -18,8 +18,8 @@ Root mean square error to the exact probability-flow ODE (known to 1e-12) at the
 over {samples} samples. Columns are numbers of solver steps; multi-stage methods (`evaluations a step`) spend several
 evaluations on each. `order` is fitted over the three largest numbers of steps; `theory` is the classical order of the
 method (iPNDM has none on such grids). Samplers end at the model's smallest noise level, `heun (diffusers)` at sigma =
-0, where its last step is of order 1. diffusers' schedulers compute in float32 and their multistep ones give the model
-whole timesteps: on grids that fall between timesteps their errors stop falling, and such a grid is refused where
+0, where its last step is of order 1. diffusers' schedulers step in float64 here, too, but their multistep ones give the
+model whole timesteps: on grids that fall between timesteps their errors stop falling, and such a grid is refused where
 whole timesteps would repeat. On `karras` and `exponential` they end with a step between two equal noise levels, in
 which their updates of order 3 divide by zero.
 

@@ -199,6 +199,7 @@ def _plain_cell(cfg: Any, own: list[str]) -> Any:
 
 
 def _search_cell(cfg: Any, own: list[str]) -> Any:
+    from accel.search.base import Search
     from accel.search.study import Cell
 
     with Refusals() as refusals:
@@ -207,6 +208,9 @@ def _search_cell(cfg: Any, own: list[str]) -> Any:
         if cfg.search._target_ == NO_METHOD:
             refusals.add(ConfigError(f"cell {' '.join(own)!r} has search=none among cells that search; leave it out."))
         others = [refusals.ask(lambda more=more: recipe_of(compose(_elsewhere(own, more)))) for more in _transfer(cfg)]
+        if isinstance(search, Search):
+            for base in filter(None, (recipe, *others)):
+                refusals.ask(search.check_base, base)
     return Cell(recipe, tuple(own), search, optimiser, tuple(others))
 
 

@@ -223,6 +223,7 @@ def accelerate(
     clock = Trajectory(sign=pipelines.sign(pipe))
     run = Run(recipe, clock, count_macs, pipe)
     layout = pipelines.layout(pipe)
+    double = getattr(recipe.nets(pipe, models)["base"], "dtype", None) == torch.float64
     copies = 2 if layout == "cond_first" and recipe.guidance_scale > 1 else 1
     with ExitStack() as undo:
         denoisers, nodes = {}, {}
@@ -251,6 +252,8 @@ def accelerate(
 
         original = pipe.scheduler
         scheduler = sampler.build(original.config, recipe.grid) if sampler else copy.deepcopy(original)
+        if sampler and double:
+            sampler.in_double(scheduler)
         steps = recipe.sampler.steps if recipe.sampler else None
         attach_clock(scheduler, clock, steps, copies, recipe.grid is not None)
         for method in (cache, guidance):

@@ -40,6 +40,9 @@ class Sampler:
         """A scheduler for a model trained with scheduler `config`, on the timestep `grid` (None: the sampler's own)."""
         raise TypeError(f"{type(self).__name__} does not say how to build its scheduler")
 
+    def in_double(self, scheduler: Any) -> None:
+        """Make `scheduler`, which `build` made, step in float64, if it does not anyway: the pipeline works in it."""
+
     @property
     def calibrated(self) -> bool:
         """Whether the sampler needs an artefact, which `calibrate` makes."""

@@ -268,8 +268,8 @@ def warn_of_single_precision(scheduler: Any, like: torch.Tensor) -> None:
     if ((ends[1] - ends[0] - apart * ends[0]).abs() > 1e-2 * apart * ends[0].abs()).any():
         warnings.warn(
             f"{type(scheduler).__name__} rounds every sample to float32, although the pipeline works in float64: no "
-            "error below about 1e-7 can be had. accel's own samplers (ddim_accel, unipc_accel, deis_tab, dc_dpmpp_2m) "
-            "step in float64.",
+            "error below about 1e-7 can be had. Samplers of a recipe step in float64, but on flows and Lu's lambdas; "
+            "so do accel's own (ddim_accel, unipc_accel, deis_tab, dc_dpmpp_2m).",
             stacklevel=3,
         )
 
@@ -307,7 +307,8 @@ def attach_clock(
             own = clock.generator
             kwargs["generator"] = own * copies if isinstance(own, list) else own
         result = step(model_output, timestep, sample, *args, **kwargs)
-        if sample.dtype == torch.float64 and clock.stage == clock.runs == 0:
+        mended = getattr(scheduler, "in_double", False)  # see Sampler.in_double
+        if sample.dtype == torch.float64 and clock.stage == clock.runs == 0 and not mended:
             warn_of_single_precision(scheduler, sample)
         clock.advance(len(sample) // copies)
         return result

@@ -24,6 +24,7 @@ import torch
 
 from accel.core.sampler import Sampler
 from accel.errors import ConfigError, IncompatibleError, check_int, unknown
+from accel.samplers.double import step_in_double
 from accel.samplers.grids import Grid
 from accel.samplers.noise_schedule import NoiseSchedule, flow_entries, is_flow, noise_schedule, refuse_others
 from accel.samplers.scheduler import BaseScheduler
@@ -96,6 +97,10 @@ class DiffusersSampler(Sampler):
             # What does not fit fails here, before any work. The pipeline will know the exponent of dynamic shifting.
             scheduler.set_timesteps(self.steps, mu=1.0 if scheduler.config.use_dynamic_shifting else None)
         return self._tried(scheduler)
+
+    def in_double(self, scheduler: Any) -> None:
+        if not isinstance(scheduler, BaseScheduler):
+            step_in_double(scheduler)
 
     def _build_flow(self, cls: type, config: dict[str, Any], grid: Grid | None) -> Any:
         accepted = inspect.signature(cls).parameters

@@ -32,6 +32,7 @@ _OPTIONS = {
 }
 # Options that would win over the timestep spacing, or over explicit timesteps.
 _OVERRIDING = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+GRID_OPTIONS = ("grid", "timestep_spacing", *_OVERRIDING)  # of schedulers: what a grid has in their place
 KARRAS_RHO = 7.0
 
 

@@ -93,6 +93,9 @@ class Search(ABC):
         """The settings that change the result."""
         return {k: v for k, v in describe(self).items() if k not in ("workers", "compare")}
 
+    def check_base(self, base: Recipe) -> None:  # noqa: B027 (most searches replace nothing)
+        """ConfigError for settings of `base` that what is found would replace without a word."""
+
     def check_seed(self, evaluation: Evaluation) -> None:
         """ConfigError if results would be evaluated on the seeds that the search selects by."""
         if taken := {SEARCH_SEED + self.seed, FRESH_SEED + self.seed}.intersection(evaluation.seeds):

@@ -13,7 +13,7 @@ from typing import Any
 from accel.config import choice_of, groups
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, IncompatibleError, unknown
-from accel.samplers.grids import ExplicitGrid
+from accel.samplers.grids import GRID_OPTIONS, ExplicitGrid
 from accel.search.base import Room, Search, schedule_of, weights_of
 from accel.search.objective import Objective
 from accel.search.spaces import TimestepSpace
@@ -45,8 +45,20 @@ class TimestepSearch(Search):
     def label(self) -> str:
         return "" if self.start == "free" else f"start={self.start}"
 
+    def check_base(self, base: Recipe) -> None:
+        """ConfigError if `base` says which timesteps: every candidate has some of its own in their place."""
+        options = getattr(base.sampler, "options", {})
+        said = [f"grid={base.grid.name}"] if base.grid else []
+        said += [f"sampler.options.{key}={options[key]}" for key in GRID_OPTIONS if options.get(key)]
+        if said:
+            raise ConfigError(
+                f"a search of timesteps is asked for {' and '.join(said)}, which it would replace; leave that out. "
+                "search.grids says where it begins, search.compare which grids are evaluated beside what is found."
+            )
+
     def space(self, base: Recipe, schedule: Any) -> TimestepSpace:
-        """The space of `base`'s timesteps."""
+        """The space of `base`'s timesteps; IncompatibleError for a sampler that has no explicit ones."""
+        self.check_base(base)
         if base.sampler is None or base.sampler.calibrated:
             name = base.sampler.name if base.sampler else "none"
             raise IncompatibleError(

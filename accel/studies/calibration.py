@@ -6,8 +6,10 @@ that no evaluation has.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,40 @@ from accel.suites.base import Suite
 CALIBRATION_SEED = 1_000_003  # never a seed of an evaluation
 CALIBRATION_N = 32
 
+TURN = 1.0  # seconds after which whoever waits to time may do so
+PAUSE = 0.005  # seconds in which a process that waits for a lock wakes up
+
+
+class _Turns:
+    """The lock of a device, shared with all who generate there and given up between two steps of long work, so that a
+    timing elsewhere waits for a turn and a step, not for a whole calibration."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device, self._held, self._begun = torch.device(device), ExitStack(), 0.0
+
+    def __enter__(self) -> _Turns:
+        self._take()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
+
+    def yielded(self) -> float:
+        """Give the device up if the turn is over, and wait until it is free again; the seconds that this took."""
+        start = time.monotonic()
+        if start - self._begun < TURN:
+            return 0.0
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # nothing of ours runs on while somebody times
+        self._held.close()
+        time.sleep(PAUSE)
+        self._take()
+        return self._begun - start
+
+    def _take(self) -> None:
+        self._held.enter_context(locked(device_lock(self.device), shared=True))
+        self._begun = time.monotonic()
+
 
 @dataclass
 class Calibration:
@@ -39,6 +75,7 @@ class Calibration:
     batch: int
     say: Callable[[str], None]
     on_search: Callable[[int, int], None]
+    _between: Callable[[], None] = field(default=lambda: None, init=False)
 
     def artefacts(self, recipe: Recipe) -> tuple[dict[str, dict[str, torch.Tensor]] | None, float]:
         """What sampler, guidance, cache and precision need, and the seconds that making it took (0: none)."""
@@ -75,8 +112,13 @@ class Calibration:
     def _made(self, path: Path, make: Callable[[Job], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         if path.exists():
             self.say(f"artefact {path} is damaged (its hash does not match); calibrating anew.")
-        job = Job(path.with_suffix(".parts"), self.on_search)
-        with locked(device_lock(self.pipe().device), shared=True):  # nobody times meanwhile
+        with _Turns(self.pipe().device) as turns:
+            job = Job(path.with_suffix(".parts"), lambda done, total: (self.on_search(done, total), between()))
+
+            def between() -> None:
+                job.start += turns.yielded()  # what others took is not its own time
+
+            self._between = between
             flat = make(job)
         flat["seconds"] = torch.tensor(job.seconds)
         save_tensors(path, flat)
@@ -90,7 +132,9 @@ class Calibration:
         return recipe.sampler.calibrate(self.pipe(), recipe, call, noise, job.on_step)
 
     def _sample(self, recipe: Recipe, start: int, stop: int) -> torch.Tensor:
-        return generate(self.pipe(), self.suite, recipe, CALIBRATION_SEED, start, stop, self.batch)
+        images = generate(self.pipe(), self.suite, recipe, CALIBRATION_SEED, start, stop, self.batch)
+        self._between()
+        return images
 
     def _fit(self, recipe: Recipe) -> dict[str, torch.Tensor]:
         return recipe.guidance.calibrate(self.pipe(), recipe, self._sample)

@@ -63,9 +63,10 @@ class Runner:
         say: Callable[[str], None] = quiet,
         on_samples: Callable[[int], None] = lambda count: None,
         on_search: Callable[[int, int], None] = lambda done, total: None,
+        on_converged: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.suite, self.evaluation, self.results = suite, evaluation, results
-        self.say, self.on_samples, self.on_search = say, on_samples, on_search
+        self.say, self.on_samples, self.on_search, self.on_converged = say, on_samples, on_search, on_converged
         with Refusals() as refusals:
             self.device = refusals.ask(evaluation.resolve_device)
             refusals.ask(suite.check, evaluation.n)
@@ -205,17 +206,24 @@ class Runner:
         self.results.save(record)
         return record
 
-    def shards(self, recipe: Recipe, n: int, artefacts: Any = None) -> dict[str, torch.Tensor]:
-        """All tensors of the first n samples of each seed of `recipe`; only missing shards are generated."""
-        return _pooled(self._shards(recipe, seed, n, artefacts) for seed in self.evaluation.seeds)
+    def shards(
+        self, recipe: Recipe, n: int, artefacts: Any = None, on_samples: Callable[[int], None] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """All tensors of the first n samples of each seed of `recipe`; only missing shards are generated.
 
-    def _shards(self, recipe: Recipe, seed: int, n: int, artefacts: Any) -> dict[str, torch.Tensor]:
+        on_samples: is told how many more are there, in place of the runner's own listener."""
+        told = on_samples or self.on_samples
+        return _pooled(self._shards(recipe, seed, n, artefacts, told) for seed in self.evaluation.seeds)
+
+    def _shards(
+        self, recipe: Recipe, seed: int, n: int, artefacts: Any, told: Callable[[int], None]
+    ) -> dict[str, torch.Tensor]:
         store, e = self._store(recipe, seed), self.evaluation
 
         def make(a: int, b: int) -> dict[str, torch.Tensor]:
             with locked(device_lock(self.device), shared=True):
                 images = generate(self.pipe, self.suite, recipe, seed, a, b, e.batch)
-            self.on_samples(b - a)
+            told(b - a)
             if self._scoring:
                 return {"images": self.suite.stored(images)}
             return score_images(self.suite, images, self.suite.conditions(a, b))
@@ -224,7 +232,7 @@ class Runner:
             missing = store.missing(n, e.shard)
             for path in store.damaged:
                 self.say(f"shard {path} is damaged (its hash does not match); computing it anew.")
-            self.on_samples(n - sum(b - a for a, b in missing))
+            told(n - sum(b - a for a, b in missing))
             if missing:
                 with accelerate(self.pipe, recipe, models=self.models, artefacts=artefacts):
                     store.fill(missing, make)
@@ -272,7 +280,13 @@ class Runner:
         converged = self.suite.converged(recipe.exact_guidance)
         n = self.evaluation.compared
         if not self.suite.solves(recipe.exact_guidance):
-            return self.shards(converged, n)["images"]
+            counts: list[int] = []  # of samples, which are none of the cell's own
+
+            def on_samples(count: int) -> None:
+                counts.append(count)
+                self.on_converged(sum(counts), n * len(self.evaluation.seeds))
+
+            return self.shards(converged, n, on_samples=on_samples)["images"]
 
         def solved(seed: int) -> dict[str, torch.Tensor]:
             def make(a: int, b: int) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -32,6 +33,7 @@ from accel.studies.request import Request
 from accel.studies.runner import Runner
 
 UNTIMED = ("reference", "aa")  # roles of rows that are there to be compared with, not to be chosen
+OWN = "samples"  # the bar of a cell's own
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Study(Request):
             progress.advance(bar)
             while jobs:
                 job = jobs.pop(0)
-                progress.reset(progress.samples, total=self.evaluation.samples)
+                progress.reset(progress.samples, total=self.evaluation.samples, description=OWN)
                 progress.update(bar, description=job.recipe.label[:44])
                 own = twin if job.role == "aa" else runner
                 try:
@@ -242,12 +244,8 @@ class Study(Request):
         def say(message: str) -> None:
             progress.console.print(message, markup=False, highlight=False)
 
-        def on_search(done: int, total: int) -> None:
-            progress.update(progress.samples, description="search", completed=done, total=total)
-            if done == total:
-                progress.update(progress.samples, description="samples", completed=0, total=self.evaluation.samples)
-
-        return Runner(self.suite, evaluation, self.results, say, on_samples, on_search)
+        search, converged = (partial(progress.aside, what) for what in ("search", "of the converged trajectory"))
+        return Runner(self.suite, evaluation, self.results, say, on_samples, search, converged)
 
     def _progress(self) -> _Progress:
         columns = (TextColumn("{task.description:<44}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -260,5 +258,13 @@ class _Progress(Progress):
 
     def __enter__(self) -> _Progress:
         super().__enter__()
-        self.samples = self.add_task("samples", total=None)
+        self.samples = self.add_task(OWN, total=None)
         return self
+
+    def aside(self, what: str, done: int, total: int) -> None:
+        """Show on the bar of the samples how far other work of the cell is; once it is done, the samples again."""
+        task = self._tasks[self.samples]
+        if task.description == OWN:
+            self._own = {"completed": task.completed, "total": task.total}
+        shown = {"description": what, "completed": done, "total": total}
+        self.update(self.samples, **shown if done < total else {"description": OWN} | self._own)

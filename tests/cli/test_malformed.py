@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -187,7 +188,20 @@ def larger(tensors: dict) -> dict:
     return tensors | {name: torch.zeros([side + 1 for side in tensors[name].shape])}
 
 
+def spoiled(value: float) -> Callable[[dict], dict]:
+    """One number of one tensor is `value`."""
+
+    def change(tensors: dict) -> dict:
+        name = max(tensors)
+        tensors[name].view(-1)[-1] = value
+        return tensors
+
+    return change
+
+
 DAMAGES = {
+    "not a number": spoiled(math.nan),
+    "a tensor too many": lambda tensors: tensors | {"another.weight": torch.zeros(2)},
     "lacks a tensor": lambda tensors: {k: v for k, v in tensors.items() if k != min(tensors)},
     "other names": lambda tensors: {f"other.{k}": v for k, v in tensors.items()},
     "another shape": larger,
@@ -221,9 +235,19 @@ MODELS = {
        for part, own in CONFIGS.items() for values in own},
     "a flow by the index alone": changed("model_index.json", scheduler=["diffusers",
     "FlowMatchEulerDiscreteScheduler"]),
+    "unet: infinite": weights("unet", spoiled(-math.inf)),
+    "another scheduler by its config": changed("scheduler/scheduler_config.json", _class_name="DDIMScheduler"),
+    "another network by its config": changed("unet/config.json", _class_name="UNet2DModel"),
+    "another VAE by its config": changed("vae/config.json", _class_name="AutoencoderTiny"),
     "another text encoder": changed("model_index.json", text_encoder=["transformers", "T5EncoderModel"]),
     "another network": changed("model_index.json", unet=["diffusers", "UNet2DModel"]),
 }  # fmt: skip
+SAID = {  # a part of the case's name: what its error says; other errors would do for none of these
+    "not a number": "of 1 tensors are infinite or no numbers in torch.float32",
+    "infinite": "of 1 tensors are infinite or no numbers in torch.float32",
+    "too many": "hold 1 tensors that a",
+    "by its config": "and the config in",
+}
 
 
 @pytest.fixture(scope="session")
@@ -237,9 +261,10 @@ def test_a_model_that_cannot_be_what_it_says_is_one_error(case, tiny, tmp_path, 
     MODELS[case](folder)
     hub_files.folder_of.cache_clear()
     (tmp_path / "prompts.txt").write_text("\n".join(f"a {i}" for i in range(64)))
-    refused("suite=hub", f"suite.model={folder}", "suite.prompts.path=prompts.txt", "sampler.steps=1",
-            "suite.converged_steps=1", "evaluation.device=cpu", "evaluation.n=64",
-            "evaluation.timing=false")  # fmt: skip
+    said = refused("suite=hub", f"suite.model={folder}", "suite.prompts.path=prompts.txt", "sampler.steps=1",
+                   "suite.converged_steps=1", "evaluation.device=cpu", "evaluation.n=64",
+                   "evaluation.timing=false")  # fmt: skip
+    assert all(text in said for part, text in SAID.items() if part in case), said
 
 
 def test_a_model_that_is_whole_is_accepted(tiny, tmp_path, refused):

@@ -18,8 +18,10 @@ from accel.config import compose, instantiate
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import AccelError, ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
+from accel.registry import method
 from accel.samplers import DiffusersSampler, PredictorCorrectorScheduler
 from accel.samplers.grids import Grid
+from accel.testing.elsewhere import DEVICE, Elsewhere
 
 MEAN, STD = 0.5, 0.4
 PREDICTORS = ["reverse_diffusion", "ancestral", "euler_maruyama"]
@@ -424,3 +426,23 @@ def test_samplers_run_in_a_pipeline(name, pipe, digits):
         assert run.clock.num_steps == 3
     assert torch.isfinite(images).all()
     torch.testing.assert_close(images[1:2], alone, rtol=0, atol=2e-3)
+
+
+# --- on a device
+
+
+@pytest.mark.parametrize(("name", "waits"), [("pc", False), ("pc_ve", False), ("theirs", True)])
+def test_noise_of_a_step_makes_the_host_wait_for_diffusers_alone(name, waits):
+    """Drawn by CPU generators as it is needed: accel's own schedulers send it without a wait."""
+    theirs = DiffusersSampler("EulerAncestralDiscreteScheduler", 3)
+    made = theirs if name == "theirs" else method("sampler", name, steps=3)
+    with Elsewhere() as device:
+        own = made.build({"num_train_timesteps": 1000, "clip_sample": False})
+        own.set_timesteps(3, device=DEVICE)
+        x, source = draw(0, 2, 1, 4, 4).float().to(DEVICE), generators(1, 2)
+        times, seen = own.timesteps.cpu(), []
+        for t in times:
+            before = device.total
+            x = own.step(x, t, x, generator=source, return_dict=False)[0]
+            seen.append(device.total - before)
+    assert [count > 0 for count in seen[1:-1]] == [waits] * (len(times) - 2), device.waits

@@ -104,6 +104,9 @@ BAD = {
     "steps": (["sampler.steps=1001"], "allowed: "),
     "metric": (["search.metric=fid"], "use search.metric=distance"),
     "sampler": (["sampler=ddim"], "DDIMScheduler.set_timesteps takes no timesteps"),
+    "grid": (["grid=karras"], "a search of timesteps is asked for grid=karras, which it would replace; leave that out"),
+    "grid elsewhere": (['transfer=[["sampler.steps=5","grid=t_quadratic"]]'], "grid=t_quadratic, which it would"),
+    "grid of the sampler": (["+sampler.options.grid=karras"], "asked for sampler.options.grid=karras, which it would"),
     "seed": (["evaluation.seed=2000003"], "is one that the search selects by"),
     "workers": (["search.workers=0"], "search.workers is 0; allowed: an integer in [1, "),
 }

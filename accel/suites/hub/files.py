@@ -15,7 +15,7 @@ from typing import Any
 
 from accel.errors import ConfigError
 from accel.files import file_hash
-from accel.suites.hub.index import FILE, NEVER, components, read_object
+from accel.suites.hub.index import FILE, NEVER, components, read_object, short
 from accel.suites.hub.kinds import UNUSED
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -37,11 +37,17 @@ def folder_of(model: str, revision: str | None = None, variant: str | None = Non
 
 
 def check(folder: Path, variant: str | None) -> None:
-    """Raise ConfigError unless every entry of the index is allowed and every network has a config and safetensors
-    weights of `variant` (or plain ones)."""
+    """Raise ConfigError unless every entry of the index is allowed and of the class that its config says, and every
+    network has safetensors weights of `variant` (or plain ones)."""
     for name, (_, cls) in components(folder).items():
         if is_network(cls) or name == "scheduler":
-            _check_config(folder, name, config_of(folder, name))
+            config = config_of(folder, name)
+            _check_config(folder, name, config)
+            if (own := config.get("_class_name", cls)) != cls:  # transformers' configs name none
+                raise ConfigError(
+                    f"{folder / FILE} has {name} as {cls}, and the config in {place_of(folder, name)} is that of "
+                    f"{short(own)}. Download the model again, or write the class of the config into {FILE}."
+                )
         elif not (folder / name).is_dir():
             raise ConfigError(f"{folder / name} is missing. Download the model again.")
         if not is_network(cls) or _weights(folder, name, variant):

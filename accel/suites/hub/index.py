@@ -46,7 +46,7 @@ def read_object(path: Path, absent: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: {error}.") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {_short(content)}; needed: a JSON object.")
+        raise ConfigError(f"{path} holds {short(content)}; needed: a JSON object.")
     return content
 
 
@@ -54,7 +54,7 @@ def kind_of(folder: Path) -> Kind:
     """The kind of the pipeline in `folder`; ConfigError for a class that suite hub does not know."""
     name = read(folder).get("_class_name")
     if not isinstance(name, str):
-        raise ConfigError(f"{folder} names the pipeline class {_short(name)}, code of its own, which is never run.")
+        raise ConfigError(f"{folder} names the pipeline class {short(name)}, code of its own, which is never run.")
     if name not in KINDS:
         raise unknown(f"pipeline class of {folder}", name, KINDS)
     return KINDS[name]
@@ -88,7 +88,7 @@ def _pair(folder: Path, name: str, value: Any) -> tuple[str | None, str | None]:
         return None, None
     if not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) and v for v in value)):
         raise ConfigError(
-            f"{folder / FILE}: component {name} is {_short(value)}; needed: [library, class], such as "
+            f"{folder / FILE}: component {name} is {short(value)}; needed: [library, class], such as "
             '["diffusers", "AutoencoderKL"], or [null, null] for one that is not there.'
         )
     library, cls = value
@@ -96,7 +96,7 @@ def _pair(folder: Path, name: str, value: Any) -> tuple[str | None, str | None]:
     own = name in UNUSED and library.isidentifier() and find_spec(f"diffusers.pipelines.{library}") is not None
     if not cls.isidentifier() or not (library in LIBRARIES or own):
         raise ConfigError(
-            f"{folder}: component {_short(name)} is {_short(f'{library}.{cls}')}; allowed: classes of diffusers and "
+            f"{folder}: component {short(name)} is {short(f'{library}.{cls}')}; allowed: classes of diffusers and "
             f"transformers. {NEVER}"
         )
     return library, cls
@@ -109,7 +109,7 @@ def _check_class(folder: Path, name: str, library: str, cls: str) -> None:
         raise ConfigError(f"{folder}: component {name} is a {cls}, which needs {' and '.join(packages)}; install it.")
     if not (isinstance(found, type) and issubclass(found, getattr(import_module(needed), base))):
         raise ConfigError(
-            f"{folder}: component {name} is {library}.{_short(cls)}; allowed: a class of the installed {needed} that "
+            f"{folder}: component {name} is {library}.{short(cls)}; allowed: a class of the installed {needed} that "
             f"is a {base}. {NEVER}"
         )
     if (beside := folder / name / f"{library}.py").exists():
@@ -126,6 +126,7 @@ def _parts(kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(parts), optional
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value of a file in at most 80 characters."""
     text = value if isinstance(value, str) and value.isprintable() and value else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from accel.core.denoiser import denoiser_name
-from accel.errors import ConfigError, needs
+from accel.errors import ConfigError, Refusals, needs
 from accel.suites.base import loading
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import index as hub_index
@@ -71,8 +71,8 @@ def denoiser(folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Module
 
 
 def networks(folder: Path, dtype: torch.dtype, variant: str | None) -> dict[str, nn.Module]:
-    """Every network of a pipeline folder. ConfigError for one that cannot be loaded, or whose weights do not fill it:
-    what a file lacks would have random values."""
+    """Every network of a pipeline folder. ConfigError for one that cannot be loaded, or whose weights are not those of
+    its class and config: what a file lacks would have random values, what it has too much would be left out."""
     return {
         name: _network(folder, name, library, cls, dtype, variant)
         for name, (library, cls) in hub_index.components(folder).items()
@@ -89,13 +89,50 @@ def _network(folder: Path, name: str, library: str, cls: str, dtype: torch.dtype
         network, info = getattr(import_module(library), cls).from_pretrained(
             place, use_safetensors=True, local_files_only=True, output_loading_info=True, **options, **memory()
         )
-    lacking = sorted({*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])})
-    if lacking:
-        raise ConfigError(
-            f"{place}: the weights lack {len(lacking)} of the tensors of a {cls}, or have them in another shape: "
-            f"{', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}. Download the model again."
-        )
+    _check_weights(f"{place}: the weights", cls, network, info)
     return network
+
+
+def _check_weights(where: str, cls: str, network: nn.Module, info: dict[str, Any]) -> None:
+    """ConfigError unless the files hold every tensor of `network`, no others, and numbers alone.
+
+    info: what from_pretrained says of its loading; both libraries leave out what a class declares it does without. A
+    buffer that a class computes itself (position_ids of early text encoders) may lie in a file and is not read.
+    """
+    with Refusals() as refusals:
+        if lacking := {*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])}:
+            refusals.add(
+                ConfigError(
+                    f"{where} lack {len(lacking)} of the tensors of a {cls}, or have them in another shape: "
+                    f"{_few(lacking)}. Download the model again."
+                )
+            )
+        if extra := {*map(str, info["unexpected_keys"])} - {name for name, _ in network.named_buffers()}:
+            refusals.add(
+                ConfigError(
+                    f"{where} hold {len(extra)} tensors that a {cls} of this config does not have: {_few(extra)}. "
+                    "Weights and config are not of one model; download it again."
+                )
+            )
+        if bad := [name for name, tensor in network.state_dict().items() if not _finite(tensor)]:
+            refusals.add(
+                ConfigError(
+                    f"{where} of {len(bad)} tensors are infinite or no numbers in {network.dtype}: {_few(bad)}. "
+                    "Download the model again, or use suite.dtype=float32 if they are beyond a smaller type."
+                )
+            )
+
+
+def _few(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return f"{', '.join(ordered[:3])}{' ...' if len(ordered) > 3 else ''}"
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    # Both ends show what is not finite, in one pass without a copy: nan is passed on.
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def _says_dtype() -> bool:

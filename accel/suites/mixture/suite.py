@@ -18,6 +18,8 @@ from accel.suites.mixture.exact import exact_solution
 from accel.suites.mixture.model import MixtureDenoiser
 from accel.suites.pipeline import PixelPipeline
 
+EPOCH = 2  # of the numbers: diffusers' samplers step in float64
+
 
 @dataclass(frozen=True)
 class MixtureSuite(Suite):
@@ -29,7 +31,7 @@ class MixtureSuite(Suite):
 
     def fingerprint(self) -> dict[str, str]:
         config = {k: v for k, v in _config(self.mixture_seed).items() if not k.startswith("_")}
-        return {"mixture": digest(config, 64)}
+        return {"mixture": digest(config, 64), "epoch": str(EPOCH)}
 
     def pipeline(self) -> PixelPipeline:
         from diffusers import DDPMScheduler
