@@ -17,6 +17,12 @@ from accel.results.text import interval, metric_name, plus_minus
 Pair = tuple[Row, Row]
 
 
+def again(study: Comparison) -> list[Pair]:
+    """(row, the same recipe on other seeds), in the order of the rows."""
+    twins = {row.label: row for row in study.done if row.role == "aa"}
+    return [(row, twins[row.label]) for row in study.competing if row.label in twins]
+
+
 def aa_difference(pair: Pair, key: str) -> Estimate | None:
     """The difference of one recipe on two sets of seeds; None where it has no such value, or of other N."""
     one, other = (row.value(key) for row in pair)
@@ -25,14 +31,14 @@ def aa_difference(pair: Pair, key: str) -> Estimate | None:
 
 def aa_keys(study: Comparison) -> list[str]:
     """The values that are compared: all that have a verdict."""
-    metric = metric_of(study.again[0][0].quality)
-    there = {key for pair in study.again for row in pair for key in row.quality["values"]}
+    metric = metric_of(again(study)[0][0].quality)
+    there = {key for pair in again(study) for row in pair for key in row.quality["values"]}
     return [key for key in dict.fromkeys([metric, *study.compared]) if key in there]
 
 
 def false_alarms(study: Comparison) -> tuple[int, int]:
     """How many comparisons are told apart, and of how many."""
-    found = [aa_difference(pair, key) for pair in study.again for key in aa_keys(study)]
+    found = [aa_difference(pair, key) for pair in again(study) for key in aa_keys(study)]
     known = [difference for difference in found if difference is not None]
     return sum(difference.apart for difference in known), len(known)
 

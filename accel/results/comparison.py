@@ -75,6 +75,19 @@ def seed_of(record: Mapping[str, Any]) -> int | str:
     return seeds[0] if len(seeds) == 1 else ", ".join(map(str, seeds))
 
 
+def timed_against(timing: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    """Whether the quality record's recipe was a timing's baseline: by its samples, as their number changes no time; by
+    its id in older timings."""
+    own = record.get("samples")
+    if (samples := timing.get("baseline_samples")) is not None and own is not None:
+        return samples == (own[0] if isinstance(own, list) else own)
+    return timing["baseline"] == record["id"]
+
+
+def _baseline_of(timing: Mapping[str, Any]) -> str | None:
+    return timing.get("baseline_samples") or timing.get("baseline")
+
+
 def device_of(timing: Mapping[str, Any]) -> tuple:
     """What two timing records must share to be compared: device name, threads, batch."""
     return timing["device_name"], timing["threads"], timing["batch"]
@@ -278,19 +291,19 @@ class Comparison:
         """
         own = next((timing for timing in row.timings if device_of(timing) == device), None)
         if own is None and row is self.baseline and not row.timings:
-            own = next((t for t in self._timed(device) if t["baseline"] == row.quality["id"]), None)
+            own = next((t for t in self._timed(device) if timed_against(t, row.quality)), None)
         if own is None:
             return None
-        pooled = self.baseline_ms(device, own.get("baseline")) or own["ms_per_image"]
-        if row is self.baseline and own.get("baseline") == row.quality["id"]:
+        pooled = self.baseline_ms(device, _baseline_of(own)) or own["ms_per_image"]
+        if row is self.baseline and timed_against(own, row.quality):
             return own | {"ms_per_image": pooled, "speedup": {"value": 1.0, "lo": 1.0, "hi": 1.0}}
         value, lo, hi = (pooled["value"] / own["speedup"][end] for end in ("value", "hi", "lo"))
         return own | {"ms_per_image": {"value": value, "lo": lo, "hi": hi}}
 
     def baseline_ms(self, device: tuple, baseline: str | None) -> dict[str, float] | None:
-        """ms an image of a baseline (by the id of its quality record) on `device`: the median over all timings of this
-        study that were interleaved with it, with the median ends of their intervals; None without any."""
-        found = [t["baseline_ms"] for t in self._timed(device) if t.get("baseline") == baseline and "baseline_ms" in t]
+        """ms an image of a baseline (what `_baseline_of` a timing says) on `device`: the median over all timings of
+        this study that were interleaved with it, with the median ends of their intervals; None without any."""
+        found = [t["baseline_ms"] for t in self._timed(device) if _baseline_of(t) == baseline and "baseline_ms" in t]
         return {end: statistics.median(x[end] for x in found) for end in ("value", "lo", "hi")} if found else None
 
     def _timed(self, device: tuple) -> list[dict[str, Any]]:
@@ -379,12 +392,6 @@ class Comparison:
         cells = [row for row in self.done if row.role == "cell"]
         controls = [row for row in self.done if row.role == "control"]
         return [(cell, control) for cell in cells for control in controls if control.of == cell.label]
-
-    @cached_property
-    def again(self) -> list[tuple[Row, Row]]:
-        """(row, the same recipe on other seeds), in the order of the rows."""
-        twins = {row.label: row for row in self.done if row.role == "aa"}
-        return [(row, twins[row.label]) for row in self.competing if row.label in twins]
 
     def macs_ratio(self, row: Row) -> float | None:
         own, other = row.cost("macs"), self.baseline.cost("macs") if self.baseline else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from accel.results.aa import aa_columns, aa_text
+from accel.results.aa import aa_columns, aa_text, again
 from accel.results.columns import Column, control_columns, main_columns, recipe_column, speed_columns, timed
 from accel.results.comparison import HOCHBERG, HOLM, PROMPTED, SIMILAR, TO_PLAIN, Comparison, seed_of
 from accel.results.frame import torch_of
@@ -44,8 +44,8 @@ def markdown(study: Comparison) -> str:
         said = CONTROLS + " Of adherence and CLIP score positive is better." * prompted
         said += " Of a value with ↑ positive is better." * any(row.value(key) for row in study.done for key in SIMILAR)
         page += ["## Equal-cost controls", said, _grid(control_columns(study), study.controls())]
-    if study.again:
-        page += ["## A/A: the same recipes on other seeds", aa_text(study), _grid(aa_columns(study), study.again)]
+    if pairs := again(study):
+        page += ["## A/A: the same recipes on other seeds", aa_text(study), _grid(aa_columns(study), pairs)]
     if said := sentences(study) if study.against else ():
         page += ["## Headline", "\n".join(f"* {sentence}" for sentence in said)]
     if refused := [row for row in study.rows if row.refused]:

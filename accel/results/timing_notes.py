@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from accel.results.comparison import APART, Comparison, Row, device_of
+from accel.results.comparison import APART, Comparison, Row, device_of, timed_against
 from accel.results.text import comma, device_text, interval, listed
 
 
@@ -26,8 +26,9 @@ def timing_notes(study: Comparison) -> list[str]:
             "ms/image: the baseline's, the median of all its timings in this study, divided by the row's speed-up, "
             "which was measured in the same rounds."
         )
-    base = study.baseline.quality["id"] if study.baseline else None
-    if other := [row.label for row in study.done if base and row.timing and row.timing["baseline"] != base]:
+    base = study.baseline
+    timed = [row for row in study.done if base and row.timing]
+    if other := [row.label for row in timed if not timed_against(row.timing, base.quality)]:
         notes.append(f"Speed-up is against another baseline for: {comma(other)}.")
     return notes
 

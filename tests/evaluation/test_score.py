@@ -84,7 +84,7 @@ class Bytes(SimpleNamespace):
 
 
 def test_reference_metrics_are_means_over_the_pairs_that_there_are():
-    suite, metrics = Bytes(name="toy", feature_space=None), Similarity(("psnr", "sharpness"))
+    suite, metrics = Bytes(name="toy", feature_space=None, period=1), Similarity(("psnr", "sharpness"))
     images = torch.randint(0, 200, (60, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
     found = similarities(suite, metrics, images, images[:40] + 5, images + 51)
     assert (found["psnr"].value, found["psnr"].n) == (pytest.approx(20 * math.log10(255 / 5), rel=1e-6), 40)

@@ -9,7 +9,7 @@ from accel.cli.build import build_study
 from accel.config import compose
 from accel.metrics.statistics import Estimate
 from accel.records import Results
-from accel.results.aa import aa_difference, aa_keys, false_alarms
+from accel.results.aa import aa_difference, aa_keys, again, false_alarms
 from accel.results.comparison import Comparison
 from accel.studies.evaluation import Evaluation
 
@@ -29,8 +29,8 @@ def done(tmp_path_factory):
 
 def test_every_recipe_is_evaluated_on_seeds_that_it_shares_with_nothing(done):
     study, _ = done
-    assert [pair[0].label for pair in study.again] == ["ddim-4", "dpmpp_2m-3", "dpmpp_2m-4"]
-    assert {tuple(row.quality["seeds"]) for pair in study.again for row in pair} == {(3, 5), (6, 7)}
+    assert [pair[0].label for pair in again(study)] == ["ddim-4", "dpmpp_2m-3", "dpmpp_2m-4"]
+    assert {tuple(row.quality["seeds"]) for pair in again(study) for row in pair} == {(3, 5), (6, 7)}
     assert len(study.ranks) == 3  # the second time ranks nowhere
 
 
