@@ -13,9 +13,9 @@ from accel.results.plain_front import chosen
 
 PREFIX = "plain_"
 HEAD = """# What recipes for {suite} are held against, found by experiment={study} on seed {seed}, N = {n}, where
-# nothing else is evaluated: for each number of steps the sampler and grid that lose least against the conventional
-# sampler, and the fewest steps that lose nothing. `accel rebuild plain` writes this file; all that was tried:
-# results/tables/{study}.md.
+# nothing else is evaluated: for each number of steps the sampler and grid that can lose least against the conventional
+# sampler; `best`: the fewest steps that are non-inferior in FID and worse in nothing. `accel rebuild plain` writes this
+# file; all that was tried: results/tables/{study}.md.
 """
 
 

@@ -1,17 +1,19 @@
-"""Which plain samplers a study of plain samplers chooses: for each number of steps the one that loses least."""
+"""Which plain samplers a study of plain samplers chooses: for each number of steps the one that can lose least."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from accel.errors import ConfigError
-from accel.results.comparison import Comparison, Row
+from accel.metrics.verdicts import NON_INFERIOR
+from accel.results.comparison import HIGHER, Comparison, Row, metric_of
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """`rows`: one for each number of steps, fewest first; `best`: the first of them that loses nothing against the
-    study's baseline by its values alone (None: none does). Other seeds have to confirm both."""
+    """`rows`: one for each number of steps, fewest first: that of the smallest `possible_loss`. `best`: the first of
+    them that is non-inferior in the metric and worse in no value (None: none is). Few samples choose; other seeds have
+    to confirm."""
 
     rows: tuple[Row, ...]
     best: Row | None
@@ -19,11 +21,29 @@ class Chosen:
 
 def chosen(study: Comparison) -> Chosen:
     """The choice of a study whose cells are plain samplers. ConfigError where nothing can be chosen from."""
-    by_steps: dict[int, list[Row]] = {}
+    by_steps: dict[int, list[tuple[float, str, Row]]] = {}
     for row in study.competing:
-        if row.role == "cell" and study.loss(row) is not None:
-            by_steps.setdefault(row.quality["axes"]["steps"], []).append(row)
+        if row.role == "cell" and (loss := possible_loss(study, row)) is not None:
+            by_steps.setdefault(row.quality["axes"]["steps"], []).append((loss, row.label, row))
     if not by_steps:
         raise ConfigError(f"study {study.name} has no finished cell that compares with its baseline; run it first.")
-    rows = tuple(min(by_steps[steps], key=lambda row: (study.loss(row), row.label)) for steps in sorted(by_steps))
-    return Chosen(rows, next((row for row in rows if study.loss(row) <= 0), None))
+    rows = tuple(min(by_steps[steps], key=lambda one: one[:2])[2] for steps in sorted(by_steps))
+    return Chosen(rows, next((row for row in rows if _holds(study, row)), None))
+
+
+def possible_loss(study: Comparison, row: Row) -> float | None:
+    """The largest loss against the baseline in any value that a user would miss, in margins: of the metric the worst
+    that its interval leaves open, of the others, which are shares of few samples, the value. None: not comparable."""
+    losses, metric = [], metric_of(row.quality)
+    for key in study.gates:
+        delta, margin = study.delta(row, study.baseline, key), study.margin(key, study.baseline)
+        if delta is None or not margin:
+            return None
+        worst = delta.value if key != metric else delta.lo if key in HIGHER else delta.hi
+        losses.append((-worst if key in HIGHER else worst) / margin)
+    return max(losses, default=None)
+
+
+def _holds(study: Comparison, row: Row) -> bool:
+    words = study.verdicts(row)
+    return words[metric_of(row.quality)] in NON_INFERIOR and not any(w.startswith("worse") for w in words.values())
