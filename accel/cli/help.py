@@ -27,8 +27,10 @@ Settings
   suite.*        the model and its data; N, seed, device and timing are evaluation.n, .seed, .device, .timing
   baseline=      the recipe that differences and speed-ups are against: 'baseline=["sampler=ddim","sampler.steps=50"]'
   cells=         the recipes of a study, commas for alternatives: 'cells=[["sampler=ddim,heun","sampler.steps=5,10"]]'
+  evaluation.n=auto       as many samples as the verdicts need       evaluation.seed=0,1,2   more samples: pooled seeds
   plan=true      show what would run and how long it takes
   explain=true   draw which network does what at which step, for each cell
+  aa=true        evaluate the same recipes on other seeds, too: how often is the same told apart?
   study=<name>   runs of one name share a table          results=<folder>   where everything goes (default: outputs)
   wandb=disabled | offline | online                      threads=<number>   CPU threads
 
@@ -38,8 +40,8 @@ command again computes only what is missing: an interrupted run resumes, a large
 Exit codes: 0 done; 1 some cells failed (the others are there); 2 the request is wrong, nothing was written;
 130 interrupted, 143 terminated: finished shards are kept.
 
-Other commands: `accel rebuild tables|figures`, `accel bench <name>`, `accel train`, `accel reference` (features of a
-folder of real images), `accel convert` (pickled weights to safetensors); each explains itself with --help.
+Other commands: `accel rebuild tables|figures|plain`, `accel bench <name>`, `accel train`, `accel reference` (features
+of a folder of real images), `accel convert` (pickled weights to safetensors); each explains itself with --help.
 More: `accel list <group>`; `accel <overrides> --cfg job` prints every setting; `accel completion bash` makes TAB
 complete; `accel --hydra-help` is the help of Hydra, whose overrides these are; `accel --version`.
 """

@@ -77,8 +77,20 @@ def _made(study: Comparison) -> str:
     torches = sorted({t for row in study.done for t in (torch_of(row.quality), torch_of(row.timing or {})) if t})
     made += [f"torch {listed(torches)}"] if torches else []
     counts = sorted({len(x["replicates"]) for r in records for x in r["values"].values()}) or [20]
-    made.append(f"95 % intervals: {listed(counts)}-group delete-group jackknife")
+    made.append(f"95 % intervals: {listed(counts)}-group delete-group jackknife{_rule(records)}")
     return "; ".join([*made, *([f"margins: {margins}"] if (margins := margins_text(study)) else [])]) + "."
+
+
+def _rule(records: Sequence[dict[str, Any]]) -> str:
+    """How the intervals of newer records differ from those of the first."""
+    if not (newer := [record for record in records if record.get("epoch", 1) > 1]):
+        return ""
+    values = [value for record in newer for value in record["values"].values()]
+    periods = sorted({period for value in values if (period := value.get("period", 1)) > 1})
+    rules = [f"groups of whole periods of {listed(periods)}"] if periods else []
+    rules += ["recall by half-samples"] if any("recall" in record["values"] for record in newer) else []
+    mixed = ["older rows by older rules"] if len(newer) < len(records) else []
+    return f" ({', '.join([*rules, *mixed])})" if rules or mixed else ""
 
 
 def margins_text(study: Comparison) -> str:

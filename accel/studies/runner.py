@@ -112,6 +112,7 @@ class Runner(Samples):
             "seed": e.seeds[0],
             **({"seeds": list(e.seeds)} if len(e.seeds) > 1 else {}),
             "compared": e.compared * len(e.seeds),
+            "epoch": EPOCH,
             "simulated": recipe.simulated,
             "recipe": describe(recipe),
             "values": {k: v.to_dict() for k, v in values.items()},
