@@ -42,6 +42,7 @@ class Evaluation:
     distance_n: int = 128
     batch: int = 64
     shard: int = 64
+    converged: bool = True
     controls: bool = True
     timing: bool = True
     timing_batch: int | Sequence[int] = (8, 1)
@@ -69,7 +70,7 @@ class Evaluation:
                          why="evaluation.repetitions, the least number of rounds")  # fmt: skip
             refusals.ask(check_float, "evaluation.timing_precision", self.timing_precision, 0.0, 1.0)
             refusals.ask(self._check_seeds)
-            for name in ("controls", "timing"):
+            for name in ("converged", "controls", "timing"):
                 refusals.ask(check_bool, f"evaluation.{name}", getattr(self, name))
             refusals.ask(self.resolve_device)
             names = refusals.ask(

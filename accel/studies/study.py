@@ -191,6 +191,8 @@ class Study(Request):
         jobs = [Job(converged, "reference"), Job(self.baseline, "baseline")]
         if runner.generation_id(converged) == runner.generation_id(self.baseline):
             del jobs[0]  # the table needs its baseline
+        elif not self.evaluation.converged:
+            del jobs[0]
         jobs += [Job(recipe, role) for role, recipe in self.against.items()]
         jobs += [Job(recipe, "cell") for recipe in self.cells]
         if self.aa:
