@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from accel.errors import AccelError, ConfigError
 
@@ -255,6 +256,11 @@ def warn_of_single_precision(scheduler: Any, like: torch.Tensor) -> None:
     """Say so where a pipeline works in float64 and its scheduler rounds every sample to float32, as some of diffusers'
     (DPM-Solver++, Euler) do. Tried on a fresh scheduler: without a prediction a step is linear in the sample, also for
     two that float32 cannot tell apart."""
+    with _disable_current_modes():  # nobody who counts memory or operations sees the trial
+        _warn_of_single_precision(scheduler, like)
+
+
+def _warn_of_single_precision(scheduler: Any, like: torch.Tensor) -> None:
     apart = 2.0**-30
     try:
         ends = []
@@ -270,7 +276,7 @@ def warn_of_single_precision(scheduler: Any, like: torch.Tensor) -> None:
             f"{type(scheduler).__name__} rounds every sample to float32, although the pipeline works in float64: no "
             "error below about 1e-7 can be had. Samplers of a recipe step in float64, but on flows and Lu's lambdas; "
             "so do accel's own (ddim_accel, unipc_accel, deis_tab, dc_dpmpp_2m).",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -8,7 +8,8 @@ one of the model's schedule in float64 that it is the rounding of,
 
 on the class's own grid (uniform in t, or its power laws in rho), and within `step` no float64 tensor is cast to
 float32. Formulas, timesteps and order of evaluation are the class's. Flows are left alone, and so is a grid whose
-levels are not found again (Lu's lambdas); the clock then says that samples are rounded.
+levels are not found again (Lu's lambdas); the clock then says that samples are rounded. Classes without levels (DDIM,
+DDPM) step float64 samples as they are, by their float32 products abar: bit for bit the plain pipeline.
 """
 
 from __future__ import annotations
@@ -40,17 +41,14 @@ def step_in_double(scheduler: Any) -> None:
     What cannot be mended (see the module) stays as it is, with `in_double` false.
     """
     scheduler.in_double = False
-    if is_flow(scheduler.config) or getattr(scheduler, "alphas_cumprod", None) is None:
+    tables = (getattr(scheduler, name, None) for name in ("alphas_cumprod", "sigmas"))
+    if is_flow(scheduler.config) or any(table is None for table in tables):
         return
     try:
         schedule = noise_schedule(scheduler.config)
     except IncompatibleError:  # of another kind of model, which the class knows by itself
         return
-    if getattr(scheduler, "sigmas", None) is None:
-        scheduler.in_double = True
-        _exact_products(scheduler, schedule)
-    else:
-        scheduler.set_timesteps = _with_exact_levels(scheduler, scheduler.set_timesteps, schedule)
+    scheduler.set_timesteps = _with_exact_levels(scheduler, scheduler.set_timesteps, schedule)
     scheduler.step = _unrounded(scheduler, scheduler.step)
 
 
@@ -113,12 +111,3 @@ def _levels(scheduler: Any, schedule: NoiseSchedule) -> np.ndarray | None:
 
 def _power_law(scheduler: Any) -> str | None:
     return next((law for option, law in POWER_LAWS.items() if scheduler.config.get(option)), None)
-
-
-def _exact_products(scheduler: Any, schedule: NoiseSchedule) -> None:
-    """abar (T,) in float64 for a scheduler that steps by it (DDIM, DDPM); 0 stays 0 (zero terminal SNR)."""
-    exact = 1 / (1 + schedule.rho(np.arange(schedule.total)) ** 2)
-    exact[scheduler.alphas_cumprod.numpy() == 0] = 0.0
-    scheduler.alphas_cumprod = torch.from_numpy(exact)
-    if getattr(scheduler, "final_alpha_cumprod", 1.0) != 1.0:
-        scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]

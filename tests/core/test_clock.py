@@ -9,7 +9,8 @@ import torch
 from tiny import Rotating, pixels, run_stable_diffusion, stable_diffusion
 
 from accel import Recipe, accelerate
-from accel.core.trajectory import Trajectory, attach_clock, level_of
+from accel.core.trajectory import Trajectory, attach_clock, level_of, warn_of_single_precision
+from accel.evaluation.cost import PeakTensorMemory
 from accel.guidance import APG
 from accel.registry import method
 from accel.samplers import DiffusersSampler
@@ -97,7 +98,6 @@ def test_zero_terminal_snr_runs_as_the_plain_pipeline_does(kind):
     sampler = DiffusersSampler("DDIMScheduler", 5)
     plain, fast = pipe(), pipe()
     plain.scheduler = sampler.build(plain.scheduler.config)
-    sampler.in_double(plain.scheduler)
     with accelerate(fast, Recipe(sampler)) as run:
         assert torch.equal(images(fast), images(plain))
     assert run.trace[0].sigma == math.inf
@@ -119,3 +119,12 @@ def test_a_scheduler_that_rounds_a_float64_pipeline_is_told(choice, rounds):
                 generator = [torch.Generator().manual_seed(0)]
                 pipe(class_labels=[0], num_inference_steps=3, generator=generator, output_type="pt")
         assert sum("rounds every sample to float32" in str(w.message) for w in told) == expected, "once a context"
+
+
+def test_the_trial_of_a_scheduler_is_not_counted_as_a_recipes_memory():
+    from diffusers import DDIMScheduler
+
+    scheduler, x = DDIMScheduler(), torch.zeros(1, 1, 2, 4, dtype=torch.float64)
+    with PeakTensorMemory() as memory:
+        warn_of_single_precision(scheduler, x)
+    assert memory.peak == 0

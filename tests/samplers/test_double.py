@@ -89,7 +89,7 @@ def test_dpm_solvers_are_their_formulas_to_the_last_digits(name, order, c, pipe)
     ("theirs", "ours", "grid", "steps"),
     [
         ("euler", "ddim_accel", None, 6), ("euler", "ddim_accel", "karras", 6),
-        ("euler", "ddim_accel", "exponential", 6), ("ddim", "ddim_accel", None, 5),
+        ("euler", "ddim_accel", "exponential", 6),
         ("unipc", "unipc_accel", None, 6),
     ],
 )  # fmt: skip
