@@ -21,7 +21,7 @@ def done(tmp_path_factory):
         "suite=mixture", "study=twice", "aa=true", 'baseline=["sampler=ddim","sampler.steps=4"]', f"results='{root}'",
         'cells=[["sampler=dpmpp_2m","sampler.steps=3,4"]]', "evaluation.n=60", "evaluation.distance_n=60",
         "evaluation.batch=60", "evaluation.shard=60", "evaluation.timing=false", "wandb=disabled",
-        "evaluation.seed=3,5",
+        "evaluation.seed=3,5", "evaluation.converged=false",
     ]  # fmt: skip
     assert build_study(compose(overrides), overrides).run() == 0
     return Comparison.load(Results(root), "twice"), (root / "tables" / "twice.md").read_text()
@@ -32,6 +32,12 @@ def test_every_recipe_is_evaluated_on_seeds_that_it_shares_with_nothing(done):
     assert [pair[0].label for pair in again(study)] == ["ddim-4", "dpmpp_2m-3", "dpmpp_2m-4"]
     assert {tuple(row.quality["seeds"]) for pair in again(study) for row in pair} == {(3, 5), (6, 7)}
     assert len(study.ranks) == 3  # the second time ranks nowhere
+
+
+def test_the_row_of_the_converged_sampler_may_be_left_out(done):
+    study, _ = done
+    assert "reference" not in {row.role for row in study.rows}
+    assert all(row.value("distance") for row in study.competing)
 
 
 def test_the_table_says_how_often_the_same_was_told_apart(done):
