@@ -282,7 +282,7 @@ def test_equal_cost_controls_are_added(accel, tmp_path, method, label, of):
 
 def test_timing_is_recorded_against_the_baseline(accel, tmp_path):
     assert accel("sampler=euler", "sampler.steps=2", "evaluation.timing=true", "evaluation.repetitions=6",
-                 "evaluation.most_repetitions=6", "evaluation.timing_batch=[4,1]")[0] == 0  # fmt: skip
+                 "evaluation.most_repetitions=6", "evaluation.timing_batch=[4,1]", "threads=1")[0] == 0  # fmt: skip
     records = [json.loads(p.read_text()) for p in (tmp_path / "results/records/timing").glob("*.json")]
     by_label = {r["label"]: r for r in records if r["batch"] == 4}
     assert set(by_label) == {"ddim-2", "euler-2"}, "all but the reference"
