@@ -31,7 +31,9 @@ def write_plain(results: Results, conf: Path = CONF) -> Iterator[Path]:
 def text_of(results: Results, name: str) -> str:
     """The file's text: conventional, front and best."""
     study, cfg = Comparison.load(results, name), compose([f"experiment={name}"])
-    spelled = {recipe_of(compose(own)).label: own for own in expand_cells(resolved(cfg)["cells"])}
+    spelled = {
+        recipe_of(compose([f"experiment={name}", *own])).label: own for own in expand_cells(resolved(cfg)["cells"])
+    }
     found = chosen(study)
     own = [[o for o in spelled[row.label] if not o.endswith("=none")] for row in found.rows]
     conventional = [o for o in resolved(cfg)["baseline"] if o.startswith(("sampler", "grid"))]
