@@ -29,6 +29,7 @@ Settings
   cells=         the recipes of a study, commas for alternatives: 'cells=[["sampler=ddim,heun","sampler.steps=5,10"]]'
   plan=true      show what would run and how long it takes
   explain=true   draw which network does what at which step, for each cell
+  parts=true     run the parts of combined recipes alone, too: what they promise beside what they do together
   study=<name>   runs of one name share a table          results=<folder>   where everything goes (default: outputs)
   wandb=disabled | offline | online                      threads=<number>   CPU threads
 
