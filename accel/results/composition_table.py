@@ -37,8 +37,9 @@ RULE = (
 )
 HEAD = """# Composition on {suite}
 
-Which accelerating methods work together: every combined recipe of the studies here whose parts were evaluated beside
-it. {rule}
+Which accelerating methods work together: every combined recipe of the studies here whose parts were evaluated, too.
+
+{rule}
 
 ## Which pairs
 
