@@ -109,6 +109,7 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
     from accel.benches.overhead_table import write_deepcache, write_overhead, write_schedulers
     from accel.benches.precision_table import write_precision
     from accel.records import Results
+    from accel.results.composition_table import write_composition
     from accel.results.search import write_searches
     from accel.results.tables import write_tables
 
@@ -122,7 +123,7 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
     others = (write_overhead, write_schedulers, write_deepcache, write_architectures, write_cascade, write_convergence)
     for path in write_precision(results):  # of the devices that it was measured on, if any
         assert path.read_bytes() == (ROOT / "results/tables" / path.name).read_bytes(), path.name
-    for write in (*others, write_adherence, write_searches):
+    for write in (*others, write_adherence, write_searches, write_composition):
         written = [path for path in write(results) if path.suffix != ".png"]
         assert written, write.__name__
         for path in written:

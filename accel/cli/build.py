@@ -77,6 +77,7 @@ def _study(cfg: Any, parts: dict[str, Any], cells: list[Any]) -> Any:
         merge=not cfg.cells,
         wandb=cfg.wandb,
         aa=cfg.aa,
+        parts=cfg.parts,
         **parts["plain"],
     )
 
@@ -133,8 +134,11 @@ def _check_settings(cfg: Any) -> None:
             refusals.ask(check_int, "threads", cfg.threads, 1, 8 * (os.cpu_count() or 1))
         if cfg.wandb not in WANDB:
             refusals.add(unknown("wandb mode", str(cfg.wandb), WANDB))
-        for name in ("plan", "explain", "aa"):
+        for name in ("plan", "explain", "aa", "parts"):
             refusals.ask(check_bool, name, cfg[name])
+        if cfg.parts is True and searches(cfg):
+            why = "parts=true is for a study of recipes, and a search is asked for; leave it out"
+            refusals.add(ConfigError(f"{why}: search=recipes adds the parts of its front by itself."))
         if cfg.plan and cfg.explain:
             refusals.add(ConfigError("plan=true and explain=true are both given; choose one."))
         refusals.ask(check_name, "study", cfg.study)

@@ -31,6 +31,7 @@ Settings
   plan=true      show what would run and how long it takes
   explain=true   draw which network does what at which step, for each cell
   aa=true        evaluate the same recipes on other seeds, too: how often is the same told apart?
+  parts=true     run the parts of combined recipes alone, too: what they promise beside what they do together
   study=<name>   runs of one name share a table          results=<folder>   where everything goes (default: outputs)
   wandb=disabled | offline | online                      threads=<number>   CPU threads
 

@@ -17,6 +17,7 @@ from accel.benches.precision_table import write_precision
 from accel.cli.plain import write_plain
 from accel.errors import ConfigError
 from accel.records import Results
+from accel.results.composition_table import write_composition
 from accel.results.figures import write_figures
 from accel.results.search import write_searches
 from accel.results.tables import write_tables
@@ -31,6 +32,7 @@ TABLES = (
     write_adherence,
     write_coverage,
     write_searches,
+    write_composition,
     write_precision,
     write_device,
 )

@@ -92,6 +92,11 @@ class Recipe:
                 found[axis] = replace(plain, **{axis: getattr(self, axis)})
         return found
 
+    @property
+    def combined(self) -> bool:
+        """Whether two or more axes accelerate; a guidance that is a shortcut counts."""
+        return len(self.parts()) > 2
+
     def methods(self) -> list[Method]:
         """The denoiser-seam methods, outermost first."""
         return [m for m in (self.guidance, self.stitch, self.cache, self.precision, self.skip) if m is not None]

@@ -22,6 +22,7 @@ from accel.results.comparison import (
 from accel.results.text import interval, macs_unit, metric_name, plus_minus, point, significant
 
 ALL = "all values"
+ABSENT = "–"
 ROLE_NAMES = {"plain": "best plain sampler"}
 
 
@@ -239,3 +240,11 @@ def _prompted_change(
 
 def _ratio(ratio: float | None) -> str | None:
     return None if ratio is None else f"{ratio:.2f}" if 0.1 <= ratio < 10 else significant(ratio)
+
+
+def grid(columns: Sequence[Column], rows: Sequence[Any]) -> str:
+    """A Markdown table of the columns, a line for each of `rows`."""
+    left = ("recipe", "control", "reason", "parts", "of", "study")
+    lines = [[c.name for c in columns], [":---" if c.name in left else "---:" for c in columns]]
+    lines += [[(c.text(row) or ABSENT).replace("|", "\\|").replace("\n", " ") for c in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -84,7 +84,8 @@ def timed_against(timing: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
     return timing["baseline"] == record["id"]
 
 
-def _baseline_of(timing: Mapping[str, Any]) -> str | None:
+def baseline_of(timing: Mapping[str, Any]) -> str | None:
+    """What two timings must share to be of the same baseline."""
     return timing.get("baseline_samples") or timing.get("baseline")
 
 
@@ -294,16 +295,16 @@ class Comparison:
             own = next((t for t in self._timed(device) if timed_against(t, row.quality)), None)
         if own is None:
             return None
-        pooled = self.baseline_ms(device, _baseline_of(own)) or own["ms_per_image"]
+        pooled = self.baseline_ms(device, baseline_of(own)) or own["ms_per_image"]
         if row is self.baseline and timed_against(own, row.quality):
             return own | {"ms_per_image": pooled, "speedup": {"value": 1.0, "lo": 1.0, "hi": 1.0}}
         value, lo, hi = (pooled["value"] / own["speedup"][end] for end in ("value", "hi", "lo"))
         return own | {"ms_per_image": {"value": value, "lo": lo, "hi": hi}}
 
     def baseline_ms(self, device: tuple, baseline: str | None) -> dict[str, float] | None:
-        """ms an image of a baseline (what `_baseline_of` a timing says) on `device`: the median over all timings of
+        """ms an image of a baseline (what `baseline_of` a timing says) on `device`: the median over all timings of
         this study that were interleaved with it, with the median ends of their intervals; None without any."""
-        found = [t["baseline_ms"] for t in self._timed(device) if _baseline_of(t) == baseline and "baseline_ms" in t]
+        found = [t["baseline_ms"] for t in self._timed(device) if baseline_of(t) == baseline and "baseline_ms" in t]
         return {end: statistics.median(x[end] for x in found) for end in ("value", "lo", "hi")} if found else None
 
     def _timed(self, device: tuple) -> list[dict[str, Any]]:

@@ -51,13 +51,25 @@ def sentences(study: Comparison) -> list[str]:
 
 
 def ratio(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
-    """Speed-up of one timing over another of the same baseline: r = a / b, with the half-widths of both intervals added
-    in squares on the scale of logarithms, as the two were timed in rounds of their own."""
-    a, b = one["speedup"], other["speedup"]
-    value = a["value"] / b["value"]
-    down = math.hypot(math.log(a["value"] / a["lo"]), math.log(b["hi"] / b["value"]))
-    up = math.hypot(math.log(a["hi"] / a["value"]), math.log(b["value"] / b["lo"]))
-    return {"value": value, "lo": value * math.exp(-down), "hi": value * math.exp(up)}
+    """Speed-up of one timing over another of the same baseline: `product` of one to 1 and other to -1."""
+    return product((one, 1), (other, -1))
+
+
+def product(*powers: tuple[Mapping[str, Any], int]) -> dict[str, float]:
+    """Product of s^k over (timing, k), s the timings' speed-ups over one baseline: value, lo and hi.
+
+    The half-widths of the intervals of k log s are added in squares, as each was timed in rounds of its own.
+    """
+    over = math.prod(timing["speedup"]["value"] ** k for timing, k in powers if k > 0)
+    value = over / math.prod(timing["speedup"]["value"] ** -k for timing, k in powers if k < 0)
+    down, up = [], []
+    for timing, k in powers:
+        s = timing["speedup"]
+        ends = math.log(s["value"] / s["lo"]), math.log(s["hi"] / s["value"])
+        below, above = ends if k > 0 else ends[::-1]
+        down.append(abs(k) * below)
+        up.append(abs(k) * above)
+    return {"value": value, "lo": value * math.exp(-math.hypot(*down)), "hi": value * math.exp(math.hypot(*up))}
 
 
 def _headline(study: Comparison, role: str, other: Row) -> Headline | None:

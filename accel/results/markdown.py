@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from accel.results.aa import aa_columns, aa_text, again
-from accel.results.columns import Column, control_columns, main_columns, recipe_column, speed_columns, timed
+from accel.results.columns import Column, control_columns, grid, main_columns, recipe_column, speed_columns, timed
 from accel.results.comparison import HOCHBERG, HOLM, PROMPTED, SIMILAR, TO_PLAIN, Comparison, seed_of
+from accel.results.composition_table import composition_section
 from accel.results.frame import torch_of
 from accel.results.headline import sentences
-from accel.results.text import comma, device_text, devices_text, listed, metric_name, short_hash
+from accel.results.text import POINTS, comma, device_text, devices_text, listed, metric_name, short_hash
 from accel.results.timing_notes import timing_notes
 
-ABSENT = "–"
-POINTS = ("accuracy", "adherence", "exact")  # shown in per cent
 CONTROLS = (
     "Each accelerated recipe against the plain sampler given the same cost. Δ = recipe − control, paired on common "
     "seeds: negative is better. Verdicts and marks as above; the family of the marks is this table's comparisons."
@@ -35,30 +31,25 @@ def markdown(study: Comparison) -> str:
             _, n, seed, metric, sha256, own = group
             of = f" of {own} samples" if own not in (n, None) else ""
             page.append(f"## {metric_name(metric)}{of}, N = {n}, seed {seed}, reference {short_hash(sha256) or 'none'}")
-        page.append(_grid(main_columns(study, group), study.members(group)))
+        page.append(grid(main_columns(study, group), study.members(group)))
     for device in study.devices if several else ():
         columns = [recipe_column(), *speed_columns(study, device)]
-        page += [f"## Speed on {device_text(device)}", _grid(columns, timed(study, device))]
+        page += [f"## Speed on {device_text(device)}", grid(columns, timed(study, device))]
     if study.controls():
         prompted = any(row.value(key) for row in study.done for key in PROMPTED)
         said = CONTROLS + " Of adherence and CLIP score positive is better." * prompted
         said += " Of a value with ↑ positive is better." * any(row.value(key) for row in study.done for key in SIMILAR)
-        page += ["## Equal-cost controls", said, _grid(control_columns(study), study.controls())]
+        page += ["## Equal-cost controls", said, grid(control_columns(study), study.controls())]
+    if section := composition_section(study):
+        page += ["## Composition", section]
     if pairs := again(study):
-        page += ["## A/A: the same recipes on other seeds", aa_text(study), _grid(aa_columns(study), pairs)]
+        page += ["## A/A: the same recipes on other seeds", aa_text(study), grid(aa_columns(study), pairs)]
     if said := sentences(study) if study.against else ():
         page += ["## Headline", "\n".join(f"* {sentence}" for sentence in said)]
     if refused := [row for row in study.rows if row.refused]:
         columns = [Column("recipe", lambda row: row.label), Column("reason", lambda row: row.refused)]
-        page += ["## Refused or failed cells", _grid(columns, refused)]
+        page += ["## Refused or failed cells", grid(columns, refused)]
     return "\n\n".join([*page, "## Notes", "\n".join(f"* {note}" for note in _notes(study))]) + "\n"
-
-
-def _grid(columns: Sequence[Column], rows: Sequence[Any]) -> str:
-    left = ("recipe", "control", "reason")
-    lines = [[c.name for c in columns], [":---" if c.name in left else "---:" for c in columns]]
-    lines += [[(c.text(row) or ABSENT).replace("|", "\\|").replace("\n", " ") for c in columns] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _made(study: Comparison) -> str:

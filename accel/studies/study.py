@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -43,16 +44,36 @@ class Study(Request):
     cells: list[Recipe]
     wandb: str = "offline"
     aa: bool = False  # whether every recipe is evaluated a second time, on other seeds
+    parts: bool = False  # whether the parts of every combined cell are cells, too
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.parts and not any(recipe.combined for recipe in self.cells):
+            self._nothing_combined()
         named: dict[str, Recipe] = {}
-        for recipe in (self.baseline, *self.cells):
+        for recipe in (self.baseline, *self.cells, *self._added()):
             if named.setdefault(recipe.label, recipe) != recipe:
                 raise ConfigError(
                     f"two cells of study {self.name!r} are both called {recipe.label!r}, but their settings differ; a "
                     "table could not tell them apart. Put them into studies of their own, or vary what labels show."
                 )
+
+    def _nothing_combined(self) -> None:
+        # One command of several into a study, such as a job of a multirun, may well have nothing that is combined.
+        why = f"parts=true, but no cell of study {self.name!r} has two accelerating axes, so there are no parts to add"
+        if not self.merge:
+            raise ConfigError(f"{why}; leave it out, or combine guidance=ag, cache, stitch, precision or skip.")
+        self.say(f"{why}.")
+
+    def _added(self, refused: Sequence[Recipe] = ()) -> list[Recipe]:
+        """With `parts`: the plain recipe and each accelerating axis alone of every combined cell that is not refused,
+        where they are no cells already."""
+        found: list[Recipe] = []
+        for recipe in self.cells if self.parts else ():
+            for part in recipe.parts().values() if recipe.combined and recipe not in refused else ():
+                if part not in (self.baseline, *self.cells, *found):
+                    found.append(part)
+        return found
 
     def run(self) -> int:
         """Compute what is missing, then rebuild the study's tables and figures; the number of failed cells. With
@@ -194,7 +215,7 @@ class Study(Request):
         elif not self.evaluation.converged:
             del jobs[0]
         jobs += [Job(recipe, role) for role, recipe in self.against.items()]
-        jobs += [Job(recipe, "cell") for recipe in self.cells]
+        jobs += [Job(recipe, "cell") for recipe in (*self.cells, *self._added([recipe for recipe, _ in refused]))]
         if self.aa:
             jobs += [Job(job.recipe, "aa", of=job.recipe.label) for job in jobs if job.role != "reference"]
         unique = []
@@ -219,6 +240,11 @@ class Study(Request):
                     refused.append((recipe, str(error)))
                 except AccelError as error:
                     refusals.add(error)
+            for recipe in self._added([recipe for recipe, _ in refused]):
+                try:
+                    runner.check(recipe)
+                except IncompatibleError as error:  # a part that cannot work without the others
+                    refused.append((recipe, str(error)))
         self.suite.reference()  # a reference that differs fails here, not after hours of sampling
         return refused
 
