@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from accel.results.aa import aa_columns, aa_text, again
 from accel.results.columns import Column, control_columns, grid, main_columns, recipe_column, speed_columns, timed
 from accel.results.comparison import HOCHBERG, HOLM, PROMPTED, SIMILAR, TO_PLAIN, Comparison, seed_of
