@@ -40,6 +40,15 @@ def test_recipes_are_those_of_the_command_line():
     assert recipe_from(tuple(overrides)) == recipe_of(compose(overrides))
 
 
+def test_of_a_combined_recipe_the_parts_are_evaluated_once_each():
+    """At its own steps and grid, beside the choices alone; what is validated can then be composed."""
+    both = ["sampler=dpmpp_2m", "sampler.steps=4", "grid=karras", "cache=deepcache", "precision=bf16"]
+    record = {"front": [{"overrides": both}], "singles": [[*both[:3], "cache=deepcache"], ["sampler=ddim"]]}
+    assert [recipe.label for recipe in SEARCH.recipes_of(record)] == [
+        f"dpmpp_2m-4@karras{more}" for more in (" + deepcache3b1 + bf16", "", " + deepcache3b1", " + bf16")
+    ] + ["ddim-50"]
+
+
 def test_front_of_what_the_checks_accept(room):
     own = room(SEARCH, RandomSearch(), BASE)
     record = SEARCH.run(own)
