@@ -17,6 +17,7 @@ from accel.benches.precision_table import write_precision
 from accel.cli.plain import write_plain
 from accel.errors import ConfigError
 from accel.records import Results
+from accel.results.claims_table import write_claims
 from accel.results.figures import write_figures
 from accel.results.search import write_searches
 from accel.results.tables import write_tables
@@ -33,6 +34,7 @@ TABLES = (
     write_searches,
     write_precision,
     write_device,
+    write_claims,
 )
 
 
