@@ -115,7 +115,7 @@ class Evidence:
                 return Missing(f"row {wanted} in study {name}" + (f" (refused: {refused})" if refused else ""))
         pairs = [Pair(study, row, other) for row in rows for other in others if row is not other]
         if key is None:
-            return pairs[0]
+            return pairs[0] if pairs else Missing(f"another row than {label} in study {name}")
         told = (pair for pair in pairs if pair.delta(key) or pair.ratio(key))
         return next(told, Missing(f"{key} of {label} and {against or 'its baseline'}, comparable, in study {name}"))
 
