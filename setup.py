@@ -8,5 +8,5 @@ conf = find_namespace_packages("conf", exclude=["local", "local.*"])
 setup(
     packages=[*code, "accel.conf", *(f"accel.conf.{group}" for group in conf)],
     package_dir={"accel.conf": "conf"},
-    package_data={"": ["*.yaml", "*.json", "*.txt", "*.safetensors"]},
+    package_data={"": ["*.yaml", "*.json", "*.txt", "*.safetensors"], "accel.conf": ["claims.csv"]},
 )

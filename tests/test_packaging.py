@@ -119,7 +119,7 @@ def test_the_wheel_has_every_module_configuration_and_weight(wheel):
         return {path for path in folder.rglob("*") if path.suffix in suffixes}
 
     own = those(ROOT / "accel", (".py", ".json", ".txt", ".safetensors"))
-    conf = {path for path in those(ROOT / "conf", (".yaml",)) if "local" not in path.parts}
+    conf = {path for path in those(ROOT / "conf", (".yaml", ".csv")) if "local" not in path.parts}
     expected = {str(path.relative_to(ROOT)) for path in own} | {f"accel/{path.relative_to(ROOT)}" for path in conf}
     assert len(conf) > 100
     assert {name for name in wheel if ".dist-info/" not in name} == expected

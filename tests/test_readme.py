@@ -29,6 +29,10 @@ def rows(text: str, heading: str) -> list[dict[str, str]]:
 
 def test_result_table_is_the_tracked_one():
     tracked = {row["recipe"]: row for row in rows((ROOT / "results/tables/demo.md").read_text(), "# Demo")}
+    assert (
+        README.split("## One result table", 1)[1].strip().splitlines()[0]
+        in (ROOT / "results/tables/demo.md").read_text()
+    )
     shown = rows(README, "## One result table")
     assert len(shown) >= 8
     for row in shown:

@@ -41,8 +41,9 @@ command again computes only what is missing: an interrupted run resumes, a large
 Exit codes: 0 done; 1 some cells failed (the others are there); 2 the request is wrong, nothing was written;
 130 interrupted, 143 terminated: finished shards are kept.
 
-Other commands: `accel rebuild tables|figures|plain`, `accel bench <name>`, `accel train`, `accel reference` (features
-of a folder of real images), `accel convert` (pickled weights to safetensors); each explains itself with --help.
+Other commands: `accel rebuild tables|figures|plain`, `accel claims` (what the records say of the papers' claims),
+`accel bench <name>`, `accel train`, `accel reference` (features of a folder of real images), `accel convert` (pickled
+weights to safetensors); each explains itself with --help.
 More: `accel list <group>`; `accel <overrides> --cfg job` prints every setting; `accel completion bash` makes TAB
 complete; `accel --hydra-help` is the help of Hydra, whose overrides these are; `accel --version`.
 """

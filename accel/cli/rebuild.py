@@ -17,6 +17,7 @@ from accel.benches.precision_table import write_precision
 from accel.cli.plain import write_plain
 from accel.errors import ConfigError
 from accel.records import Results
+from accel.results.claims_table import write_claims
 from accel.results.composition_table import write_composition
 from accel.results.figures import write_figures
 from accel.results.search import write_searches
@@ -35,6 +36,7 @@ TABLES = (
     write_composition,
     write_precision,
     write_device,
+    write_claims,
 )
 
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "list": "accel.cli.listing",
     "completion": "accel.cli.completion",
     "rebuild": "accel.cli.rebuild",
+    "claims": "accel.cli.claims",
     "bench": "accel.cli.bench",
     "train": "accel.cli.train",
     "reference": "accel.cli.reference",
