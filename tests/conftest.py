@@ -33,6 +33,20 @@ def digits():
 
 
 @pytest.fixture(scope="session")
+def tracked():
+    """The tracked records as `Evidence`, and what they say of each claim of the ledger: read and judged once."""
+    from pathlib import Path
+
+    from accel.records import Results
+    from accel.results.claims import judge, read
+    from accel.results.claims_table import LEDGER
+    from accel.results.evidence import Evidence
+
+    evidence = Evidence(Results(Path(__file__).parents[1] / "results"))
+    return evidence, judge(evidence, read(LEDGER))
+
+
+@pytest.fixture(scope="session")
 def pipe(digits):
     """The digits pipeline; tests must leave it as they found it."""
     return digits.pipeline()

@@ -28,12 +28,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from accel.results.claims import Judged
 from accel.results.claims_table import PERCENT
 from accel.results.evidence import SPEED, Evidence, Missing, Pair
 from accel.results.text import interval, parts, plus_minus, point
 
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+
+
+class Once(yaml.SafeLoader):
+    """YAML in which no key stands twice: the second would replace the first without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep) for key, _ in node.value]
+        twice = [key for key, count in Counter(keys).items() if count > 1]
+        assert not twice, f"prose.yaml, {node.start_mark.line + 1}: twice {twice}"
+        return super().construct_mapping(node, deep)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What a file of sentences says."""
+    return yaml.load(path.read_text(), Once)
 
 
 def plain(text: str) -> str:

@@ -6,28 +6,23 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
-from accel.records import Results
-from accel.results.claims import judge, read
-from accel.results.claims_table import LEDGER
-from accel.results.evidence import Evidence
-from tests.prose import plain, slots
+from tests.prose import load, plain, slots
 
 ROOT = Path(__file__).parents[1]
-SAID = yaml.safe_load((ROOT / "tests/prose.yaml").read_text())
+SAID = load(ROOT / "tests/prose.yaml")
 # What looks measured: a decimal fraction, a share, a half-width, a factor.
 MEASURED = re.compile(r"[-+]?\d[\d,]*\.\d+|\b\d+(?= (?:%|points?|times)\b)|(?<=± )\d+")
 
 
 @pytest.fixture(scope="module")
-def evidence():
-    return Evidence(Results(ROOT / "results"))
+def evidence(tracked):
+    return tracked[0]
 
 
 @pytest.fixture(scope="module")
-def claims(evidence):
-    return {one.claim.claim: one for one in judge(evidence, read(LEDGER))}
+def claims(tracked):
+    return {one.claim.claim: one for one in tracked[1]}
 
 
 def sentences(document):
