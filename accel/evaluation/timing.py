@@ -180,9 +180,10 @@ def disturbed(record: Mapping[str, Any]) -> bool:
 
 def calmest(measure: Callable[[], dict[str, Any]], beside: Iterable[float] = ()) -> dict[str, Any]:
     """What `measure` finds, with its `disturbance` and whether it is `calm` (of which ms/image is to be kept); the
-    calmest of several times where that is too large."""
+    calmest of several times where that is too large. A machine that is busy throughout is not tried again at once: its
+    rounds have been repeated already, as often as is allowed."""
     beside, tried = list(beside), []
-    while len(tried) < TRIES and (not tried or disturbed(tried[-1])):
+    while len(tried) < TRIES and (not tried or (disturbed(tried[-1]) and not tried[-1].get("tolerated"))):
         measured = measure()
         found = round(disturbance(measured, beside), 4)
         tried.append(measured | {"disturbance": found, "calm": found <= DISTURBED})
