@@ -74,6 +74,19 @@ def child(work, root: Path, log: Path) -> None:
     work(root)
 
 
+def without(column: str, text: str) -> str:
+    """Markdown in which a column of each table is empty."""
+    lines, at = [], None
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == 1 or column in cells:  # no table, or its head
+            at = cells.index(column) if column in cells else None
+        elif at is not None:
+            cells[at] = ""
+        lines.append("|".join(cells))
+    return "\n".join(lines)
+
+
 def measured(root: Path) -> dict[str, str]:
     """Tables, and what records have found, without what is a time."""
     found = {}
@@ -87,7 +100,7 @@ def measured(root: Path) -> dict[str, str]:
         if path.suffix == ".csv":  # columns of times
             text = re.sub(r"(?<=,)\d+\.\d+(?=,|$)", "", text)
         if path.suffix == ".md":  # the last column says how long the set-up took
-            text = re.sub(r"\| [\d.]* \|$", "|", text, flags=re.M)
+            text = without("minutes", re.sub(r"\| [\d.]* \|$", "|", text, flags=re.M))
         found[path.relative_to(root).as_posix()] = re.sub(r"\d+\.\d+ (s|min)\b|[\d.]+ minutes", "", text)
     return found
 
