@@ -43,7 +43,8 @@ def test_recipes_are_those_of_the_command_line():
 def test_of_a_combined_recipe_the_parts_are_evaluated_once_each():
     """At its own steps and grid, beside the choices alone; what is validated can then be composed."""
     both = ["sampler=dpmpp_2m", "sampler.steps=4", "grid=karras", "cache=deepcache", "precision=bf16"]
-    record = {"front": [{"overrides": both}], "singles": [[*both[:3], "cache=deepcache"], ["sampler=ddim"]]}
+    singles = [[*both[:3], "cache=deepcache"], ["sampler=ddim", "sampler.steps=50"]]
+    record = {"front": [{"overrides": both}], "singles": singles}
     assert [recipe.label for recipe in SEARCH.recipes_of(record)] == [
         f"dpmpp_2m-4@karras{more}" for more in (" + deepcache3b1 + bf16", "", " + deepcache3b1", " + bf16")
     ] + ["ddim-50"]
