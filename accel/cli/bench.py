@@ -10,6 +10,7 @@ convergence     error of every sampler on every grid against the exact ODE
 cascade         DC-Solver's ratios for many (steps, scale) pairs, and the regression over them
 adherence       prompt adherence of the converged sampler on suite shapes
 coverage        what the tables' intervals cover and can decide, over many sets of samples; it resumes
+converged       the converged samples that ship with suite digits, made again
 compatibility   which methods compose on which suite
 """
 
@@ -30,6 +31,7 @@ BENCHES = {
     "cascade": "accel.benches.cascade",
     "adherence": "accel.benches.adherence",
     "coverage": "accel.benches.coverage",
+    "converged": "accel.benches.converged",
     "compatibility": "accel.benches.compatibility",
 }
 

@@ -1,9 +1,9 @@
 """Latency by interleaved rounds: A, B, A, B, ... so that a drift of the machine's speed cancels in the ratio.
 
-Every round times baseline and recipe twice each; either against itself is its A/A floor, below which a ratio says
-nothing. Rounds are added until the speed-up's interval is narrow enough; on the CPU those that others disturbed are
-thrown away (accel.evaluation.load). Medians with intervals by order statistics (accel.evaluation.intervals). CUDA:
-events around the whole pipeline call.
+Every round times baseline and recipes twice each; either against itself is its A/A floor, below which a ratio says
+nothing. Several recipes share a round, and so its baseline. Rounds are added until the speed-ups' intervals are narrow
+enough; on the CPU those that others disturbed are thrown away (accel.evaluation.load). Medians with intervals by order
+statistics (accel.evaluation.intervals). CUDA: events around the whole pipeline call.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any, NamedTuple
 
@@ -88,7 +88,8 @@ def rounds(
 ) -> Iterator[Round]:
     """Rounds without end, after `warmup` ones that are forgotten; the device is held until the iterator is closed.
 
-    Each visits the arms in turn, every other one backwards. `read`: the clocks by which a round on the CPU is judged.
+    Each visits the arms in turn, every other one backwards; an arm that is taken out of the mapping is visited no more.
+    `read`: the clocks by which a round on the CPU is judged.
     """
     watched = torch.device(device).type == "cpu"
     with locked(device_lock(device)):
@@ -114,28 +115,30 @@ class Taken(NamedTuple):
     narrow: bool
 
 
-def until_narrow(
-    found: Iterator[Round],
-    ratio: Callable[[Mapping[str, np.ndarray]], np.ndarray],
-    least: int,
-    most: int,
-    precision: float,
-) -> Taken:
-    """Take rounds until the interval of the median of `ratio` (seconds of arms -> one value a round) is narrow: half
-    its width at most `precision` of the median, from `least` kept rounds on, at the latest with `most`.
+Ratio = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # seconds of arms -> one value a round
+
+
+def enough(taken: Sequence[Round], ratio: Ratio, least: int, most: int, precision: float) -> Taken | None:
+    """What is kept of these rounds of the same arms, once that is enough (`until_narrow`); None: more are needed."""
+    kept, tolerated = calm(taken)
+    if kept.sum() < least:
+        return None
+    seconds = {name: np.array([r.seconds[name] for r in taken])[kept] for name in taken[0].seconds}
+    narrow = half_width(ratio(seconds)) <= precision
+    return Taken(seconds, int((~kept).sum()), tolerated, narrow) if narrow or kept.sum() >= most else None
+
+
+def until_narrow(found: Iterator[Round], ratio: Ratio, least: int, most: int, precision: float) -> Taken:
+    """Take rounds until the interval of the median of `ratio` is narrow: half its width at most `precision` of the
+    median, from `least` kept rounds on, at the latest with `most`.
 
     Looking after each round makes an interval cover a little less than its 95 %: it ends when it happens to be narrow.
     """
     taken: list[Round] = []
     for one in found:
         taken.append(one)
-        kept, tolerated = calm(taken)
-        if kept.sum() < least:
-            continue
-        seconds = {name: np.array([r.seconds[name] for r in taken])[kept] for name in one.seconds}
-        narrow = half_width(ratio(seconds)) <= precision
-        if narrow or kept.sum() >= most:
-            return Taken(seconds, int((~kept).sum()), tolerated, narrow)
+        if (end := enough(taken, ratio, least, most, precision)) is not None:
+            return end
     raise ValueError("the rounds ended before there were enough of them")
 
 
@@ -178,57 +181,93 @@ def disturbed(record: Mapping[str, Any]) -> bool:
     return record.get("disturbance", 0.0) > DISTURBED
 
 
-def calmest(measure: Callable[[], dict[str, Any]], beside: Iterable[float] = ()) -> dict[str, Any]:
-    """What `measure` finds, with its `disturbance` and whether it is `calm` (of which ms/image is to be kept); the
-    calmest of several times where that is too large. A machine that is busy throughout is not tried again at once: its
-    rounds have been repeated already, as often as is allowed."""
-    beside, tried = list(beside), []
-    while len(tried) < TRIES and (not tried or (disturbed(tried[-1]) and not tried[-1].get("tolerated"))):
-        measured = measure()
-        found = round(disturbance(measured, beside), 4)
-        tried.append(measured | {"disturbance": found, "calm": found <= DISTURBED})
-    return min(tried, key=lambda measured: measured["disturbance"])
+def calmest(
+    measure: Callable[[Sequence[int]], Sequence[dict[str, Any]]], count: int, beside: Iterable[float] = ()
+) -> list[dict[str, Any]]:
+    """What `measure` finds at each of the places 0..count-1, with its `disturbance` and whether it is `calm` (of which
+    ms/image is to be kept); the calmest of several times where that is too large: `measure` is asked for them again. A
+    machine that is busy throughout is not tried again at once: its rounds have been repeated already, as often as is
+    allowed."""
+    beside, best = list(beside), {}
+    places = list(range(count))
+    for _ in range(TRIES):
+        for place, measured in zip(places, measure(places), strict=True):
+            found = round(disturbance(measured, beside), 4)
+            if place not in best or found < best[place]["disturbance"]:
+                best[place] = measured | {"disturbance": found, "calm": found <= DISTURBED}
+        again = [place for place in places if disturbed(best[place])]
+        if not (places := [place for place in again if not best[place].get("tolerated")]):
+            break
+    return [best[place] for place in range(count)]
 
 
-def time_recipe(
+def time_recipes(
     pipe: Any,
     suite: Suite,
-    recipe: Recipe,
+    recipes: Sequence[Recipe],
     baseline: Recipe,
     *,
     models: Mapping[str, nn.Module] | None = None,
-    artefacts: Mapping[str, Any] | None = None,
+    artefacts: Sequence[Mapping[str, Any] | None] | None = None,
     batch: int = 8,
     repetitions: int = 9,
     most_repetitions: int = 25,
     precision: float = 0.05,
-) -> dict[str, Any]:
-    """Time of `recipe` and `baseline` in one process, both twice a round. Simulated recipes are refused.
+) -> list[dict[str, Any]]:
+    """Times of `recipes` and `baseline` in one process, each twice a round: baseline, recipes, baseline, recipes.
+    Simulated recipes are refused. `artefacts`: of each recipe.
 
-    With seconds b, b' of the baseline and r, r' of the recipe in one round, medians over the rounds and intervals:
+    With seconds b, b' of the baseline and r, r' of a recipe in one round, medians over the rounds and intervals:
     `speedup` (b + b') / (r + r'), `aa` b / b', `aa_recipe` r / r'; `baseline_ms`, `ms_per_image` their mean times an
     image. `repetitions`: rounds that were kept, at least that many and at most `most_repetitions`; `stopped`: `narrow`
     if half the width of the speed-up's interval came down to `precision` of it, `most` if not; `rejected`: rounds that
     were thrown away because others used the processor; `tolerated`: such rounds that had to be kept, because at most
-    as many are thrown away as are kept.
+    as many are thrown away as are kept; `together`: how many recipes the first round had. A recipe leaves the rounds
+    when it has enough of them, and only its own arms and the baseline's tell which of its rounds are disturbed.
     """
-    if simulated := [r.label for r in (recipe, baseline) if r.simulated]:
+    if simulated := [r.label for r in (*recipes, baseline) if r.simulated]:
         raise ConfigError(
             f"{simulated[0]} is simulated: its time would be that of the imitation, so it is never timed."
         )
 
-    @contextmanager
-    def arm(which: Recipe) -> Iterator[Callable[[], Any]]:
-        with accelerate(pipe, which, models=models, artefacts=artefacts if which is recipe else None):
-            yield lambda: generate(pipe, suite, which, seed=0, start=0, stop=batch, batch=batch)
+    def arm(which: Recipe, own: Mapping[str, Any] | None) -> Arm:
+        @contextmanager
+        def context() -> Iterator[Callable[[], Any]]:
+            with accelerate(pipe, which, models=models, artefacts=own):
+                yield lambda: generate(pipe, suite, which, seed=0, start=0, stop=batch, batch=batch)
 
-    def speedup(seconds: Mapping[str, np.ndarray]) -> np.ndarray:
-        return (seconds["baseline"] + seconds["again"]) / (seconds["recipe"] + seconds["recipe again"])
+        return context
 
-    arms = {"baseline": baseline, "recipe": recipe, "again": baseline, "recipe again": recipe}
-    timed = rounds({name: lambda which=which: arm(which) for name, which in arms.items()}, pipe.device)
-    with closing(timed):
-        taken = until_narrow(timed, speedup, repetitions, most_repetitions, precision)
+    own = [arm(which, given) for which, given in zip(recipes, artefacts or [None] * len(recipes), strict=True)]
+    first, again = ([f"recipe {i}{a}" for i in range(len(own))] for a in ("", " again"))
+    arms = {}
+    for name, names in (("baseline", first), ("again", again)):
+        arms |= {name: arm(baseline, None), **dict(zip(names, own, strict=True))}
+    taken: list[Round] = []
+    ended: dict[int, dict[str, Any]] = {}
+    with closing(rounds(arms, pipe.device)) as timed:
+        while len(ended) < len(recipes):
+            taken.append(next(timed))
+            for i in set(range(len(recipes))) - set(ended):
+                names = {"baseline": "baseline", "again": "again", first[i]: "recipe", again[i]: "recipe again"}
+                seen = [_renamed(one, names) for one in taken]
+                if (end := enough(seen, _speedup, repetitions, most_repetitions, precision)) is not None:
+                    ended[i] = _measured(end, batch) | {"together": len(recipes)}
+                    del arms[first[i]], arms[again[i]]
+    return [ended[i] for i in range(len(recipes))]
+
+
+def _renamed(one: Round, names: Mapping[str, str]) -> Round:
+    """The arms `names` of a round, under other names."""
+    pick = {new: one.seconds[old] for old, new in names.items()}
+    return Round(pick, {new: one.processor[old] for old, new in names.items() if old in one.processor}, one.foreign)
+
+
+def _speedup(seconds: Mapping[str, np.ndarray]) -> np.ndarray:
+    return (seconds["baseline"] + seconds["again"]) / (seconds["recipe"] + seconds["recipe again"])
+
+
+def _measured(taken: Taken, batch: int) -> dict[str, Any]:
     seconds = taken.seconds
 
     def ms(one: str, other: str) -> dict[str, float]:
@@ -238,7 +277,7 @@ def time_recipe(
         "protocol": PROTOCOL,
         "ms_per_image": ms("recipe", "recipe again"),
         "baseline_ms": ms("baseline", "again"),
-        "speedup": median_interval(speedup(seconds)),
+        "speedup": median_interval(_speedup(seconds)),
         "aa": median_interval(seconds["baseline"] / seconds["again"]),
         "aa_recipe": median_interval(seconds["recipe"] / seconds["recipe again"]),
         "repetitions": len(seconds["recipe"]),

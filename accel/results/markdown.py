@@ -143,7 +143,9 @@ def _notes(study: Comparison) -> list[str]:
     what = {"reference": "the converged sampler", "floor": "scored against the reference like samples"}
     for row in study.done:
         if row.role in what:
-            notes.append(f"{row.role.capitalize()} row: {row.label}, N = {row.quality['n']}, {what[row.role]}.")
+            n, shipped = row.quality["n"], row.quality.get("shipped", 0)
+            ready = f" (the images of {shipped} samples ship with accel)" if shipped else ""
+            notes.append(f"{row.role.capitalize()} row: {row.label}, N = {n}, {what[row.role]}{ready}.")
     if study.baseline:
         notes.append(f"Baseline of Δ, MACs ÷ and speed-up: {study.baseline.label}.")
     notes += timing_notes(study)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,7 +14,7 @@ from accel.core.recipe import Recipe
 from accel.errors import ConfigError, Refusals
 from accel.evaluation.cost import counted_cost
 from accel.evaluation.score import EPOCH, score, similarities
-from accel.evaluation.timing import DISTURBED, PROTOCOL, calmest, disturbed, time_recipe
+from accel.evaluation.timing import DISTURBED, PROTOCOL, calmest, disturbed, time_recipes
 from accel.files import locked, write_atomic
 from accel.metrics.similarity import PAIRED, Similarity
 from accel.metrics.statistics import Estimate
@@ -125,6 +125,8 @@ class Runner(Samples):
             "environment": environment(self.device) | provenance() | self.suite.execution() | {"batch": e.batch},
         }
         record |= self._similar
+        if shipped := sum(min(e.n, self.shipped(recipe, seed)) for seed in e.seeds):
+            record["shipped"] = shipped
         if notes := self.suite.notes(self.pipe, e.n):
             record["notes"] = notes
             self._warn(notes.get("warnings", ()))
@@ -148,49 +150,68 @@ class Runner(Samples):
 
     # time ----------------------------------------------------------------------------------------------------------
 
-    def timings(self, recipe: Recipe, baseline: Recipe) -> list[dict[str, Any]]:
-        """The timing records of `recipe` against `baseline` on this device, one a batch of the evaluation, in that
-        order; none for a simulated recipe. A batch that a sampler's groups do not fill is left out, and said."""
-        if recipe.simulated or not self.evaluation.timing:
-            return []
-        batches = self.evaluation.timing_batches
-        if several := len(batches) > 1:
-            groups = [r.sampler.group(self.suite.period) if r.sampler else 1 for r in (recipe, baseline)]
-            fit = [batch for batch in batches if not any(batch % group for group in groups)]
-            if left := [str(batch) for batch in batches if batch not in fit]:
-                self._warn([f"{recipe.label} makes samples in groups of {max(groups)}: not timed at batch "
-                            f"{' and '.join(left)} of evaluation.timing_batch."])  # fmt: skip
-        return [self._timing(recipe, baseline, batch) for batch in (fit if several else batches)]
+    def timings(self, recipes: Sequence[Recipe], baseline: Recipe) -> list[list[dict[str, Any]]]:
+        """For each recipe its timing records against `baseline` on this device, one a batch of the evaluation, in that
+        order; none for a simulated one. What is not there is timed in common rounds. A batch that a sampler's groups do
+        not fill is left out, and said."""
+        found: list[list[dict[str, Any]]] = [[] for _ in recipes]
+        wanted = [i for i, recipe in enumerate(recipes) if self.evaluation.timing and not recipe.simulated]
+        for batch in self.evaluation.timing_batches:
+            fit = [i for i in wanted if self._fits(recipes[i], baseline, batch)]
+            for i, record in zip(fit, self._timings([recipes[i] for i in fit], baseline, batch), strict=True):
+                found[i].append(record)
+        return found
 
     def timing(self, recipe: Recipe, baseline: Recipe) -> dict[str, Any] | None:
         """The timing record at the study's own batch; None for a simulated recipe."""
         if recipe.simulated or not self.evaluation.timing:
             return None
-        return self._timing(recipe, baseline, self.evaluation.timing_batches[0])
+        return self._timings([recipe], baseline, self.evaluation.timing_batches[0])[0]
 
-    def _timing(self, recipe: Recipe, baseline: Recipe, batch: int) -> dict[str, Any]:
-        key = self.timing_id(recipe, baseline, batch)
-        before = self.find("timing", key)
-        if before and not disturbed(before):
-            return before
-        artefacts, _ = self.artefacts(recipe)
-        with locked(self._store(recipe).folder / ".timing.lock"):
-            there = self.find("timing", key)
-            if there and (there != before or not disturbed(there)):  # another process was faster
-                return there
-            made = self._time(recipe, baseline, batch, key, artefacts)
-            if disturbed(made):
-                self.say(
-                    f"{recipe.label} was timed on a disturbed machine (by {made['disturbance']:.0%}; at most "
-                    f"{DISTURBED:.0%} is kept): the same command times it again."
-                )
-            if before and before["disturbance"] <= made["disturbance"]:
-                return before
-            self.results.save(made)
-            return made
+    def _fits(self, recipe: Recipe, baseline: Recipe, batch: int) -> bool:
+        """Whether samplers' groups fill this batch of several; one batch alone is tried, which says what is wrong."""
+        groups = [r.sampler.group(self.suite.period) if r.sampler else 1 for r in (recipe, baseline)]
+        batches = self.evaluation.timing_batches
+        left = [str(one) for one in batches if any(one % group for group in groups)] if len(batches) > 1 else []
+        if left:
+            self._warn([f"{recipe.label} makes samples in groups of {max(groups)}: not timed at batch "
+                        f"{' and '.join(left)} of evaluation.timing_batch."])  # fmt: skip
+        return str(batch) not in left
 
-    def _time(self, recipe: Recipe, baseline: Recipe, batch: int, key: str, artefacts: Any) -> dict[str, Any]:
-        e = self.evaluation
+    def _timings(self, recipes: Sequence[Recipe], baseline: Recipe, batch: int) -> list[dict[str, Any]]:
+        keys = [self.timing_id(recipe, baseline, batch) for recipe in recipes]
+        before = {key: self.find("timing", key) for key in keys}
+        found = {key: record for key, record in before.items() if record and not disturbed(record)}
+        todo = {key: recipe for key, recipe in zip(keys, recipes, strict=True) if key not in found}
+        artefacts = {key: self.artefacts(recipe)[0] for key, recipe in todo.items()}
+        with ExitStack() as stack:
+            for folder in sorted({self._store(recipe).folder for recipe in todo.values()}):  # in one order everywhere
+                stack.enter_context(locked(folder / ".timing.lock"))
+            for key in list(todo):
+                there = self.find("timing", key)
+                if there and (there != before[key] or not disturbed(there)):  # another process was faster
+                    found[key] = there
+                    del todo[key]
+            for key, made in self._time(todo, baseline, batch, artefacts).items():
+                if disturbed(made):
+                    self.say(
+                        f"{made['label']} was timed on a disturbed machine (by {made['disturbance']:.0%}; at most "
+                        f"{DISTURBED:.0%} is kept): the same command times it again."
+                    )
+                found[key] = made
+                if (old := before[key]) and old["disturbance"] <= made["disturbance"]:
+                    found[key] = old
+                else:
+                    self.results.save(made)
+        return [found[key] for key in keys]
+
+    def _time(
+        self, recipes: dict[str, Recipe], baseline: Recipe, batch: int, artefacts: dict[str, Any]
+    ) -> dict[str, dict[str, Any]]:
+        """A new record for each of these recipes, by its id, from common rounds."""
+        if not recipes:
+            return {}
+        e, keys = self.evaluation, list(recipes)
         where = environment(self.device) | self.suite.execution()
         against = self.quality_id(baseline)
         beside = [
@@ -198,25 +219,29 @@ class Runner(Samples):
             if other.get("baseline") == against and other.get("batch") == batch and "baseline_ms" in other
             and where.items() <= other.get("environment", {}).items()
         ]  # fmt: skip
-        measured = calmest(
-            lambda: time_recipe(
-                self.pipe, self.suite, recipe, baseline, models=self.models, artefacts=artefacts, batch=batch,
-                repetitions=e.repetitions, most_repetitions=e.most_repetitions, precision=e.timing_precision,
-            ), beside)  # fmt: skip
-        return {
+        rounds = {"repetitions": e.repetitions, "most_repetitions": e.most_repetitions, "precision": e.timing_precision}
+
+        def measure(places: Sequence[int]) -> list[dict[str, Any]]:
+            some = [keys[place] for place in places]
+            own, given = [recipes[key] for key in some], [artefacts[key] for key in some]
+            return time_recipes(
+                self.pipe, self.suite, own, baseline, models=self.models, artefacts=given, batch=batch, **rounds
+            )
+
+        about = {
             "kind": "timing",
-            "id": key,
-            "quality": self.quality_id(recipe),
             "baseline": against,
             "baseline_samples": self.generation_id(baseline),
-            "label": recipe.label,
             "suite": self.suite.name,
             "device_name": where["device_name"],
             "threads": where["threads"],
             "isa": instruction_set(self.device),
             "environment": where | provenance(),
             "timing_precision": e.timing_precision,
-            **measured,
+        }
+        return {
+            key: about | {"id": key, "quality": self.quality_id(recipe), "label": recipe.label} | measured
+            for (key, recipe), measured in zip(recipes.items(), calmest(measure, len(keys), beside), strict=True)
         }
 
     def controls(

@@ -15,7 +15,7 @@ from accel.errors import ConfigError, IntegrityError, Refusals
 from accel.evaluation.generate import generate
 from accel.evaluation.score import score_images
 from accel.evaluation.shards import ShardStore
-from accel.files import locked
+from accel.files import load_tensors, locked
 from accel.records import Results, describe, digest
 from accel.studies.calibration import Calibration
 from accel.studies.evaluation import Evaluation
@@ -125,8 +125,7 @@ class Samples:
         store, e = self._store(recipe, seed), self.evaluation
 
         def make(a: int, b: int) -> dict[str, torch.Tensor]:
-            with locked(device_lock(self.device), shared=True):
-                images = generate(self.pipe, self.suite, recipe, seed, a, b, e.batch)
+            images = self._images(recipe, seed, a, b)
             told(b - a)
             if self._scoring:
                 return {"images": self.suite.stored(images)}
@@ -142,6 +141,26 @@ class Samples:
                     store.fill(missing, make)
             found = store.gather(n, e.shard, {"images": e.compared})
             return found | (self._scores(recipe, seed, store, n) if self._scoring else {})
+
+    def _images(self, recipe: Recipe, seed: int, a: int, b: int) -> torch.Tensor:
+        """Samples a..b-1: those that ship with the suite, or made now. Under `accelerate` with `recipe`."""
+        if b <= self.shipped(recipe, seed):
+            return self._shipped[self.generation_id(recipe, seed)][a:b]
+        with locked(device_lock(self.device), shared=True):
+            return generate(self.pipe, self.suite, recipe, seed, a, b, self.evaluation.batch)
+
+    def shipped(self, recipe: Recipe, seed: int | None = None) -> int:
+        """How many first samples of this run ship with the suite; they are read, not made."""
+        return len(self._shipped.get(self.generation_id(recipe, seed), ()))
+
+    @cached_property
+    def _shipped(self) -> dict[str, torch.Tensor]:
+        if (path := self.suite.shipped()) is None:
+            return {}
+        if (found := load_tensors(path)) is None:
+            self.say(f"{path} is damaged or not there; its images are made anew. Restore it from the repository (git "
+                     "checkout), or by `accel bench converged`.")  # fmt: skip
+        return found or {}
 
     def _scores(self, recipe: Recipe, seed: int, store: ShardStore, n: int) -> dict[str, torch.Tensor]:
         """Features and per-sample scores of the images in `store`: apart, so that other ones need no other images."""
@@ -161,8 +180,8 @@ class Samples:
     def missing_samples(self, recipe: Recipe) -> int:
         """How many of the run's samples are still to be generated."""
         e = self.evaluation
-        stores = [self._store(recipe, seed) for seed in e.seeds]
-        return sum(b - a for store in stores for a, b in store.missing(e.n, e.shard))
+        left = [(b, b - a, seed) for seed in e.seeds for a, b in self._store(recipe, seed).missing(e.n, e.shard)]
+        return sum(count for stop, count, seed in left if stop > self.shipped(recipe, seed))
 
     def converged_images(self, recipe: Recipe) -> torch.Tensor:
         """Images of the converged trajectory under the recipe's guidance, for the samples that are compared."""

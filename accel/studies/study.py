@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -35,6 +35,18 @@ from accel.studies.runner import Runner
 
 UNTIMED = ("reference", "aa")  # roles of rows that are there to be compared with, not to be chosen
 OWN = "samples"  # the bar of a cell's own
+TOGETHER = 6  # cells that share the rounds of a timing: their baseline costs less, and a stopped command loses no more
+FAILURES = (AccelError, RuntimeError, ValueError)  # of a cell, while the others go on
+
+
+class Measured(NamedTuple):
+    """A cell and what is known of it: scores, whether they were there before, times, or why there are none."""
+
+    job: Job
+    quality: dict[str, Any] | None = None
+    before: bool = False
+    timings: Sequence[dict[str, Any]] = ()
+    error: Exception | None = None
 
 
 @dataclass
@@ -106,36 +118,41 @@ class Study(Request):
             bar = progress.add_task("real images (held out)", total=len(jobs) + 1, unit="cells", there=0)
             rows.add_floor(floor.floor(runner))
             progress.advance(bar)
-            while jobs:
-                job = jobs.pop(0)
-                progress.reset(progress.samples, total=self.evaluation.samples, description=OWN)
-                progress.update(bar, description=job.recipe.label[:44])
-                own = twin if job.role == "aa" else runner
-                try:
-                    before = own.find("quality", own.quality_id(job.recipe))
-                    quality = before or own.quality(job.recipe, wait=job.deferred)
-                    if quality is None:  # another process computes this cell: come back to it
+            waiting: list[Measured] = []  # for a time
+            while jobs or waiting:
+                if len(waiting) == TOGETHER or not jobs:
+                    progress.update(bar, description="timing")
+                    ended, waiting = self._timed(runner, waiting), []
+                else:
+                    job = jobs.pop(0)
+                    progress.reset(progress.samples, total=self.evaluation.samples, description=OWN)
+                    progress.update(bar, description=job.recipe.label[:44])
+                    measured = self._measured(twin if job.role == "aa" else runner, job)
+                    if measured is None:  # another process computes this cell: come back to it
                         job.deferred = True
                         jobs.append(job)
                         continue
-                    timings = runner.timings(job.recipe, self.baseline) if job.role not in UNTIMED else []
-                except StorageError:  # no cell's fault, and no other cell would fare better
-                    raise
-                except (AccelError, RuntimeError, ValueError) as error:
-                    rows.add_failure(job, error)
-                    self.console.print(f"failed: {job.recipe.label}: {error}", style="red", markup=False)
-                else:
-                    rows.add(job, quality, timings)
-                    if before:
-                        progress.update(bar, there=progress.tasks[bar].fields["there"] + 1)
+                    if self._to_be_timed(job) and not measured.error:
+                        waiting.append(measured)
+                        continue
+                    ended = [measured]
+                for job, quality, before, timings, error in ended:
+                    if error:
+                        rows.add_failure(job, error)
+                        self.console.print(f"failed: {job.recipe.label}: {error}", style="red", markup=False)
                     else:
-                        computed += 1
-                        self._track(quality, timings[0] if timings else None)
-                    if new := self._controls(runner, job, quality, timings[0] if timings else None):
-                        jobs[:0] = new
-                        progress.update(bar, total=progress.tasks[bar].total + len(new))
+                        rows.add(job, quality, timings)
+                        first = timings[0] if timings else None
+                        if before:
+                            progress.update(bar, there=progress.tasks[bar].fields["there"] + 1)
+                        else:
+                            computed += 1
+                            self._track(quality, first)
+                        if new := self._controls(runner, job, quality, first):
+                            jobs[:0] = new
+                            progress.update(bar, total=progress.tasks[bar].total + len(new))
+                    progress.advance(bar)
                 rows.save()
-                progress.advance(bar)
             for recipe, reason in refused:
                 rows.add_refusal(recipe, reason)
             rows.save(whole=True)
@@ -145,6 +162,32 @@ class Study(Request):
             f"{time.perf_counter() - started:.1f} s."
         )
         return rows.failures
+
+    def _measured(self, runner: Runner, job: Job) -> Measured | None:
+        """The quality of a cell, computed if it is not there; None while another process does that."""
+        try:
+            before = runner.find("quality", runner.quality_id(job.recipe))
+            quality = before or runner.quality(job.recipe, wait=job.deferred)
+        except StorageError:  # no cell's fault, and no other cell would fare better
+            raise
+        except FAILURES as error:
+            return Measured(job, error=error)
+        return quality and Measured(job, quality, before is not None)
+
+    def _timed(self, runner: Runner, cells: Sequence[Measured]) -> list[Measured]:
+        """These cells with their times, from common rounds; where these fail each by itself: whose failure is it?"""
+        try:
+            found = runner.timings([one.job.recipe for one in cells], self.baseline)
+        except StorageError:
+            raise
+        except FAILURES as error:
+            if len(cells) == 1:
+                return [cells[0]._replace(error=error)]
+            return [timed for one in cells for timed in self._timed(runner, [one])]
+        return [one._replace(timings=timings) for one, timings in zip(cells, found, strict=True)]
+
+    def _to_be_timed(self, job: Job) -> bool:
+        return self.evaluation.timing and job.role not in UNTIMED and not job.recipe.simulated
 
     def publish(self, track: bool = False) -> None:
         """Rebuild tables and figures from the records and show the table."""
@@ -163,10 +206,12 @@ class Study(Request):
         table = Table(title=f"plan of {self.name}: {self.suite.name}, N={self.evaluation.samples}, on {runner.device}")
         for column in ("cell", "role", "done", "samples to do", "estimate"):
             table.add_column(column, justify="left" if column in ("cell", "role") else "right")
-        total = 0.0
-        for job in self._jobs(runner, refused):
+        total, jobs = 0.0, self._jobs(runner, refused)
+        timed = sum(map(self._to_be_timed, jobs))
+        together = timed / max(1, math.ceil(timed / TOGETHER)) or 1  # cells a round, on average
+        for job in jobs:
             todo = 0 if runner.find("quality", runner.quality_id(job.recipe)) else runner.missing_samples(job.recipe)
-            seconds = todo * rows_per_image(job.recipe) * rate + self._timing_seconds(runner, job, rate)
+            seconds = todo * rows_per_image(job.recipe) * rate + self._timing_seconds(runner, job, rate, together)
             total += seconds
             done = self.evaluation.samples - todo
             table.add_row(
@@ -198,12 +243,11 @@ class Study(Request):
             self.console.print(f"not run: {recipe.label}: {reason}", style="yellow", markup=False)
         self.console.print(LEGEND, style="dim", markup=False, highlight=False)
 
-    def _timing_seconds(self, runner: Runner, job: Job, rate: float) -> float:
-        e = self.evaluation
-        timed = e.timing and job.role not in UNTIMED and not job.recipe.simulated
+    def _timing_seconds(self, runner: Runner, job: Job, rate: float, together: int) -> float:
+        e, timed = self.evaluation, self._to_be_timed(job)
         ids = {batch: runner.timing_id(job.recipe, self.baseline, batch) for batch in e.timing_batches if timed}
         images = sum(batch for batch, key in ids.items() if not runner.find("timing", key))
-        rows = 2 * (rows_per_image(self.baseline) + rows_per_image(job.recipe))  # a round times both twice
+        rows = 2 * (rows_per_image(self.baseline) / together + rows_per_image(job.recipe))  # a round times all twice
         return (e.repetitions + 1) * images * rows * rate
 
     def _jobs(self, runner: Runner, refused: list[tuple[Recipe, str]]) -> list[Job]:

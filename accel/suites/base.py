@@ -116,6 +116,12 @@ class Suite(ABC):
     def converged(self, guidance: Guidance | None) -> Recipe:
         """The recipe whose result counts as the exact solution for this guidance."""
 
+    def shipped(self) -> Path | None:
+        """A file of images that ship with the suite (accel.files.save_tensors): for a run, by its generation id
+        (accel.studies.samples), samples 0..N-1 as `stored` keeps them, (N, C, H, W). The id holds the weights and the
+        recipe, so that a change of either leaves them unused. None: nothing ships."""
+        return None
+
     def solves(self, guidance: Guidance | None) -> bool:
         """Whether `solve` knows the exact solution under this guidance, so that no sampler stands in for it."""
         return False

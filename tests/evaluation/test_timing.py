@@ -15,7 +15,7 @@ from accel.errors import ConfigError
 from accel.evaluation import load, timing
 from accel.evaluation.intervals import median_interval
 from accel.evaluation.load import Round
-from accel.evaluation.timing import interleave, stopwatch, time_recipe, until_narrow, warmed
+from accel.evaluation.timing import interleave, stopwatch, time_recipes, until_narrow, warmed
 from accel.precision import Cast, FakeQuant
 from accel.records import Results
 from accel.samplers import DiffusersSampler
@@ -178,7 +178,7 @@ def test_stopping_when_it_is_narrow_costs_little_coverage():
 
 @pytest.fixture
 def timed(monkeypatch, clock, pipe, digits):
-    """timed(recipe, baseline, seconds) -> time_recipe's result; generating takes seconds(recipe, call number)."""
+    """timed(recipe, baseline, seconds) -> its result of time_recipes; generating takes seconds(recipe, call number)."""
     calls = []
 
     def timed(recipe, baseline, seconds, **kwargs):
@@ -187,7 +187,7 @@ def timed(monkeypatch, clock, pipe, digits):
             clock.work(seconds(which, len(calls)))
 
         monkeypatch.setattr(timing, "generate", generate)
-        return time_recipe(pipe, digits, recipe, baseline, **kwargs), calls
+        return time_recipes(pipe, digits, [recipe], baseline, **kwargs)[0], calls
 
     return timed
 
@@ -257,7 +257,7 @@ def test_a_real_timing_is_plausible(pipe, digits):
     """A few rounds on the real clock: more steps take more time, and the parts fit together."""
     longer = Recipe(DiffusersSampler("DDIMScheduler", 12))
     short = Recipe(DiffusersSampler("DDIMScheduler", 2))
-    found = time_recipe(pipe, digits, short, longer, batch=1, repetitions=2, most_repetitions=2)
+    found = time_recipes(pipe, digits, [short], longer, batch=1, repetitions=2, most_repetitions=2)[0]
     assert found["repetitions"] == 2
     assert found["speedup"]["value"] > 2
     assert 0 < found["ms_per_image"]["lo"] <= found["ms_per_image"]["value"] <= found["ms_per_image"]["hi"]
@@ -285,7 +285,7 @@ def test_a_disturbed_timing_is_tried_again_and_the_calmest_is_kept():
     for found, tries, kept in (([measured(ms=1)], 1, 1), ([measured(lo=0.5), measured(ms=2)], 2, 2),
                                ([measured(1, lo=0.5), measured(2, hi=3.0)], 2, 1)):  # fmt: skip
         left = list(found)
-        got = timing.calmest(lambda left=left: left.pop(0))
+        got = timing.calmest(lambda places, left=left: [left.pop(0)], 1)[0]
         assert len(found) - len(left) == tries
         assert got["baseline_ms"]["value"] == kept
         assert (
@@ -311,7 +311,7 @@ def test_the_same_command_times_a_disturbed_recipe_again(pipe, digits, tmp_path,
     evaluation = Evaluation(n=60, timing_batch=1, repetitions=6, device="cpu")
     runner = Runner(digits, evaluation, Results(tmp_path), said.append)
     rest = {"ms_per_image": {"value": 1.0}, "speedup": {"value": 1.0}, "repetitions": 3, "batch": 1}
-    monkeypatch.setattr("accel.studies.runner.time_recipe", lambda *args, **kwargs: left.pop(0) | rest)
+    monkeypatch.setattr("accel.studies.runner.time_recipes", lambda *args, **kwargs: [left.pop(0) | rest])
     recipes = Recipe(DDIM, cache=DeepCache(2, 1)), Recipe(DDIM)
     assert runner.timing(*recipes)["disturbance"] == 0.5
     assert "was timed on a disturbed machine (by 50%; at most 25% is kept): the same command times it again" in said[0]
@@ -329,8 +329,10 @@ def runner(digits, tmp_path, monkeypatch):
 
     def made(**settings):
         monkeypatch.setattr(
-            "accel.studies.runner.time_recipe",
-            lambda *args, batch, **kwargs: measured() | {"batch": batch, "ms_per_image": {}, "speedup": {}},
+            "accel.studies.runner.time_recipes",
+            lambda pipe, suite, recipes, baseline, batch, **kwargs: [
+                measured() | {"batch": batch, "ms_per_image": {}, "speedup": {}} for _ in recipes
+            ],
         )
         said = []
         return Runner(digits, Evaluation(n=60, device="cpu", **settings), Results(tmp_path), said.append), said
@@ -341,7 +343,7 @@ def runner(digits, tmp_path, monkeypatch):
 def test_each_batch_has_a_record_and_the_first_is_the_study_s(runner):
     recipes = Recipe(DDIM, cache=DeepCache(2, 1)), Recipe(DDIM)
     both, _ = runner(timing_batch=[8, 1])
-    found = both.timings(*recipes)
+    found = both.timings([recipes[0]], recipes[1])[0]
     assert [record["batch"] for record in found] == [8, 1]
     assert [record["id"] for record in found] == [both.timing_id(*recipes, batch) for batch in (8, 1)]
     assert both.timing(*recipes)["id"] == found[0]["id"]
@@ -360,7 +362,7 @@ def test_the_id_tells_protocols_and_rules_of_stopping_apart(runner, monkeypatch)
 def test_a_batch_that_a_sampler_s_groups_do_not_fill_is_left_out_and_said(runner, monkeypatch):
     monkeypatch.setattr(DiffusersSampler, "group", lambda self, period: 4)
     both, said = runner(timing_batch=[8, 1])
-    assert [record["batch"] for record in both.timings(Recipe(DDIM), Recipe(DDIM))] == [8]
+    assert [record["batch"] for record in both.timings([Recipe(DDIM)], Recipe(DDIM))[0]] == [8]
     assert said == ["ddim-4 makes samples in groups of 4: not timed at batch 1 of evaluation.timing_batch."]
 
 

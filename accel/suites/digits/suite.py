@@ -71,6 +71,10 @@ class DigitsSuite(Suite):
         sampler = DiffusersSampler("UniPCMultistepScheduler", self.converged_steps, "unipc", options)
         return Recipe(sampler, Grid("karras"), guidance)
 
+    def shipped(self) -> Path:
+        """The converged samples of seed 0 without guidance; `accel bench converged` makes them."""
+        return ASSETS / "digits_converged" / "images.safetensors"
+
     def features(self, images: torch.Tensor) -> torch.Tensor:
         judge = classifier(self.weights)
         return judge.features(beside(judge, data.to_uint8(images))).cpu()
