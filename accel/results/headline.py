@@ -14,7 +14,7 @@ from typing import Any
 
 from accel.metrics.verdicts import LEVEL, holm, non_inferiority_p
 from accel.results.comparison import HIGHER, Comparison, Row
-from accel.results.text import device_text, interval, listed, metric_name
+from accel.results.text import comma, device_text, interval, metric_name
 
 ROLES = {"baseline": "the baseline", "conventional": "the conventional sampler", "plain": "the best plain sampler"}
 
@@ -103,7 +103,7 @@ def _p(study: Comparison, row: Row, other: Row) -> float | None:
 
 def _sentence(study: Comparison, one: Headline) -> str:
     device = study.devices[0]
-    values = listed(metric_name(key) for key in study.gates)
+    values = comma(metric_name(key) for key in study.gates)
     against = f"{ROLES[one.role]} {one.other.label}"
     rests = f"N = {one.other.quality['n']}, {device_text(device)}, {one.tried} recipes, Holm"
     more = f" ({one.lone} more would be, each tested alone)" if one.lone else ""
