@@ -81,7 +81,7 @@ def test_a_second_call_goes_on_and_the_table_is_made_of_the_records(tmp_path, ca
     assert text.count("\n| FID (digits) | ") == 2 + 2 * 3
     assert len((tmp_path / "tables/coverage.csv").read_text().splitlines()) == 1 + 2 * 3 * len(values)
     monkeypatch.setattr("accel.benches.coverage.score", None)
-    monkeypatch.setattr("accel.studies.runner.generate", None)
+    monkeypatch.setattr("accel.studies.samples.generate", None)
     main(command)  # everything is there
     assert (tmp_path / "tables/coverage.md").read_text() == text
     assert write_coverage(Results(tmp_path / "empty")) == []

@@ -35,7 +35,7 @@ def at(*timesteps: float) -> Recipe:
 @pytest.fixture
 def generated(monkeypatch):
     """(seed, label, start, stop) of everything that is generated."""
-    import accel.studies.runner as module
+    import accel.studies.samples as module
 
     made, original = [], module.generate
 
