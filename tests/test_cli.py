@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -276,7 +277,7 @@ def test_equal_cost_controls_are_added(accel, tmp_path, method, label, of):
         json.loads((tmp_path / f"results/records/quality/{r['quality']}.json").read_text())["cost"]["macs"]
         for r in (cell, control)
     ]
-    per_step = macs[1] / int(control["label"].split("-")[1].split(" ")[0])
+    per_step = macs[1] / int(re.search(r"-(\d+)", control["label"])[1])
     assert abs(macs[0] - macs[1]) <= per_step / 2
 
 
