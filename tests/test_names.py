@@ -46,7 +46,7 @@ def written(folder: Path) -> list[str]:
 STUDIES = {
     "above": "study=../../x",
     "within": "study=x/y",
-    "absolute": "study=/tmp/x",
+    "absolute": "study=/somewhere/x",
     "parent": "study=..",
     "dot": "study=.",
     "hidden": "study=.x",

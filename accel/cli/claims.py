@@ -16,7 +16,7 @@ from accel.benches.options import parser
 from accel.errors import ConfigError
 from accel.records import Results
 from accel.results.claims import judge, read
-from accel.results.claims_table import LEDGER, counted, write_claims
+from accel.results.claims_table import LEDGER, counted, write_judged
 from accel.results.evidence import Evidence
 
 
@@ -27,7 +27,7 @@ def main(words: Sequence[str]) -> int:
     args = options.parse_args(words)
     results, ledger = Results(args.results), Path(args.ledger)
     judged = judge(Evidence(results), read(ledger))
-    written = write_claims(results, ledger)
+    written = write_judged(results, judged)
     if not written:
         raise ConfigError(
             f"no claim of {ledger} can be tested on {args.results}/records: "

@@ -45,6 +45,7 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 VALUES = {
     "plan": ["true", "false"],
     "explain": ["true", "false"],
+    "aa": ["true", "false"],
     "parts": ["true", "false"],
     "wandb": ["disabled", "offline", "online"],
     "evaluation.device": ["auto", "cpu", "cuda"],

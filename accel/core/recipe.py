@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -87,9 +87,9 @@ class Recipe:
         method alone (a guidance that is a shortcut, too)."""
         plain = self.unaccelerated
         found = {"plain": plain}
-        for axis in ("guidance", "cache", "stitch", "precision", "skip"):
-            if getattr(self, axis) != getattr(plain, axis):
-                found[axis] = replace(plain, **{axis: getattr(self, axis)})
+        for axis in (f.name for f in fields(self)):
+            if (own := getattr(self, axis)) != getattr(plain, axis):
+                found[axis] = replace(plain, **{axis: own})
         return found
 
     @property
@@ -228,14 +228,15 @@ def accelerate(
     clock = Trajectory(sign=pipelines.sign(pipe))
     run = Run(recipe, clock, count_macs, pipe)
     layout = pipelines.layout(pipe)
-    double = getattr(recipe.nets(pipe, models)["base"], "dtype", None) == torch.float64
+    plain = recipe.nets(pipe, models)
+    double = getattr(plain["base"], "dtype", None) == torch.float64
     copies = 2 if layout == "cond_first" and recipe.guidance_scale > 1 else 1
     with ExitStack() as undo:
         denoisers, nodes = {}, {}
-        undo.enter_context(room_to_compile(recipe.nets(pipe, models).values()))
+        undo.enter_context(room_to_compile(plain.values()))
         if recipe.precision:
             recipe.precision.prepare_pipeline(pipe, undo, artefacts)
-        for key, net in recipe.nets(pipe, models).items():
+        for key, net in plain.items():
             node = Node(key, net, clock, undo, count_macs, (artefacts or {}).get(key), layout)
             forward = net.forward
             if recipe.precision:

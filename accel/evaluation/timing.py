@@ -119,27 +119,18 @@ Ratio = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # seconds of arms -> o
 
 
 def enough(taken: Sequence[Round], ratio: Ratio, least: int, most: int, precision: float) -> Taken | None:
-    """What is kept of these rounds of the same arms, once that is enough (`until_narrow`); None: more are needed."""
+    """What is kept of these rounds of the same arms, once that is enough: the interval of the median of `ratio` is
+    narrow, half its width at most `precision` of the median, with at least `least` kept rounds, or there are `most`.
+    None: more are needed.
+
+    Looking after each round makes an interval cover a little less than its 95 %: it ends when it happens to be narrow.
+    """
     kept, tolerated = calm(taken)
     if kept.sum() < least:
         return None
     seconds = {name: np.array([r.seconds[name] for r in taken])[kept] for name in taken[0].seconds}
     narrow = half_width(ratio(seconds)) <= precision
     return Taken(seconds, int((~kept).sum()), tolerated, narrow) if narrow or kept.sum() >= most else None
-
-
-def until_narrow(found: Iterator[Round], ratio: Ratio, least: int, most: int, precision: float) -> Taken:
-    """Take rounds until the interval of the median of `ratio` is narrow: half its width at most `precision` of the
-    median, from `least` kept rounds on, at the latest with `most`.
-
-    Looking after each round makes an interval cover a little less than its 95 %: it ends when it happens to be narrow.
-    """
-    taken: list[Round] = []
-    for one in found:
-        taken.append(one)
-        if (end := enough(taken, ratio, least, most, precision)) is not None:
-            return end
-    raise ValueError("the rounds ended before there were enough of them")
 
 
 def warmed(

@@ -105,6 +105,11 @@ def _setting(key: str) -> str:
     return head if head == "fid" else key
 
 
+def losses(delta: Estimate, higher: bool = False) -> tuple[float, float]:
+    """How much worse a difference is, negative for a gain: by its value, and the most that its interval leaves open."""
+    return (-delta.value, -delta.lo) if higher else (delta.value, delta.hi)
+
+
 def p_value(delta: Estimate) -> float:
     """Two-sided p of a paired difference: 2 P(T >= |delta| / se), T with G - 1 degrees of freedom.
 
@@ -121,7 +126,7 @@ def non_inferiority_p(delta: Estimate, margin: float, higher: bool = False) -> f
     It is below 0.025 exactly when the worse end of the 95 % interval stays inside the margin. A recipe that must lose
     in none of several values has the largest of their p (intersection-union test, Berger 1982: needs no correction).
     """
-    loss = -delta.value if higher else delta.value
+    loss, _ = losses(delta, higher)
     if not delta.se:
         return float(loss > margin)
     return float(student_t.sf((margin - loss) / delta.se, len(delta.replicates) - 1))

@@ -31,14 +31,16 @@ def aa_difference(pair: Pair, key: str) -> Estimate | None:
 
 def aa_keys(study: Comparison) -> list[str]:
     """The values that are compared: all that have a verdict."""
-    metric = metric_of(again(study)[0][0].quality)
-    there = {key for pair in again(study) for row in pair for key in row.quality["values"]}
+    pairs = again(study)
+    metric = metric_of(pairs[0][0].quality)
+    there = {key for pair in pairs for row in pair for key in row.quality["values"]}
     return [key for key in dict.fromkeys([metric, *study.compared]) if key in there]
 
 
 def false_alarms(study: Comparison) -> tuple[int, int]:
     """How many comparisons are told apart, and of how many."""
-    found = [aa_difference(pair, key) for pair in again(study) for key in aa_keys(study)]
+    keys = aa_keys(study)
+    found = [aa_difference(pair, key) for pair in again(study) for key in keys]
     known = [difference for difference in found if difference is not None]
     return sum(difference.apart for difference in known), len(known)
 

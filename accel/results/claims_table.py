@@ -42,8 +42,12 @@ conf/claims.csv; `accel claims` tests it again.
 
 
 def write_claims(results: Results, ledger: Path = LEDGER) -> list[Path]:
-    """Write tables/claims.{md,csv}; nothing where no claim can be tested. ConfigError for a malformed ledger."""
-    judged = judge(Evidence(results), read(ledger))
+    """Judge a ledger and write its pages. ConfigError for a malformed one."""
+    return write_judged(results, judge(Evidence(results), read(ledger)))
+
+
+def write_judged(results: Results, judged: Sequence[Judged]) -> list[Path]:
+    """Write tables/claims.{md,csv}; nothing where no claim can be tested."""
     if all(one.word == UNTESTED for one in judged):
         return []
     texts = {"md": markdown(judged), "csv": table(judged)}

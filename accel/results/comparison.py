@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from accel.errors import unknown
 from accel.metrics.statistics import Estimate, beaten_by, paired
-from accel.metrics.verdicts import Margins, benjamini_hochberg, holm, p_value, verdict
+from accel.metrics.verdicts import Margins, benjamini_hochberg, holm, losses, p_value, verdict
 from accel.records import Results
 
 ACCELERATING = ("cache", "stitch", "precision", "skip")  # axes beside sampler and guidance
@@ -81,7 +81,7 @@ def timed_against(timing: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
     own = record.get("samples")
     if (samples := timing.get("baseline_samples")) is not None and own is not None:
         return samples == (own[0] if isinstance(own, list) else own)
-    return timing["baseline"] == record["id"]
+    return timing.get("baseline") == record["id"]
 
 
 def baseline_of(timing: Mapping[str, Any]) -> str | None:
@@ -357,7 +357,7 @@ class Comparison:
         for key in [metric, *self.gates] if self.gates else ():
             delta, margin = self.delta(row, self.baseline, key), self.margin(key, self.baseline)
             if delta is not None and margin is not None:
-                lost[key] = (-delta.value if key in HIGHER else delta.value) / max(margin, 1e-9)
+                lost[key] = losses(delta, key in HIGHER)[0] / max(margin, 1e-9)
         worst = max(lost.values(), default=None)
         return lost.get(metric, worst) if worst is not None and worst <= 1 else worst
 

@@ -75,14 +75,11 @@ def product(*powers: tuple[Mapping[str, Any], int]) -> dict[str, float]:
 def _headline(study: Comparison, role: str, other: Row) -> Headline | None:
     device = study.devices[0]
     against = study.timing(other, device)
-    rows = [
-        row
-        for row in study.competing
-        if row is not other and study.timing(row, device) and _p(study, row, other) is not None
-    ]
-    if against is None or not rows:
+    timed = [row for row in study.competing if row is not other and study.timing(row, device)]
+    tested = [(row, own) for row in timed if (own := _p(study, row, other)) is not None]
+    if against is None or not tested:
         return None
-    p = [_p(study, row, other) for row in rows]
+    rows, p = map(list, zip(*tested, strict=True))
     alone = [row for row, own in zip(rows, p, strict=True) if own < LEVEL / 2]
     holding = [row for row, holds in zip(rows, holm(p, LEVEL / 2), strict=True) if holds]
     faster = {id(row): ratio(study.timing(row, device), against) for row in rows}

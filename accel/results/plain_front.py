@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from accel.errors import ConfigError
-from accel.metrics.verdicts import NON_INFERIOR
+from accel.metrics.verdicts import NON_INFERIOR, losses
 from accel.results.comparison import HIGHER, Comparison, Row, metric_of
 
 
@@ -34,14 +34,14 @@ def chosen(study: Comparison) -> Chosen:
 def possible_loss(study: Comparison, row: Row) -> float | None:
     """The largest loss against the baseline in any value that a user would miss, in margins: of the metric the worst
     that its interval leaves open, of the others, which are shares of few samples, the value. None: not comparable."""
-    losses, metric = [], metric_of(row.quality)
+    found, metric = [], metric_of(row.quality)
     for key in study.gates:
         delta, margin = study.delta(row, study.baseline, key), study.margin(key, study.baseline)
         if delta is None or not margin:
             return None
-        worst = delta.value if key != metric else delta.lo if key in HIGHER else delta.hi
-        losses.append((-worst if key in HIGHER else worst) / margin)
-    return max(losses, default=None)
+        by_value, at_worst = losses(delta, key in HIGHER)
+        found.append((at_worst if key == metric else by_value) / margin)
+    return max(found, default=None)
 
 
 def _holds(study: Comparison, row: Row) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from accel.files import write_atomic
 from accel.grammar import command
-from accel.metrics.verdicts import NON_INFERIOR, ceil_to, needed_n
+from accel.metrics.verdicts import NON_INFERIOR, ceil_to, losses, needed_n
 from accel.records import Results
 from accel.results.columns import ALL, all_values
 from accel.results.comparison import (
@@ -127,7 +127,7 @@ def _worst_end(study: Comparison, row: Row) -> float | None:
     for key in study.verdicts(row):
         if (delta := study.delta(row, study.baseline, key)) is None:
             return None
-        ends.append((-delta.lo if key in HIGHER else delta.hi) / max(study.margin(key, study.baseline), 1e-9))
+        ends.append(losses(delta, key in HIGHER)[1] / max(study.margin(key, study.baseline), 1e-9))
     return max(ends, default=None)
 
 

@@ -2,8 +2,10 @@
 
 Looking again and again until a difference is told apart raises the rate of false alarms: four looks at 5 % are some
 12 %. So the sample size follows Stein's two-stage rule (1945): the next N is that at which a recipe that loses nothing
-would be called non-inferior with a probability of 80 %, a function of the paired standard errors alone, never of which
-side the differences are on. What is still undecided then has a loss near its margin, and stays undecided.
+would be called non-inferior with a probability of 80 %, a function of the paired standard errors of the open
+comparisons, never of which side these are on. One look is left that Stein has not: a study in which all is decided ends
+at the pilot, so a row of a longer one was looked at twice (some 8 %). What is still undecided then has a loss near its
+margin, and stays undecided.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from accel.files import locked, write_atomic
 from accel.metrics.similarity import PAIRED, Similarity
 from accel.metrics.statistics import Estimate
 from accel.records import Results, describe, digest
+from accel.results.comparison import timed_against
 from accel.studies.evaluation import Evaluation
 from accel.studies.plain import PlainFront, controls
 from accel.studies.samples import Samples, quiet
@@ -213,10 +214,10 @@ class Runner(Samples):
             return {}
         e, keys = self.evaluation, list(recipes)
         where = environment(self.device) | self.suite.execution()
-        against = self.quality_id(baseline)
+        against = {"id": self.quality_id(baseline), "samples": self.generation_id(baseline)}
         beside = [
             other["baseline_ms"]["value"] for other in self.results.intact("timing")
-            if other.get("baseline") == against and other.get("batch") == batch and "baseline_ms" in other
+            if timed_against(other, against) and other.get("batch") == batch and "baseline_ms" in other
             and where.items() <= other.get("environment", {}).items()
         ]  # fmt: skip
         rounds = {"repetitions": e.repetitions, "most_repetitions": e.most_repetitions, "precision": e.timing_precision}
@@ -230,8 +231,8 @@ class Runner(Samples):
 
         about = {
             "kind": "timing",
-            "baseline": against,
-            "baseline_samples": self.generation_id(baseline),
+            "baseline": against["id"],
+            "baseline_samples": against["samples"],
             "suite": self.suite.name,
             "device_name": where["device_name"],
             "threads": where["threads"],

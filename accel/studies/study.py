@@ -243,7 +243,7 @@ class Study(Request):
             self.console.print(f"not run: {recipe.label}: {reason}", style="yellow", markup=False)
         self.console.print(LEGEND, style="dim", markup=False, highlight=False)
 
-    def _timing_seconds(self, runner: Runner, job: Job, rate: float, together: int) -> float:
+    def _timing_seconds(self, runner: Runner, job: Job, rate: float, together: float) -> float:
         e, timed = self.evaluation, self._to_be_timed(job)
         ids = {batch: runner.timing_id(job.recipe, self.baseline, batch) for batch in e.timing_batches if timed}
         images = sum(batch for batch, key in ids.items() if not runner.find("timing", key))

@@ -15,7 +15,7 @@ from accel.errors import ConfigError
 from accel.evaluation import load, timing
 from accel.evaluation.intervals import median_interval
 from accel.evaluation.load import Round
-from accel.evaluation.timing import interleave, stopwatch, time_recipes, until_narrow, warmed
+from accel.evaluation.timing import enough, interleave, stopwatch, time_recipes, warmed
 from accel.precision import Cast, FakeQuant
 from accel.records import Results
 from accel.samplers import DiffusersSampler
@@ -135,7 +135,12 @@ def endless(values, foreign=()):
 
 
 def taken(values, foreign=(), least=6, most=12, precision=0.05):
-    return until_narrow(endless(values, foreign), lambda s: s["a"] / s["b"], least, most, precision)
+    found = []
+    for one in endless(values, foreign):
+        found.append(one)
+        if (end := enough(found, lambda s: s["a"] / s["b"], least, most, precision)) is not None:
+            return end
+    return None
 
 
 def test_rounds_end_when_the_interval_is_narrow():
