@@ -33,6 +33,23 @@ def digits():
 
 
 @pytest.fixture(scope="session")
+def light_digits(tmp_path_factory):
+    """A folder of weights of suite `digits` whose `large` is the small network too: a ninth of the cost, for tests that
+    ask what commands do and not what networks draw."""
+    import json
+    import shutil
+
+    from accel.suites.base import ASSETS, write_manifest
+
+    folder = tmp_path_factory.mktemp("weights") / "digits"
+    shutil.copytree(ASSETS / "digits", folder, ignore=shutil.ignore_patterns("large"))
+    shutil.copytree(folder / "small", folder / "large")
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    write_manifest(folder, {name: sha for name, sha in manifest.items() if name.startswith("data:")})
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tracked():
     """The tracked records as `Evidence`, and what they say of each claim of the ledger: read and judged once."""
     from pathlib import Path

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +37,14 @@ def accel(monkeypatch, capsys, tmp_path):
         return stop.value.code, printed.out + printed.err
 
     return accel
+
+
+@pytest.fixture
+def light(accel, light_digits, monkeypatch):
+    """As `accel`, on suite `digits` with light networks, without figures and with the cost of fewer samples."""
+    monkeypatch.setattr("accel.studies.study.write_figures", lambda results, name: [])
+    monkeypatch.setattr("accel.evaluation.cost.VARYING", 3)
+    return lambda *overrides: accel(f"+suite.weights={light_digits}", *overrides)
 
 
 BAD = {
@@ -195,28 +199,28 @@ def shards(root: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in sorted(root.rglob("shards/*/*.safetensors"))}
 
 
-def test_run_resume_extend_and_damage(accel, tmp_path):
+def test_run_resume_extend_and_damage(light, tmp_path):
     root = tmp_path / "results"
-    code, printed = accel(CELLS, "study=s")
+    code, printed = light(CELLS, "study=s")
     assert code == 0, printed
     rows = json.loads((root / "studies/s.json").read_text())["rows"]
     assert [r["role"] for r in rows] == ["floor", "reference", "baseline", "cell", "cell", "cell"]
     table, first = (root / "tables/s.md").read_text(), shards(root)
 
-    code, printed = accel(CELLS, "study=s")
+    code, printed = light(CELLS, "study=s")
     assert code == 0
     assert "0 of 6 rows computed now" in printed
     assert (root / "tables/s.md").read_text() == table
     assert shards(root) == first
 
     # A larger N computes only the difference.
-    code, printed = accel(CELLS, "study=s", "evaluation.n=128")
+    code, printed = light(CELLS, "study=s", "evaluation.n=128")
     assert code == 0
     more = shards(root)
     assert {k: more[k] for k in first} == first
     assert len(more) == 2 * len(first)
     # One more value computes only its cell.
-    code, printed = accel(CELLS.replace("2,3", "2,3,4"), "study=s", "evaluation.n=128")
+    code, printed = light(CELLS.replace("2,3", "2,3,4"), "study=s", "evaluation.n=128")
     assert "1 of 7 rows computed now" in printed
 
     # A damaged shard and a damaged record are found by their hashes, reported and computed anew.
@@ -230,7 +234,7 @@ def test_run_resume_extend_and_damage(accel, tmp_path):
         if record.get("samples") == run and record["n"] == 128:
             path.write_text(path.read_text()[:200])
             damaged = path
-    code, printed = accel(CELLS, "study=s", "evaluation.n=128")
+    code, printed = light(CELLS, "study=s", "evaluation.n=128")
     assert code == 0
     flat = "".join(printed.split())
     assert "".join(f"shard {victim} is damaged".split()) in flat
@@ -238,21 +242,21 @@ def test_run_resume_extend_and_damage(accel, tmp_path):
     assert json.loads(damaged.read_text())["samples"] == run
 
 
-def test_refused_cells_are_listed_with_the_reason_and_the_others_run(accel, tmp_path):
+def test_refused_cells_are_listed_with_the_reason_and_the_others_run(light, tmp_path):
     cells = 'cells=[["sampler=ddim","sampler.steps=3","grid=karras"],["sampler=euler","sampler.steps=3","grid=karras"]]'
-    assert accel(cells, "study=s")[0] == 0
+    assert light(cells, "study=s")[0] == 0
     assert "DDIMScheduler has no use_karras_sigmas" in (tmp_path / "results/tables/s.md").read_text()
     rows = json.loads((tmp_path / "results/studies/s.json").read_text())["rows"]
     assert [bool(r["refused"]) for r in rows] == [False, False, False, False, True]
 
 
-def test_damaged_calibration_is_made_anew(accel, tmp_path):
+def test_damaged_calibration_is_made_anew(light, tmp_path):
     cells = 'cells=[["sampler=euler","sampler.steps=2","precision=w8a8"]]'
-    assert accel(cells, "study=s")[0] == 0
+    assert light(cells, "study=s")[0] == 0
     (artefact,) = (tmp_path / "results/artefacts").glob("*.safetensors")
     whole = artefact.read_bytes()
     artefact.write_bytes(whole[: len(whole) // 2])
-    code, printed = accel(cells, "study=s", "evaluation.n=96")
+    code, printed = light(cells, "study=s", "evaluation.n=96")
     assert code == 0
     assert f"artefact{artefact}isdamaged" in "".join(printed.split())
     assert len(artefact.read_bytes()) == len(whole)
@@ -266,9 +270,9 @@ def test_damaged_calibration_is_made_anew(accel, tmp_path):
         ('guidance=ag","guidance.threshold=0.9', " + cfg2", "ag2(x0>=0.9)"),
     ],
 )
-def test_equal_cost_controls_are_added(accel, tmp_path, method, label, of):
+def test_equal_cost_controls_are_added(light, tmp_path, method, label, of):
     cells = f'cells=[["sampler=euler","sampler.steps=4","{method}"]]'
-    assert accel(cells, "study=s", "evaluation.controls=true")[0] == 0
+    assert light(cells, "study=s", "evaluation.controls=true")[0] == 0
     study = json.loads((tmp_path / "results/studies/s.json").read_text())
     cell, control = study["rows"][-2:]
     assert (control["role"], control["of"]) == ("control", f"euler-4 + {of}")
@@ -308,8 +312,8 @@ def test_plan_runs_and_writes_nothing(accel, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_explain_shows_the_steps_and_writes_nothing(accel, tmp_path):
-    code, printed = accel("sampler=ddim", "sampler.steps=6", "cache=deepcache", "cache.interval=2", "explain=true")
+def test_explain_shows_the_steps_and_writes_nothing(light, tmp_path):
+    code, printed = light("sampler=ddim", "sampler.steps=6", "cache=deepcache", "cache.interval=2", "explain=true")
     assert code == 0
     assert "base FsFsFs" in printed
     assert "rows 111111" in printed
@@ -317,39 +321,13 @@ def test_explain_shows_the_steps_and_writes_nothing(accel, tmp_path):
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
-def test_multirun_collects_its_jobs_in_one_study(accel, tmp_path, monkeypatch):
+def test_multirun_collects_its_jobs_in_one_study(light, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, printed = accel("--multirun", "sampler=ddim,euler", "sampler.steps=2,3")
+    code, printed = light("--multirun", "sampler=ddim,euler", "sampler.steps=2,3")
     assert code == 0, printed
     labels = [r["label"] for r in json.loads((tmp_path / "results/studies/adhoc_digits.json").read_text())["rows"]]
     assert {"ddim-2", "ddim-3", "euler-2", "euler-3"} <= set(labels)
     assert len(labels) == len(set(labels))
-
-
-def command(root: Path) -> list[str]:
-    cells = 'cells=[["sampler=euler","sampler.steps=3,4"],["sampler=unipc","sampler.steps=5"]]'
-    return [sys.executable, "-m", "accel", *(o for o in QUICK if not o.startswith("suite.")), "suite=mixture", cells,
-            "study=s", f"results={root}", "evaluation.shard=8", "evaluation.batch=8", "threads=1"]  # fmt: skip
-
-
-def test_killed_in_the_middle_and_started_again_gives_the_same_table(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen(command(killed), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while len(shards(killed)) < 11 and time.time() < deadline and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    finished = shards(killed)
-    assert 11 <= len(finished) < 32, "the kill must come in the middle"
-
-    for root in (killed, whole):
-        subprocess.run(command(root), env=environment, check=True, capture_output=True)
-    assert {k: v for k, v in shards(killed).items() if k in finished} == finished, "a finished shard was recomputed"
-    assert len(shards(killed)) == len(shards(whole))
-    for name in ("s.md", "s.csv"):
-        assert (killed / "tables" / name).read_text() == (whole / "tables" / name).read_text()
 
 
 def test_every_choice_composes():
