@@ -39,7 +39,42 @@ def choice_of(axis: str, choice: str, *overrides: str) -> Any:
 
 @lru_cache(maxsize=512)
 def _choice_of(folders: tuple[registry.Folder, ...], axis: str, choice: str, *overrides: str) -> Any:
-    return instantiate(compose([f"{axis}={choice}", *overrides])[axis])
+    try:  # as Hydra would make it, a fifth of a second sooner
+        return registry.build(_set(registry.load(axis, choice), axis, overrides))
+    except (ConfigError, _Unlike):
+        return instantiate(compose([f"{axis}={choice}", *overrides])[axis])
+
+
+def _set(node: dict[str, Any], axis: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of a choice with values for some that it has; _Unlike for whatever else overrides may ask."""
+    if not overrides:
+        return node
+    if not all(SETTING.match(override) and "${" not in override for override in overrides):
+        raise _Unlike
+    for override in _parsed(list(overrides)):
+        group, *path, last = override.key_or_group.split(".")
+        place = node
+        for key in path:
+            place = place.get(key) if isinstance(place, dict) else None
+        value = override.value()
+        if group != axis or not isinstance(place, dict) or last not in place or isinstance(value, dict):
+            raise _Unlike
+        place[last] = value
+    return node
+
+
+def _parsed(overrides: list[str]) -> list[Any]:
+    check_installed(("hydra",), "bench", "a setting of a method in conf/")
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        found = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise _Unlike from error
+    if any(override.is_sweep_override() for override in found):
+        raise _Unlike
+    return found
 
 
 def instantiate(node: Any) -> Any:
@@ -136,18 +171,14 @@ def _state(folder: registry.Folder) -> tuple[str, int, int]:
 
 
 def _with(shared: Any, settings: list[str]) -> Any:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     cfg = copy.deepcopy(shared)
     try:
-        for override in OverridesParser.create().parse_overrides(settings):
-            if override.is_sweep_override():
-                raise _Unlike
+        for override in _parsed(settings):
             OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except OmegaConfBaseException as error:
         raise _Unlike from error
     return cfg
 

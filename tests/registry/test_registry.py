@@ -113,6 +113,31 @@ def test_settings_of_a_method_by_name():
 
 
 @pytest.mark.parametrize(
+    ("axis", "choice", "overrides"),
+    [
+        ("grid", "explicit", ["grid.timesteps=[999,700,400.5,100]"]),
+        ("sampler", "ode", ["sampler.rtol=3e-2", "sampler.method=RK23"]),
+        ("precision", "mixdq", ["precision.keep=['*_blocks.*', 'mid_block.*']", "precision.samples=2"]),
+        ("cache", "fora", ["cache.schedule.interval=2", "+cache.begin=0.5"]),
+        ("sampler", "deis_tab", ["sampler.options={variant: rhoab}"]),
+        ("precision", "w8a8", ["precision.attention_bits=8"]),
+    ],
+)
+def test_a_choice_with_settings_is_what_hydra_makes_of_it(axis, choice, overrides):
+    hydras = config.instantiate(config.compose([f"{axis}={choice}", *overrides])[axis])
+    assert config.choice_of(axis, choice, *overrides) == hydras
+
+
+@pytest.mark.parametrize("override", ["cache.intervall=2", "cache.interval=2,3", "sampler.steps", "cache.interval=0"])
+def test_a_wrong_setting_of_a_choice_is_hydras_to_answer(override):
+    with pytest.raises(ConfigError) as error:
+        config.choice_of("cache", "deepcache", override)
+    with pytest.raises(ConfigError) as hydras:
+        config.instantiate(config.compose(["cache=deepcache", override])["cache"])
+    assert str(error.value) == str(hydras.value)
+
+
+@pytest.mark.parametrize(
     ("asked", "said"),
     [
         (lambda: registry.method("cach", "deepcache"), "unknown config group 'cach'. Did you mean cache"),
@@ -194,8 +219,7 @@ def test_a_folder_of_the_command_line_is_honoured(way, multirun, folder, accel):
     assert printed.count("ddim-3 + deepcache4b2") == multirun, printed
 
 
-@pytest.mark.parametrize("way", named(Path()))
-@pytest.mark.parametrize("multirun", [False, True], ids=["plain", "-m"])
+@pytest.mark.parametrize(("way", "multirun"), [("--config-dir X", False), ("hydra.searchpath", True)])
 def test_a_folder_of_the_command_line_holds_in_cells_and_baseline(way, multirun, folder, accel):
     code, printed = accel(
         *(["-m"] if multirun else []), *named(folder)[way],

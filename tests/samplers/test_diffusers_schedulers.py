@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from accel.config import compose, groups, instantiate
+from accel.config import choice_of, groups
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
@@ -27,11 +27,7 @@ GRIDS = ["trailing", "linspace", "leading", "karras", "exponential"]
 POWER_LAWS = ["karras", "exponential"]
 
 
-def choice(name: str):
-    return instantiate(compose([f"sampler={name}"])["sampler"])
-
-
-SAMPLERS = {name: choice(name) for name in groups()["sampler"] if name != "none"}
+SAMPLERS = {name: choice_of("sampler", name) for name in groups()["sampler"] if name != "none"}
 # diffusers' own, for models with betas: accel's and those of flows have their own tests.
 SAMPLERS = {
     name: s

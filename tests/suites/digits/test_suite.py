@@ -45,8 +45,8 @@ def copied(tmp_path) -> Path:
 
 
 def test_the_converged_recipe_has_converged(digits, pipe):
-    """Against another solver and grid with 399 evaluations: far closer than any recipe that is compared with it."""
-    fine = Recipe(DiffusersSampler("HeunDiscreteScheduler", 200), Grid("exponential"))
+    """Against another solver and grid with 199 evaluations: far closer than any recipe that is compared with it."""
+    fine = Recipe(DiffusersSampler("HeunDiscreteScheduler", 100), Grid("exponential"))
     images = []
     for recipe in (fine, digits.converged(None), Recipe(DiffusersSampler("DPMSolverMultistepScheduler", 50))):
         with accelerate(pipe, recipe):
