@@ -40,27 +40,26 @@ def choice_of(axis: str, choice: str, *overrides: str) -> Any:
 @lru_cache(maxsize=512)
 def _choice_of(folders: tuple[registry.Folder, ...], axis: str, choice: str, *overrides: str) -> Any:
     try:  # as Hydra would make it, a fifth of a second sooner
-        return registry.build(_set(registry.load(axis, choice), axis, overrides))
+        return registry.build(registry.load(axis, choice, _settings(axis, choice, overrides)))
     except (ConfigError, _Unlike):
         return instantiate(compose([f"{axis}={choice}", *overrides])[axis])
 
 
-def _set(node: dict[str, Any], axis: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """The settings of a choice with values for some that it has; _Unlike for whatever else overrides may ask."""
-    if not overrides:
-        return node
+def _settings(axis: str, choice: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """What overrides say of settings that a choice has, nested; _Unlike for whatever else they may ask."""
     if not all(SETTING.match(override) and "${" not in override for override in overrides):
         raise _Unlike
-    for override in _parsed(list(overrides)):
-        group, *path, last = override.key_or_group.split(".")
-        place = node
+    found: dict[str, Any] = {}
+    for override in _parsed(list(overrides)) if overrides else ():
+        (group, *path, last), value = override.key_or_group.split("."), override.value()
+        known, place = registry.load(axis, choice), found
         for key in path:
-            place = place.get(key) if isinstance(place, dict) else None
-        value = override.value()
-        if group != axis or not isinstance(place, dict) or last not in place or isinstance(value, dict):
+            known = known.get(key) if isinstance(known, dict) else None
+            place = place.setdefault(key, {})
+        if group != axis or not isinstance(known, dict) or last not in known or isinstance(value, dict):
             raise _Unlike
         place[last] = value
-    return node
+    return found
 
 
 def _parsed(overrides: list[str]) -> list[Any]:

@@ -51,12 +51,13 @@ def method(axis: str, choice: str, /, **settings: Any) -> Any:
         accepted = inspect.signature(target).parameters
         if name not in node and name not in accepted:
             raise unknown("setting", f"{axis}.{name}", [f"{axis}.{known}" for known in {*node, *accepted} - {TARGET}])
-    return build(_merged(node, settings))
+    return build(load(axis, choice, settings))
 
 
-def load(group: str, choice: str) -> dict[str, Any]:
-    """The settings of one choice, with those of the files that it builds on, as plain dicts and lists."""
-    return _resolved(_composed(group, choice), group, choice)
+def load(group: str, choice: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings of one choice, with those of the files that it builds on, as plain dicts and lists. `settings` take
+    their place, also where the file refers to them."""
+    return _resolved(_merged(_composed(group, choice), settings or {}), group, choice)
 
 
 def build(node: Any) -> Any:

@@ -109,6 +109,8 @@ def test_settings_of_a_method_by_name():
     assert nested == config.choice_of("cache", "fora", "cache.schedule.interval=2")
     more = registry.method("cache", "fora", begin=0.5)  # which the file does not name
     assert more == config.choice_of("cache", "fora", "+cache.begin=0.5")
+    refers = registry.method("optimiser", "nsga2", population=6)
+    assert refers.options == {"population_size": 6}
     assert registry.method("cache", "none") is None
 
 
@@ -121,6 +123,7 @@ def test_settings_of_a_method_by_name():
         ("cache", "fora", ["cache.schedule.interval=2", "+cache.begin=0.5"]),
         ("sampler", "deis_tab", ["sampler.options={variant: rhoab}"]),
         ("precision", "w8a8", ["precision.attention_bits=8"]),
+        ("optimiser", "nsga2", ["optimiser.population=6"]),  # to which another setting refers
     ],
 )
 def test_a_choice_with_settings_is_what_hydra_makes_of_it(axis, choice, overrides):
