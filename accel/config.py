@@ -32,6 +32,21 @@ def recipe_of(cfg: Any) -> Any:
     return Recipe(**methods)
 
 
+def recipe_by(overrides: list[str]) -> Any:
+    """The Recipe of overrides of axes, as `recipe_of(compose(overrides))`, without composing the rest."""
+    from accel.core.recipe import Recipe
+
+    words = [o.partition("=") for o in overrides if PLAIN.fullmatch(o)]
+    chosen = {axis: choice for axis, _, choice in words if axis in AXES}
+    own = {axis: [o for o in overrides if o.startswith(f"{axis}.")] for axis in chosen}
+    if "sampler" in chosen and len(chosen) + sum(map(len, own.values())) == len(overrides):  # no setting of a default
+        try:
+            return Recipe(**{axis: choice_of(axis, choice, *own[axis]) for axis, choice in chosen.items()})
+        except ConfigError:
+            pass  # composing finds all that is wrong
+    return recipe_of(compose(overrides))
+
+
 def choice_of(axis: str, choice: str, *overrides: str) -> Any:
     """The method of one config file, with `overrides`; remembered, for a method is an immutable configuration."""
     return _choice_of(registry.folders(), axis, choice, *overrides)

@@ -34,16 +34,20 @@ def digits():
 
 @pytest.fixture(scope="session")
 def light_digits(tmp_path_factory):
-    """A folder of weights of suite `digits` whose `large` is the small network too: a ninth of the cost, for tests that
-    ask what commands do and not what networks draw."""
+    """A folder of weights of suite `digits` whose `large` is nearly the small network: a ninth of the cost, for tests
+    that ask what methods and commands do and not what networks draw."""
     import json
     import shutil
+
+    from safetensors.torch import load_file, save_file
 
     from accel.suites.base import ASSETS, write_manifest
 
     folder = tmp_path_factory.mktemp("weights") / "digits"
     shutil.copytree(ASSETS / "digits", folder, ignore=shutil.ignore_patterns("large"))
     shutil.copytree(folder / "small", folder / "large")
+    path = folder / "large/unet/diffusion_pytorch_model.safetensors"
+    save_file({name: 1.01 * weight for name, weight in load_file(path).items()}, path)
     manifest = json.loads((folder / "MANIFEST.json").read_text())
     write_manifest(folder, {name: sha for name, sha in manifest.items() if name.startswith("data:")})
     return folder

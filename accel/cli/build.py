@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from accel.config import AXES, NO_METHOD, compose, expand_cells, instantiate, recipe_of, resolved
+from accel.config import AXES, NO_METHOD, compose, expand_cells, instantiate, recipe_by, recipe_of, resolved
 from accel.errors import (
     AccelError,
     ConfigError,
@@ -99,7 +99,7 @@ def _recipe(name: str, overrides: Any) -> Any:
     try:
         own = check_overrides(name, overrides)
         _check_cell(own, AXES)
-        return recipe_of(compose(own))
+        return recipe_by(own)
     except AccelError as error:
         told = Refusals()
         for reason in error.reasons or (error,):

@@ -131,6 +131,30 @@ def test_a_choice_with_settings_is_what_hydra_makes_of_it(axis, choice, override
     assert config.choice_of(axis, choice, *overrides) == hydras
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sampler=dpmpp_2m sampler.steps=8 grid=t_quadratic",
+        "sampler=ddim sampler.steps=50 guidance=cfg guidance.scale=3.0 cache=none",
+        "sampler=ddim sampler=heun",  # the last one holds
+        "grid=karras sampler.steps=4",  # a setting of the sampler that nobody named
+        "sampler.steps=4",
+        "sampler=deis_tab sampler.options.ab_order=1 stitch=tstitch stitch.fractions=[0.2]",
+    ],
+)
+def test_a_recipe_of_axes_is_what_composing_all_makes_of_it(words):
+    assert config.recipe_by(words.split()) == config.recipe_of(config.compose(words.split()))
+
+
+@pytest.mark.parametrize("words", ["sampler=dimm", "sampler=ddim sampler.step=3 cache=fore", "sampler=ddim cache.x=1"])
+def test_a_wrong_recipe_of_axes_is_answered_as_by_composing_all(words):
+    with pytest.raises(ConfigError) as error:
+        config.recipe_by(words.split())
+    with pytest.raises(ConfigError) as composed:
+        config.recipe_of(config.compose(words.split()))
+    assert str(error.value) == str(composed.value)
+
+
 @pytest.mark.parametrize("override", ["cache.intervall=2", "cache.interval=2,3", "sampler.steps", "cache.interval=0"])
 def test_a_wrong_setting_of_a_choice_is_hydras_to_answer(override):
     with pytest.raises(ConfigError) as error:
