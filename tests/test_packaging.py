@@ -42,7 +42,7 @@ USES = {
     "from accel.suites.digits.data import digits; digits()": "sklearn",
     "from accel.metrics.fid import FrechetDistance as F; F(torch.randn(9, 2))": "torchmetrics",
     "from accel.suites.shapes import ShapesSuite; ShapesSuite().pipeline()": "transformers",
-    "from accel.config import choice_of; choice_of('sampler', 'ddim')": "hydra",
+    "from accel.config import choice_of; choice_of('sampler', 'ddim', 'sampler.steps=5')": "hydra",
     "from accel.precision.simulated.mixdq import similarity; similarity(*2 * [torch.rand(1, 1, 8, 8)])": "torchmetrics",
 }
 COMMANDS = ((), ("sampler=ddim",), ("-m", "sampler=ddim"))

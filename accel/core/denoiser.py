@@ -254,7 +254,7 @@ def room_to_compile(nets: Iterable[nn.Module]) -> Iterator[None]:
     import torch._dynamo
 
     config = torch._dynamo.config
-    limits = ("recompile_limit", "accumulated_recompile_limit")
+    limits = ("cache_size_limit", "accumulated_cache_size_limit")  # newer torch knows recompile_limit, too, and these
     known = {name: getattr(config, name) for name in limits if hasattr(config, name)}
     with config.patch({name: max(value, GRAPHS * compiled) for name, value in known.items()}):
         yield

@@ -96,8 +96,14 @@ def table(judged: Sequence[Judged]) -> str:
             line: dict[str, Any] = {name: getattr(finding.test, name) for name in names}
             line |= {"claim_verdict": one.word, "test_verdict": finding.word, "said": finding.said}
             line |= spread("difference", delta) | spread("ratio", finding.ratio) | {"needs": finding.needs}
-            writer.writerow(line | ({"n": delta.n, "p": p_value(delta)} if delta else {}))
+            line |= {"n": delta.n, "p": p_value(delta)} if delta else {}
+            writer.writerow({name: _rounded(value) for name, value in line.items()})
     return buffer.getvalue()
+
+
+def _rounded(value: Any) -> Any:
+    # The last digits of a double differ between versions of numpy and scipy.
+    return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
 def _marks(judged: Sequence[Judged]) -> dict[tuple[str, ...], str]:

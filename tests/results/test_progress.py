@@ -90,7 +90,7 @@ def test_a_log_file_gets_its_lines_while_the_main_thread_is_busy(monkeypatch):
     assert threading.active_count() == before
     lines = file.getvalue().splitlines()
     assert len(lines) >= 3
-    assert set(lines) == {"cell: 0/2 cells, 0:00:00 elapsed"}
+    assert set(lines) - {""} == {"cell: 0/2 cells, 0:00:00 elapsed"}  # older rich ends with an empty line
 
 
 def test_a_terminal_has_bars_that_vanish_and_no_lines(monkeypatch):

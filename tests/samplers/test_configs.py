@@ -98,7 +98,12 @@ def test_compatible_classes_are_those_whose_configs_are_taken():
 def test_a_grid_that_begins_twice_at_one_timestep_is_refused(name, grid):
     """Cosine betas: sigma falls from 20,000 to 600 within the last timestep."""
     cosine = diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2").config
-    with pytest.raises(IncompatibleError, match=r"first timestep.*deis_logrhoab"):
+    bare = getattr(diffusers, name).from_config(cosine, **{f"use_{grid}_sigmas": True})
+    bare.set_timesteps(20)
+    if bare.timesteps[0] == bare.timesteps[1]:  # diffusers 0.41 calls the first of most of them 999, and the second 998
+        with pytest.raises(IncompatibleError, match=r"first timestep.*deis_logrhoab"):
+            DiffusersSampler(name, 20).build(cosine, Grid(grid))
+    else:
         DiffusersSampler(name, 20).build(cosine, Grid(grid))
     DiffusersSampler("DEISScheduler", 20).build(cosine, Grid(grid))
     DiffusersSampler(name, 20).build(cosine)
