@@ -21,6 +21,7 @@ from accel.registry import CONF
 SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)*=", re.ASCII)  # <setting>=: not added, removed or put elsewhere
 NO_METHOD = "accel.core.recipe.nothing"  # target of every none.yaml
 AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip")
+OTHERS = {"sampler": ("ddim", "ode")}  # no sampler is `none`
 
 
 def recipe_of(cfg: Any) -> Any:
@@ -175,7 +176,43 @@ class _Unlike(Exception):
 
 @lru_cache(maxsize=64)
 def _choices(choices: tuple[str, ...], folders: tuple[tuple[str, int, int], ...]) -> Any:
-    return _composed(list(choices))
+    """`_composed(choices)`; of many that differ in methods alone, such as a study's cells, Hydra composes the rest, and
+    the methods' own files are put in their places."""
+    words = [o.partition("=") for o in choices]
+    own = {axis: choice for axis, _, choice in words if axis in AXES}
+    rest = tuple("".join(word) for word in words if word[0] not in own)
+    if not own or len(own) + len(rest) < len(choices) or not _asked_before(rest, folders):
+        return _composed(list(choices))
+    if not own.keys() <= _lone(rest, folders) or any(registry.refers(axis, choice) for axis, choice in own.items()):
+        return _composed(list(choices))
+    cfg = copy.deepcopy(_choices(rest, folders))
+    for axis, choice in own.items():
+        cfg[axis] = registry.load(axis, choice)
+    return cfg
+
+
+def _asked_before(*asked: Any) -> bool:
+    """Whether the same was asked: what pays only then is left for the second time."""
+    times = _times(*asked)
+    times.append(1)
+    return len(times) > 1
+
+
+@lru_cache(maxsize=64)
+def _times(*asked: Any) -> list[int]:
+    return []
+
+
+@lru_cache(maxsize=16)
+def _lone(rest: tuple[str, ...], folders: tuple[tuple[str, int, int], ...]) -> set[str]:
+    """Axes of which only the chosen method's own file says anything: not those that an experiment has settings for.
+    They show when two methods are composed that have no setting in common, or none."""
+    found = set(AXES)
+    for place in (0, 1):
+        others = {axis: OTHERS.get(axis, ("none", "none"))[place] for axis in AXES}
+        cfg = _composed([*rest, *map("=".join, others.items())])
+        found &= {axis for axis, other in others.items() if cfg[axis] == registry.load(axis, other)}
+    return found
 
 
 def _state(folder: registry.Folder) -> tuple[str, int, int]:

@@ -60,6 +60,11 @@ def load(group: str, choice: str, settings: Mapping[str, Any] | None = None) -> 
     return _resolved(_merged(_composed(group, choice), settings or {}), group, choice)
 
 
+def refers(group: str, choice: str) -> bool:
+    """Whether a setting of a choice refers to another (`${...}`), whose value may change before it is read."""
+    return "${" in repr(_composed(group, choice))
+
+
 def build(node: Any) -> Any:
     """`node` with each dict that has a `_target_` replaced by the object that it describes.
 

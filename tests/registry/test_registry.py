@@ -146,6 +146,31 @@ def test_a_recipe_of_axes_is_what_composing_all_makes_of_it(words):
     assert config.recipe_by(words.split()) == config.recipe_of(config.compose(words.split()))
 
 
+@pytest.mark.parametrize(
+    ("rest", "lone"),
+    [
+        ([], set(config.AXES)),
+        (["experiment=composition_shapes"], {*config.AXES} - {"sampler", "guidance"}),  # for which it has settings
+        (["experiment=recipe_search_shapes_adherence"], {*config.AXES} - {"sampler", "guidance"}),  # by another one
+    ],
+)
+def test_methods_that_are_put_in_place_are_where_hydra_puts_them(rest, lone):
+    """As for the cells of a study, of which each names other methods."""
+    from omegaconf import OmegaConf
+
+    folders = tuple(map(config._state, registry.folders()))
+    assert config._lone(tuple(rest), folders) == lone
+    for own in (
+        ["sampler=unipc"],
+        ["guidance=ag", "cache=deepcache"],
+        ["sampler=ode", "precision=bf16"],
+        ["stitch=none"],
+    ):
+        made, hydras = config.compose([*rest, *own]), config._composed([*rest, *own])
+        assert OmegaConf.to_container(made) == OmegaConf.to_container(hydras), own
+        assert OmegaConf.is_struct(made.sampler)
+
+
 @pytest.mark.parametrize("words", ["sampler=dimm", "sampler=ddim sampler.step=3 cache=fore", "sampler=ddim cache.x=1"])
 def test_a_wrong_recipe_of_axes_is_answered_as_by_composing_all(words):
     with pytest.raises(ConfigError) as error:
