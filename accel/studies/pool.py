@@ -104,7 +104,7 @@ class Pool:
 
         with self.bars.meanwhile(f"{self.count} workers"):
             add(tasks)
-            while self._waiting or any(worker.task for worker in self._workers.values()):
+            while self._waiting or self._busy():
                 self._hand_out()
                 for task, how, text in self._ended():
                     if how == BROKEN:
@@ -130,6 +130,21 @@ class Pool:
             self.bars.begin(self.work.evaluation.samples, place, task.job.recipe.label)
             with suppress(OSError):  # it has died, which `_ended` finds
                 worker.link.send(task)
+
+    def _busy(self) -> bool:
+        """Whether a worker has a task. One that is still starting, to help with cells that are done, is not wanted."""
+        if not any(worker.task and not worker.task.helps for worker in self._workers.values()):
+            for place in [place for place, worker in self._workers.items() if not worker.ready]:
+                self._workers[place].process.kill()
+                self._forget(place)
+        return any(worker.task for worker in self._workers.values())
+
+    def _forget(self, place: int) -> _Worker:
+        worker = self._workers.pop(place)
+        worker.process.join()
+        worker.link.close()
+        self.bars.end(place)
+        return worker
 
     def _next(self, place: int) -> Task | None:
         """The first cell that waits, or one of another worker to help with; None where there is neither."""
@@ -178,9 +193,7 @@ class Pool:
 
     def _died(self, place: int) -> Iterator[_End]:
         """Its cell waits for another worker, at the front; after AGAIN such deaths it has failed."""
-        worker = self._workers.pop(place)
-        worker.link.close()
-        self.bars.end(place)
+        worker = self._forget(place)
         code = worker.process.exitcode
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         self._unready += not worker.ready

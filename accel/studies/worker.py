@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
+from select import select
 from threading import Thread
 from typing import NamedTuple
 
@@ -32,7 +33,8 @@ from accel.suites.base import Suite
 READY = "ready"
 # How a task ends: done; another command has the cell; the cell failed; no other cell would fare better.
 MADE, BUSY, FAILED, BROKEN = "made", "busy", "failed", "broken"
-LISTENERS = ("say", "on_samples", "on_search", "on_converged")  # of a Runner, by their names
+COUNTED, SHOWN = ("say", "on_samples"), ("on_search", "on_converged")  # listeners of a Runner, by their names
+LISTENERS = (*COUNTED, *SHOWN)
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,33 @@ def serve(link: Connection, work: Work) -> None:
     torch.set_num_threads(work.threads)
     silence_libraries()
 
-    def tell(*message: object) -> None:
-        try:
-            link.send(message)
-        except OSError:  # nobody listens
-            sys.exit(1)
-
     @cache
     def runner(again: bool) -> Runner:
         evaluation = work.evaluation.elsewhere if again else work.evaluation
-        return Runner(work.suite, evaluation, work.results, **{name: partial(tell, name) for name in LISTENERS})
+        return Runner(work.suite, evaluation, work.results, **listeners(link))
 
-    tell(READY)
+    tell(link, READY)
     while (task := link.recv()) is not None:
-        tell(*outcome(runner, task))
+        tell(link, *outcome(runner, task))
+
+
+def tell(link: Connection, *message: object) -> None:
+    """Send a message; where nobody is left who listens, end."""
+    try:
+        link.send(message)
+    except OSError:
+        sys.exit(1)
+
+
+def listeners(link: Connection) -> dict[str, Callable[..., None]]:
+    """Listeners of a Runner that tell the command. How far other work is can be missed: it is dropped while the command
+    does not listen, which may be waiting for an artefact that is made here."""
+
+    def show(*message: object) -> None:
+        if select([], [link], [], 0)[1]:
+            tell(link, *message)
+
+    return {name: partial(partial(tell, link) if name in COUNTED else show, name) for name in LISTENERS}
 
 
 def outcome(runner: Callable[[bool], Runner], task: Task) -> tuple[str, str]:

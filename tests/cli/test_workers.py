@@ -18,60 +18,10 @@ from accel.studies.pool import Pool
 
 QUICK = [
     "suite=digits", "suite.converged_steps=3", "evaluation.n=60", "evaluation.distance_n=60", "evaluation.shard=4",
-    "evaluation.batch=4", "evaluation.controls=false", "wandb=disabled", "study=s",
+    "evaluation.batch=4", "evaluation.controls=false", "evaluation.timing=false", "wandb=disabled", "study=s",
     'baseline=["sampler=ddim","sampler.steps=2"]',
 ]  # fmt: skip
-
-
-def command(root: Path, *more: str) -> subprocess.Popen:
-    cells = 'cells=[["sampler=euler","sampler.steps=3,4"],["sampler=unipc","sampler.steps=5"]]'
-    words = [*QUICK, cells, f"results={root}", "workers=2", *more]
-    return subprocess.Popen([sys.executable, "-m", "accel", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, start_new_session=True)  # fmt: skip
-
-
-def shards(root: Path) -> dict[str, int]:
-    return {str(p): p.stat().st_mtime_ns for p in sorted(root.rglob("shards/*/*.safetensors"))}
-
-
-def running(group: int) -> list[str]:
-    """The processes of a group, without those that have ended and wait to be noticed."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            state, _, own = stat.read_text().rpartition(")")[2].split()[:3]
-            found += [f"{stat.parent.name} {state}"] if int(own) == group and state not in "ZX" else []
-    return found
-
-
-def test_an_interrupt_keeps_finished_shards_and_the_same_command_goes_on(tmp_path):
-    """The whole group hears it, as at a terminal; afterwards no process is left. Times are those of the command, on
-    all threads; scores say on how many they were made."""
-    process = command(tmp_path, "threads=2", "evaluation.timing=false")
-    end = time.monotonic() + 120
-    while len(shards(tmp_path)) < 10 and time.monotonic() < end and process.poll() is None:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    printed, wrong = process.communicate(timeout=60)
-    assert process.returncode == 130, printed + wrong
-    assert wrong == "\ninterrupted: finished shards are kept; run the same command again to resume.\n"
-    end = time.monotonic() + 5
-    while left := running(process.pid):
-        assert time.monotonic() < end, left
-        time.sleep(0.02)
-    finished = shards(tmp_path)
-    assert 10 <= len(finished) < 75, "it must come in the middle"
-    assert not [p for p in tmp_path.rglob(".*") if not p.name.endswith(".lock")], "no temporary file stays behind"
-
-    rounds = ("evaluation.repetitions=6", "evaluation.most_repetitions=6", "evaluation.timing_batch=1")
-    process = command(tmp_path, "threads=2", *rounds)
-    printed, wrong = process.communicate(timeout=120)
-    assert process.returncode == 0, printed + wrong
-    assert {k: v for k, v in shards(tmp_path).items() if k in finished} == finished
-    records = [json.loads(p.read_text()) for p in tmp_path.glob("records/*/*.json")]
-    assert {r["environment"]["threads"] for r in records if r["kind"] == "quality"} == {1}
-    assert {r["threads"] for r in records if r["kind"] == "timing"} == {2}
-    assert printed.count("written:") == 1
+CELLS = 'cells=[["sampler=euler","sampler.steps=3,4"],["sampler=unipc","sampler.steps=5"]]'
 
 
 @pytest.fixture
@@ -89,7 +39,56 @@ def accel(monkeypatch, capsys, tmp_path):
         return stop.value.code, printed.out + printed.err
 
     monkeypatch.setattr(Pool, "_start", start)
+    monkeypatch.setattr("accel.studies.study.write_figures", lambda results, name: [])
+    monkeypatch.setattr("accel.evaluation.cost.VARYING", 3)
     return accel
+
+
+def shards(root: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in sorted(root.rglob("shards/*/*.safetensors"))}
+
+
+def records(root: Path) -> list[dict]:
+    return [json.loads(p.read_text()) for p in root.glob("records/quality/*.json")]
+
+
+def running(group: int) -> list[str]:
+    """The processes of a group, without those that have ended and wait to be noticed."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, own = stat.read_text().rpartition(")")[2].split()[:3]
+            found += [f"{stat.parent.name} {state}"] if int(own) == group and state not in "ZX" else []
+    return found
+
+
+def test_an_interrupt_keeps_finished_shards_and_another_command_goes_on(accel, light_digits, tmp_path):
+    """The whole group hears it, as at a terminal; afterwards no process is left. Scores say on how many threads they
+    were made: on the workers' share."""
+    root = tmp_path / "results"
+    words = [*QUICK, CELLS, f"+suite.weights={light_digits}", f"results={root}"]
+    process = subprocess.Popen([sys.executable, "-m", "accel", *words, "workers=2", "threads=2"], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    end = time.monotonic() + 120
+    while len(records(root)) < 2 and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, wrong = process.communicate(timeout=60)
+    assert process.returncode == 130, printed + wrong
+    assert wrong == "\ninterrupted: finished shards are kept; run the same command again to resume.\n"
+    end = time.monotonic() + 5
+    while left := running(process.pid):
+        assert time.monotonic() < end, left
+        time.sleep(0.02)
+    finished, made = shards(root), records(root)
+    assert 15 <= len(finished) < 75, "it must come in the middle"
+    assert not [p for p in root.rglob(".*") if not p.name.endswith(".lock")], "no temporary file stays behind"
+    assert {r["environment"]["threads"] for r in made if r["label"] != "real images (held out)"} == {1}
+
+    code, printed = accel(CELLS, f"+suite.weights={light_digits}", "threads=1")
+    assert code == 0, printed
+    assert len(shards(root)) == 75
+    assert {k: v for k, v in shards(root).items() if k in finished} == finished
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -339,6 +340,37 @@ def test_times_are_taken_when_nothing_is_left_to_be_made(study, monkeypatch):
     late = {label: row["equal"] for label, row in rows(one).items() if label not in found["many"][2]}
     assert late
     assert set(map(tuple, late.values())) == {("time",)}, "known from times alone"
+
+
+def test_a_worker_goes_on_while_nobody_listens():
+    """The command may be waiting for what the worker makes: how far it is is dropped then, the rest kept."""
+    ours, theirs = multiprocessing.Pipe()
+    told = worker.listeners(theirs)
+    for done in range(20_000):
+        told["on_search"](done, 20_000)
+    theirs.close()
+    seen = []
+    with suppress(EOFError):
+        while True:
+            seen.append(ours.recv())
+    assert seen[0] == ("on_search", 0, 20_000)
+    assert 10 < len(seen) < 20_000
+
+
+def test_who_only_helps_and_is_not_ready_is_not_waited_for(study, monkeypatch):
+    """The second worker starts for half a minute, the first one has the only cell that is missing."""
+    begun, order, start = time.monotonic(), [], module.Pool._start
+
+    def noted(self, place):
+        order.append(place)
+        study.first = lambda: time.sleep(30 * place)
+        return start(self, place)
+
+    monkeypatch.setattr(module.Pool, "_start", noted)
+    assert study("s", [], evaluation=replace(EVALUATION, converged=False)).run() == 0
+    assert order == [0, 1]
+    assert time.monotonic() - begun < 20
+    assert not multiprocessing.active_children()
 
 
 def test_the_share_of_threads_and_the_ear_for_signals():
