@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
@@ -72,7 +72,8 @@ class Pool:
         return self
 
     def __exit__(self, kind: type | None, *error: object) -> None:
-        for worker in self._workers.values():
+        started = [worker for worker in self._workers.values() if worker.process.pid is not None]
+        for worker in started:
             if not worker.ready:
                 worker.process.kill()  # it has nothing to put in order
             elif kind is not None:
@@ -80,7 +81,7 @@ class Pool:
             else:
                 with suppress(OSError):
                     worker.link.send(None)
-        for worker in self._workers.values():
+        for worker in started:
             worker.process.join(PATIENCE)
             if worker.process.is_alive():
                 worker.process.kill()
@@ -161,9 +162,10 @@ class Pool:
         ours, theirs = context.Pipe()
         evaluation = replace(self.work.evaluation, device=device_of(place, self.work.evaluation.device))
         process = context.Process(target=serve, args=(theirs, replace(self.work, evaluation=evaluation)))
+        self._workers[place] = _Worker(process, ours)  # before it runs, so that an interrupt finds it here
+        resource_tracker.ensure_running()  # by itself it comes with the first process, and unblocks signals
         with _inherited(self.work.threads):
             process.start()
-            self._workers[place] = _Worker(process, ours)
         theirs.close()
         return self._workers[place]
 
@@ -229,8 +231,7 @@ def _messages(worker: _Worker) -> Iterator[tuple]:
 @contextmanager
 def _inherited(threads: int) -> Iterator[None]:
     """What a process takes over that is started meanwhile: its share of threads, before its torch is loaded, and no
-    ear for signals. Those of a terminal go to all processes, but who ends workers is the command; and meanwhile none
-    ends the command, which would leave a worker behind."""
+    ear for signals. Those of a terminal go to all processes, but who ends workers is the command."""
     before = {name: os.environ.get(name) for name in THREADS}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     os.environ.update(dict.fromkeys(THREADS, str(threads)))
