@@ -79,14 +79,10 @@ def _returned() -> Iterator[list[int]]:
 
 def run(cfg: Any, overrides: list[str] | None = None) -> int:
     """Run, plan or explain the study that `cfg` describes; 1 if a cell failed."""
-    import logging
-    import warnings
-
     from accel.cli.build import build
+    from accel.core.silence import silence_libraries
 
-    # Known noise of the libraries: none of it is about what the user asked for.
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    silence_libraries()
     study = build(cfg, overrides)
     if cfg.plan:
         study.plan()

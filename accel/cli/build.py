@@ -78,6 +78,7 @@ def _study(cfg: Any, parts: dict[str, Any], cells: list[Any]) -> Any:
         wandb=cfg.wandb,
         aa=cfg.aa,
         parts=cfg.parts,
+        workers=cfg.workers,
         **parts["plain"],
     )
 
@@ -132,6 +133,7 @@ def _check_settings(cfg: Any) -> None:
     with Refusals() as refusals:
         if cfg.threads is not None:
             refusals.ask(check_int, "threads", cfg.threads, 1, 8 * (os.cpu_count() or 1))
+        refusals.ask(_check_workers, cfg)
         if cfg.wandb not in WANDB:
             refusals.add(unknown("wandb mode", str(cfg.wandb), WANDB))
         for name in ("plan", "explain", "aa", "parts"):
@@ -151,6 +153,15 @@ def _check_settings(cfg: Any) -> None:
             refusals.ask(_check_folder, Path(cfg.results))
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
+
+
+def _check_workers(cfg: Any) -> None:
+    check_int("workers", cfg.workers, 1, 8 * (os.cpu_count() or 1))
+    if cfg.workers > 1 and searches(cfg):
+        raise ConfigError(
+            f"workers={cfg.workers} is for a study of recipes, and a search is asked for; use "
+            f"search.workers={cfg.workers}, which share its candidates, or leave it out."
+        )
 
 
 def _check_title(title: Any) -> None:

@@ -34,6 +34,7 @@ Settings
   parts=true     run the parts of combined recipes alone, too: what they promise beside what they do together
   study=<name>   runs of one name share a table          results=<folder>   where everything goes (default: outputs)
   wandb=disabled | offline | online                      threads=<number>   CPU threads
+  workers=<number>         processes that share the cells of a study, and the threads; times are taken alone
 
 Results: <results>/tables (Markdown, CSV), /figures, /records (one hashed JSON a run), /wandb (offline runs). The same
 command again computes only what is missing: an interrupted run resumes, a larger evaluation.n adds samples.

@@ -50,16 +50,17 @@ class ShardStore:
         """Shards of the first n samples that are still to be computed; damaged ones are among them."""
         return [(a, b) for a, b in boundaries(n, size) if self.load(a, b) is None]
 
-    def fill(self, todo: list[tuple[int, int]], make: Callable[[int, int], Tensors]) -> None:
+    def fill(self, todo: list[tuple[int, int]], make: Callable[[int, int], Tensors], wait: bool = True) -> None:
         """`make(a, b)` and save each of these shards that is not there and that no other process makes.
 
-        When it returns they are all there; what another process began and did not finish is made here.
+        When it returns they are all there; what another process began and did not finish is made here. Without `wait`
+        it returns when there are none left that nobody has begun.
         """
-        for wait in (False, True):
+        for patient in (False, True)[: 1 + wait]:
             left = []
             for a, b in todo:
                 lock = self.folder / f".{a:06d}-{b:06d}.lock"
-                with locked(lock, wait) as held:
+                with locked(lock, patient) as held:
                     if not held:
                         left.append((a, b))
                         continue

@@ -20,7 +20,7 @@ class Progress(rich.progress.Progress):
     Tasks go from the finest to the whole. A line begins with the description of the whole, which says what runs now,
     and gives what each has done in its `unit` (a field; default: its description), the time since the whole began and
     an estimate of the rest. Of the field `there` (how many were done before) the estimate knows that they took no time;
-    the field `best` ends the line.
+    tasks with the field `beside` go on at the same time; the field `best` ends the line.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Progress(rich.progress.Progress):
 
     def look(self) -> None:
         """Print a line if something new has begun, or nothing was said for `every` seconds."""
-        tasks = [task for task in self.tasks if task.total]
+        tasks = [task for task in self.tasks if task.total and task.visible]
         if not tasks:
             return
         begun, now = tasks[-1].description, self.get_time()
@@ -61,8 +61,9 @@ class Progress(rich.progress.Progress):
 def _line(tasks: list[rich.progress.Task]) -> str:
     whole, done = tasks[-1], 0.0
     for task in tasks:
-        there = task.fields.get("there", 0)
-        done = min(1.0, (task.completed - there + done) / max(1, task.total - there))
+        there, beside = task.fields.get("there", 0), task.fields.get("beside", False)
+        own = min(1.0, (task.completed - there + (0.0 if beside else done)) / max(1, task.total - there))
+        done = done + own if beside else own
     said = [f"{t.completed:,.0f}/{t.total:,.0f} {t.fields.get('unit', t.description)}" for t in reversed(tasks)]
     said.append(f"{_clock(whole.elapsed)} elapsed")
     said += [f"about {_clock(whole.elapsed * (1 - done) / done)} left"] if done > 0 else []

@@ -11,7 +11,7 @@ import torch
 
 from accel.core.environment import environment, instruction_set, provenance
 from accel.core.recipe import Recipe
-from accel.errors import ConfigError, Refusals
+from accel.errors import AccelError, ConfigError, Refusals
 from accel.evaluation.cost import counted_cost
 from accel.evaluation.score import EPOCH, score, similarities
 from accel.evaluation.timing import DISTURBED, PROTOCOL, calmest, disturbed, time_recipes
@@ -25,6 +25,7 @@ from accel.studies.plain import PlainFront, controls
 from accel.studies.samples import Samples, quiet
 from accel.suites.base import Suite
 
+FAILURES = (AccelError, RuntimeError, ValueError)  # of a cell, while the others go on; StorageError alone ends all
 STRIP = 10  # samples in a record's picture
 PICTURE = 256  # its height at most
 

@@ -123,7 +123,19 @@ class Samples:
         self, recipe: Recipe, seed: int, n: int, artefacts: Any, told: Callable[[int], None]
     ) -> dict[str, torch.Tensor]:
         store, e = self._store(recipe, seed), self.evaluation
+        with store.kept():
+            missing = store.missing(n, e.shard)
+            for path in store.damaged:
+                self.say(f"shard {path} is damaged (its hash does not match); computing it anew.")
+            told(n - sum(b - a for a, b in missing))
+            self._fill(store, recipe, seed, missing, artefacts, told)
+            found = store.gather(n, e.shard, {"images": e.compared})
+            return found | (self._scores(recipe, seed, store, n) if self._scoring else {})
 
+    def _fill(
+        self, store: ShardStore, recipe: Recipe, seed: int, missing: list[tuple[int, int]], artefacts: Any,
+        told: Callable[[int], None], wait: bool = True,
+    ) -> None:  # fmt: skip
         def make(a: int, b: int) -> dict[str, torch.Tensor]:
             images = self._images(recipe, seed, a, b)
             told(b - a)
@@ -131,16 +143,18 @@ class Samples:
                 return {"images": self.suite.stored(images)}
             return score_images(self.suite, images, self.suite.conditions(a, b))
 
-        with store.kept():
-            missing = store.missing(n, e.shard)
-            for path in store.damaged:
-                self.say(f"shard {path} is damaged (its hash does not match); computing it anew.")
-            told(n - sum(b - a for a, b in missing))
-            if missing:
-                with accelerate(self.pipe, recipe, models=self.models, artefacts=artefacts):
-                    store.fill(missing, make)
-            found = store.gather(n, e.shard, {"images": e.compared})
-            return found | (self._scores(recipe, seed, store, n) if self._scoring else {})
+        if missing:
+            with accelerate(self.pipe, recipe, models=self.models, artefacts=artefacts):
+                store.fill(missing, make, wait)
+
+    def help(self, recipe: Recipe) -> None:
+        """Make those shards of `recipe` that nobody has begun, for a process that computes it; wait for none."""
+        for seed in self.evaluation.seeds:
+            store = self._store(recipe, seed)
+            with store.kept():
+                if missing := store.missing(self.evaluation.n, self.evaluation.shard):
+                    artefacts, _ = self.artefacts(recipe)
+                    self._fill(store, recipe, seed, missing, artefacts, self.on_samples, wait=False)
 
     def _images(self, recipe: Recipe, seed: int, a: int, b: int) -> torch.Tensor:
         """Samples a..b-1: those that ship with the suite, or made now. Under `accelerate` with `recipe`."""

@@ -4,39 +4,38 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+import torch
 from rich.table import Table
 
 from accel.core.recipe import Recipe, accelerate
-from accel.errors import AccelError, ConfigError, IncompatibleError, Refusals, StorageError
+from accel.errors import AccelError, ConfigError, IncompatibleError, Refusals, StorageError, check_int
 from accel.evaluation.generate import generate
 from accel.records import check_writable
 from accel.results.comparison import Comparison
 from accel.results.figures import write_figures
 from accel.results.power import needs_text
-from accel.results.progress import Progress
 from accel.results.strips import LEGEND, strip
 from accel.results.tables import write_tables
 from accel.results.terminal import print_study
 from accel.results.tracking import log_record, log_study, upload_command
 from accel.studies import floor
+from accel.studies.bars import WIDTH, Bars
 from accel.studies.enough import next_n
 from accel.studies.estimate import rows_per_image, seconds_per_row
 from accel.studies.evaluation import Evaluation
 from accel.studies.manifest import Job, Manifest
 from accel.studies.plain import own_front
+from accel.studies.pool import Pool
 from accel.studies.request import Request
-from accel.studies.runner import Runner
+from accel.studies.runner import FAILURES, Runner
+from accel.studies.worker import Task, Work
 
 UNTIMED = ("reference", "aa")  # roles of rows that are there to be compared with, not to be chosen
-OWN = "samples"  # the bar of a cell's own
 TOGETHER = 6  # cells that share the rounds of a timing: their baseline costs less, and a stopped command loses no more
-FAILURES = (AccelError, RuntimeError, ValueError)  # of a cell, while the others go on
 
 
 class Measured(NamedTuple):
@@ -57,9 +56,11 @@ class Study(Request):
     wandb: str = "offline"
     aa: bool = False  # whether every recipe is evaluated a second time, on other seeds
     parts: bool = False  # whether the parts of every combined cell are cells, too
+    workers: int = 1  # processes that share the cells; 1: this one alone
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_int("workers", self.workers, 1)
         if self.parts and not any(recipe.combined for recipe in self.cells):
             self._nothing_combined()
         named: dict[str, Recipe] = {}
@@ -108,14 +109,14 @@ class Study(Request):
     def _run(self) -> int:
         started = time.perf_counter()
         computed = 0
-        with self._progress() as progress:
+        with Bars(self.console, self.workers) as progress, self._pool(progress) as pool:
             runner = self._runner(progress, self.evaluation)
             twin = self._runner(progress, self.evaluation.elsewhere) if self.aa else runner
             refused = self._refusals(runner)
             check_writable(self.results.root)
             jobs = self._jobs(runner, refused)
             rows = Manifest(self, [*(job.recipe.label for job in jobs), *(recipe.label for recipe, _ in refused)])
-            bar = progress.add_task("real images (held out)", total=len(jobs) + 1, unit="cells", there=0)
+            bar = progress.open("real images (held out)", len(jobs) + 1)
             rows.add_floor(floor.floor(runner))
             progress.advance(bar)
             waiting: list[Measured] = []  # for a time
@@ -124,10 +125,11 @@ class Study(Request):
                     progress.update(bar, description="timing")
                     ended, waiting = self._timed(runner, waiting), []
                 else:
+                    self._ahead(pool, runner, twin, jobs)
                     job = jobs.pop(0)
-                    progress.reset(progress.samples, total=self.evaluation.samples, description=OWN)
-                    progress.update(bar, description=job.recipe.label[:44])
-                    measured = self._measured(twin if job.role == "aa" else runner, job)
+                    progress.begin(self.evaluation.samples)
+                    progress.update(bar, description=job.recipe.label[:WIDTH])
+                    measured = self._measured(twin if job.role == "aa" else runner, job, pool)
                     if measured is None:  # another process computes this cell: come back to it
                         job.deferred = True
                         jobs.append(job)
@@ -163,16 +165,39 @@ class Study(Request):
         )
         return rows.failures
 
-    def _measured(self, runner: Runner, job: Job) -> Measured | None:
+    def _pool(self, bars: Bars) -> Pool:
+        evaluation = replace(self.evaluation, device=self.evaluation.resolve_device())
+        threads = max(1, torch.get_num_threads() // self.workers)
+        return Pool(self.workers, Work(self.suite, evaluation, self.results, threads), bars)
+
+    def _ahead(self, pool: Pool, runner: Runner, twin: Runner, jobs: Sequence[Job]) -> None:
+        """If the first of these cells is not there, have workers make it and the others, and the controls of equal MACs
+        that follow; those of equal time follow from times, for which all that can be known before is made first."""
+
+        def missing(some: Iterable[Job]) -> list[Task]:
+            tasks = [Task((twin if job.role == "aa" else runner).quality_id(job.recipe), job) for job in some]
+            return [one for one in tasks if one.key not in pool.failed and runner.find("quality", one.key) is None]
+
+        def follow(done: Task) -> list[Task]:
+            quality = runner.find("quality", done.key)
+            return missing(self._controls(runner, done.job, quality, None)) if quality else []
+
+        if self.workers > 1 and missing(jobs[:1]):
+            pool.measure(missing(jobs), follow)
+
+    def _measured(self, runner: Runner, job: Job, pool: Pool) -> Measured | None:
         """The quality of a cell, computed if it is not there; None while another process does that."""
         try:
-            before = runner.find("quality", runner.quality_id(job.recipe))
+            key = runner.quality_id(job.recipe)
+            if key in pool.failed:
+                return Measured(job, error=pool.failed[key])
+            before = runner.find("quality", key)
             quality = before or runner.quality(job.recipe, wait=job.deferred)
         except StorageError:  # no cell's fault, and no other cell would fare better
             raise
         except FAILURES as error:
             return Measured(job, error=error)
-        return quality and Measured(job, quality, before is not None)
+        return quality and Measured(job, quality, before is not None and key not in pool.made)
 
     def _timed(self, runner: Runner, cells: Sequence[Measured]) -> list[Measured]:
         """These cells with their times, from common rounds; where these fail each by itself: whose failure is it?"""
@@ -225,12 +250,16 @@ class Study(Request):
             f"At most about {total:.0f} s of sampling and timing (caching, stitching and interval guidance not "
             f"deducted){more}. Nothing was run or written."
         )
+        if self.workers > 1:
+            self.say(f"workers={self.workers} share the sampling, not the timing; the estimate is that of one process.")
         self.console.print(needs_text(self.results, self.suite.name, self.margins, self.name), highlight=False)
 
     def explain(self) -> None:
         """Show for each cell which network does what at which step, by one run of one image; score nothing."""
         runner = Runner(self.suite, self.evaluation, self.results, self.console.print)
         refused = self._refusals(runner)
+        if self.workers > 1:
+            self.say(f"workers={self.workers} have nothing to share here: one image of each cell is made.")
         for job in self._jobs(runner, refused):
             artefacts, _ = runner.artefacts(job.recipe)
             count = job.recipe.sampler.group(self.suite.period) if job.recipe.sampler else 1
@@ -309,34 +338,5 @@ class Study(Request):
         offline = logged and self.wandb == "offline"
         return f"offline wandb runs; to upload them: {upload_command(self.results.root)}" if offline else None
 
-    def _runner(self, progress: _Progress, evaluation: Evaluation) -> Runner:
-        def on_samples(count: int) -> None:
-            progress.advance(progress.samples, count)
-
-        def say(message: str) -> None:
-            progress.console.print(message, markup=False, highlight=False)
-
-        search, converged = (partial(progress.aside, what) for what in ("search", "of the converged trajectory"))
-        return Runner(self.suite, evaluation, self.results, say, on_samples, search, converged)
-
-    def _progress(self) -> _Progress:
-        columns = (TextColumn("{task.description:<44}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TimeRemainingColumn())  # fmt: skip
-        return _Progress(*columns, console=self.console)
-
-
-class _Progress(Progress):
-    """Two bars: the cells, and the samples of the current one."""
-
-    def __enter__(self) -> _Progress:
-        super().__enter__()
-        self.samples = self.add_task(OWN, total=None)
-        return self
-
-    def aside(self, what: str, done: int, total: int) -> None:
-        """Show on the bar of the samples how far other work of the cell is; once it is done, the samples again."""
-        task = self._tasks[self.samples]
-        if task.description == OWN:
-            self._own = {"completed": task.completed, "total": task.total}
-        shown = {"description": what, "completed": done, "total": total}
-        self.update(self.samples, **shown if done < total else {"description": OWN} | self._own)
+    def _runner(self, bars: Bars, evaluation: Evaluation) -> Runner:
+        return Runner(self.suite, evaluation, self.results, **bars.listeners())

@@ -1,0 +1,115 @@
+"""workers=N on the command line: processes of their own, one table, exit codes, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from accel import __main__ as cli
+from accel.studies.pool import Pool
+
+QUICK = [
+    "suite=digits", "suite.converged_steps=3", "evaluation.n=60", "evaluation.distance_n=60", "evaluation.shard=4",
+    "evaluation.batch=4", "evaluation.controls=false", "evaluation.timing=false", "wandb=disabled", "study=s",
+    'baseline=["sampler=ddim","sampler.steps=2"]',
+]  # fmt: skip
+CELLS = 'cells=[["sampler=euler","sampler.steps=3,4"],["sampler=unipc","sampler.steps=5"]]'
+
+
+@pytest.fixture
+def accel(monkeypatch, capsys, tmp_path):
+    """accel(*words) -> (exit code, everything printed); no worker may be started."""
+
+    def start(self, place):
+        raise AssertionError("a worker is started")
+
+    def accel(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["accel", *QUICK, f"results={tmp_path}/results", *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        return stop.value.code, printed.out + printed.err
+
+    monkeypatch.setattr(Pool, "_start", start)
+    monkeypatch.setattr("accel.studies.study.write_figures", lambda results, name: [])
+    monkeypatch.setattr("accel.evaluation.cost.VARYING", 3)
+    return accel
+
+
+def records(root: Path) -> list[dict]:
+    return [json.loads(p.read_text()) for p in root.glob("records/quality/*.json")]
+
+
+def running(group: int) -> list[Path]:
+    """The processes of a group, without those that have ended and wait to be noticed."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, own = stat.read_text().rpartition(")")[2].split()[:3]
+            found += [stat.parent] if int(own) == group and state not in "ZX" else []
+    return found
+
+
+def hears_interrupts(process: Path) -> bool:
+    blocked = next(line for line in (process / "status").read_text().splitlines() if line.startswith("SigBlk"))
+    return not int(blocked.split()[1], 16) >> signal.SIGINT - 1 & 1
+
+
+def test_an_interrupt_keeps_finished_shards_and_leaves_no_process(light_digits, tmp_path):
+    """The whole group hears it, as at a terminal; afterwards no process is left. Scores say on how many threads they
+    were made: on the workers' share."""
+    root = tmp_path / "results"
+    words = [*QUICK, CELLS, f"+suite.weights={light_digits}", f"results={root}"]
+    process = subprocess.Popen([sys.executable, "-m", "accel", *words, "workers=2", "threads=2"], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    while len(records(root)) < 2 and process.poll() is None:
+        time.sleep(0.01)
+    workers = [p for p in running(process.pid) if b"spawn_main" in (p / "cmdline").read_bytes()]
+    assert [hears_interrupts(p) for p in (Path(f"/proc/{process.pid}"), *workers)] == [True, False, False]
+    os.killpg(process.pid, signal.SIGINT)
+    printed, wrong = process.communicate()
+    assert process.returncode == 130, printed + wrong
+    assert wrong == "\ninterrupted: finished shards are kept; run the same command again to resume.\n"
+    while running(process.pid):  # the tracker of multiprocessing follows the command
+        time.sleep(0.02)
+    finished, made = list(root.glob("shards/*/*.safetensors")), records(root)
+    assert 15 <= len(finished) < 75, "it must come in the middle"
+    assert not [p for p in root.rglob(".*") if not p.name.endswith(".lock")], "no temporary file stays behind"
+    assert {r["environment"]["threads"] for r in made if r["label"] != "real images (held out)"} == {1}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["workers=0"], "workers is 0; allowed: an integer in [1, "),
+        (["workers=two"], "workers is 'two'; allowed: an integer in [1, "),
+        (["workers=100000"], "workers is 100000; allowed: an integer in [1, "),
+        (["workers=2", "sampler.steps=1001"], "1..1000"),
+        (["workers=2", "search=timesteps"], "workers=2 is for a study of recipes, and a search is asked for; use "
+         "search.workers=2"),
+        (["workers=2", "search=timesteps", "plan=true"], "search.workers=2"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_refused_once_before_anything_runs(words, said, accel, tmp_path):
+    code, printed = accel(*words)
+    assert code == 2, printed
+    assert printed.count("error:") == 1
+    assert printed.count(said) == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_plan_and_an_explanation_start_none(accel):
+    code, printed = accel("workers=2", "plan=true")
+    assert code == 0
+    assert "workers=2 share the sampling, not the timing" in " ".join(printed.split())
+    code, printed = accel("workers=2", "explain=true", "sampler.steps=2")
+    assert code == 0
+    assert "workers=2 have nothing to share here" in " ".join(printed.split())
