@@ -38,7 +38,7 @@ class Applied:
         self._shared: list[SharedForward] = []
         try:
             for key in sorted(nets):  # everywhere in one order, so that no two calls wait for each other
-                self._shared.append(share(nets[key]))
+                self._shared.append(share(nets[key], recipe.precision is not None))
             with self._turn():
                 for shared in self._shared:
                     shared.vacate()  # a recipe is checked on plain networks
@@ -121,9 +121,13 @@ class Applied:
                 return
             for shared in self._shared:
                 shared.vacate()
-            with ExitStack() as undo:
+            undo = ExitStack()
+            try:
                 self._run = self._ready.attach(undo, place=self._place)
-                self._attached = undo.pop_all()
+            except BaseException:
+                undo.close()
+                raise
+            self._attached = undo
             for shared in self._shared:
                 shared.tenant = self
 
@@ -140,7 +144,7 @@ class Applied:
             with one.lock:
                 if one.tenant is self:
                     one.vacate()
-                release(one)
+                release(one, self.recipe.precision is not None)
 
 
 def apply(

@@ -79,7 +79,7 @@ class Calls:
                     f"{text}. Leave these arguments out, for the recipe gives them; or apply it with strict=False, "
                     "which warns in place of this error."
                 )
-            warnings.warn(f"{text}.", stacklevel=4)
+            warnings.warn(f"{text}.", stacklevel=5)
             given |= {name: None for name in OWN_TIMES if name in given and fixed.steps is not None}
             given = {name: value for name, value in given.items() if name != SCALE or fixed.scale is None}
         if fixed.steps is not None and STEPS in accepted:
@@ -137,11 +137,15 @@ def of_class(pipe: Any, calling: Callable[..., Any], why: str, keep: Any) -> Ite
 
         return refusing
 
+    @functools.wraps(cls.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return calling(self, *args, **kwargs)
+
     def from_pipe(_: type, *args: Any, **kwargs: Any) -> Any:
         return cls.from_pipe(*args, **kwargs)  # what is made of it is no pipeline under a recipe
 
     own = {
-        "__call__": functools.wraps(cls.__call__)(calling),
+        "__call__": call,
         "__module__": cls.__module__,
         "__deepcopy__": refuse("copied"),
         "__copy__": refuse("copied"),

@@ -298,11 +298,14 @@ class _Inside(AbstractContextManager["Run"]):
         self._prepare, self._count_macs = prepare, count_macs
 
     def __enter__(self) -> Run:
-        ready = self._prepare()
-        with ExitStack() as undo:
+        ready, undo = self._prepare(), ExitStack()
+        try:
             run = ready.attach(undo, self._count_macs)
             undo.enter_context(told(ready.pipe, run.scheduler, ready.fixed(), undo))
-            self._undo = undo.pop_all()
+        except BaseException:
+            undo.close()
+            raise
+        self._undo = undo
         return run
 
     def __exit__(self, *error: object) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from accel.errors import ConfigError, IncompatibleError
 
 _SHARING = Lock()
+PLACED = ("forward", "__getstate__")  # on the network itself
 
 
 class Tenant(Protocol):
@@ -33,21 +34,32 @@ class Tenant(Protocol):
 
 
 class SharedForward:
-    """What stands in the place of `net.forward`: the recipe's for calls of its pipeline, else the network's own."""
+    """What stands in the place of `net.forward`: the recipe's for calls of its pipeline, else the network's own.
+
+    `users`: how many recipes are applied; `exclusive`: how many of them change the network's numbers.
+    """
 
     def __init__(self, net: nn.Module) -> None:
         self.net, self.beneath, self.lock = net, net.forward, RLock()
         self.had = "forward" in vars(net)
         self.tenant: Tenant | None = None
         self.routed: Callable[..., Any] | None = None
-        self.users = 0
+        self.users = self.exclusive = 0
         self._warned = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.lock:  # whoever holds it while its call is under way is that call's own thread
             if self.tenant is not None and self.tenant.busy:
                 return (self.routed or self.beneath)(*args, **kwargs)
-            if self.tenant is not None and not self._warned:
+            if (
+                self.exclusive
+            ):  # a pipeline asks for the dtype before it comes here, and may have been told the recipe's
+                raise IncompatibleError(
+                    f"a recipe that changes the numbers of this {type(self.net).__name__} is applied to it, and it is "
+                    "used without the recipe: by itself, or by a pipeline that shares it. Apply the recipe to that "
+                    "pipeline, too, load it with its own network, or call .remove() of what accel.apply() returned."
+                )
+            if self.users and not self._warned:
                 self._warned = True
                 warnings.warn(
                     f"a {type(self.net).__name__} that a recipe is applied to is also used without the recipe: by "
@@ -73,19 +85,16 @@ class SharedForward:
         finally:
             self.routed = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        if self.tenant is not None and self.tenant.busy:
-            return None  # of a copy that a method makes for itself, which drops it
-        return self._refuse("copied")
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return self._refuse("pickled")
-
-    def _refuse(self, doing: str) -> Any:
-        raise ConfigError(
-            f"this {type(self.net).__name__} cannot be {doing} while a recipe is applied to it, for the copy would run "
-            "in its place; call .remove() of what accel.apply() returned first, or copy it before it is applied."
-        )
+    def state(self) -> dict[str, Any]:
+        """What a copy of the network, pickled ones too, is made of: of methods' own copies, while a call is under way,
+        all but this. ConfigError for others', which would hold what a recipe put into the modules."""
+        if self.tenant is None or not self.tenant.busy:
+            raise ConfigError(
+                f"this {type(self.net).__name__} cannot be copied or pickled while a recipe is applied to it, for the "
+                "copy would hold parts of the recipe; call .remove() of what accel.apply() returned first, or copy it "
+                "before."
+            )
+        return {name: value for name, value in vars(self.net).items() if name not in PLACED}
 
 
 def shared_forward(net: nn.Module) -> SharedForward | None:
@@ -120,23 +129,28 @@ def check_free(net: nn.Module) -> None:
         )
 
 
-def share(net: nn.Module) -> SharedForward:
-    """One more user of the network; see `release`."""
+def share(net: nn.Module, exclusive: bool) -> SharedForward:
+    """One more user of the network, and whether its numbers change; see `release`."""
     with _SHARING:
         check_free(net)
         shared = vars(net).get("forward")
         if not isinstance(shared, SharedForward):
             shared = SharedForward(net)
-            net.forward = shared
+            net.forward, net.__getstate__ = shared, shared.state
         shared.users += 1
+        shared.exclusive += exclusive
         return shared
 
 
-def release(shared: SharedForward) -> None:
+def release(shared: SharedForward, exclusive: bool) -> None:
     """One user less; the last one leaves the network as it was found."""
     with _SHARING:
         shared.users -= 1
-        if shared.users == 0 and vars(shared.net).get("forward") is shared:  # else another library has wrapped it
+        shared.exclusive -= exclusive
+        if shared.users:
+            return
+        vars(shared.net).pop("__getstate__", None)
+        if vars(shared.net).get("forward") is shared:  # else another library has wrapped it
             if shared.had:
                 shared.net.forward = shared.beneath
             else:
