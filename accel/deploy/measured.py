@@ -48,7 +48,7 @@ def of_row(results: Results, study: str, label: str) -> Measured:
 
 
 def _row(comparison: Comparison, label: str) -> Row:
-    made = [row for row in comparison.done if isinstance(row.quality.get("recipe"), dict)]
+    made = [row for row in comparison.done if row.role != "floor"]
     found = {row.quality["id"]: row for row in reversed(made) if label in (row.label, row.quality["id"])}
     if not found:
         if refused := next((row.refused for row in comparison.rows if row.label == label and row.refused), None):

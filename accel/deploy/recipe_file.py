@@ -141,8 +141,8 @@ def _yaml(path: Path) -> Path:
 def _recipe(data: Mapping[str, Any], files: Mapping[str, Path], strict: bool) -> Recipe:
     try:
         return recipe_of(data, files)
-    except EpochError as error:
-        if strict:
+    except ConfigError as error:
+        if strict or not all(isinstance(reason, EpochError) for reason in error.reasons or (error,)):
             raise
         warnings.warn(str(error), stacklevel=4)
         return recipe_of({name: {k: v for k, v in own.items() if k != "epoch"} for name, own in data.items()}, files)

@@ -70,7 +70,7 @@ _TYPES = {"object": dict, "string": str, "integer": int, "array": list}
 def check(content: Mapping[str, Any], path: Any) -> None:
     """ConfigError, which says all that is wrong, unless `content` is of this schema and as it says."""
     version = content.get("schema")
-    if version != VERSION:
+    if version != VERSION or isinstance(version, bool):
         newer = isinstance(version, int) and version > VERSION
         remedy = "upgrade accel" if newer else "write it again with recipe.save(folder)"
         raise ConfigError(

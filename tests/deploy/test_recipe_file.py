@@ -287,16 +287,16 @@ def test_what_is_no_recipe_file(tmp_path, content):
     (tmp_path / "recipe.yaml").write_text(content)
     with pytest.raises(ConfigError, match="is no recipe file"):
         accel.load_recipe(tmp_path)
-    with pytest.raises(ConfigError, match="cannot read .*Give the folder of a recipe"):
+    with pytest.raises(ConfigError, match=r"cannot read .*Give the folder of a recipe"):
         accel.load_recipe(tmp_path / "nowhere")
 
 
 def test_a_method_whose_numbers_have_changed_is_refused_or_said(tmp_path):
     path = FAST.save(tmp_path)
     changed(path, ("epoch: 1", "epoch: 9"))
-    with pytest.raises(ConfigError, match="saved with epoch 9 of its numbers") as refused:
+    with pytest.raises(ConfigError, match=r"(?s)3 things to mend.*saved with epoch 9 of its numbers") as refused:
         accel.load_recipe(path)
-    assert all(isinstance(reason, EpochError) for reason in refused.value.reasons or (refused.value,))
+    assert all(isinstance(reason, EpochError) for reason in refused.value.reasons)
     with pytest.warns(UserWarning, match="saved with epoch 9"):
         assert accel.load_recipe(path, strict=False).recipe == FAST
 
