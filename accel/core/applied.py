@@ -62,7 +62,10 @@ class Applied:
         return self._caller is not None
 
     def remove(self) -> None:
-        """Make the pipeline what it was, once calls that are under way have ended. The second time nothing happens."""
+        """Make the pipeline what it was, once calls that are under way have ended. The second time nothing happens.
+        ConfigError within a call of it."""
+        if self._caller == threading.get_ident():
+            raise ConfigError("remove() is called within a call of the pipeline; call it when that call has ended.")
         with self._turn():
             if not self._shared:
                 return

@@ -114,6 +114,7 @@ class Recipe:
 
     def save(self, path: Any, **about: Any) -> Any:
         """Write it into the folder `path`, as `accel.load_recipe` reads it: see `accel.save_recipe`, which this is."""
+        # A door: the room of recipe files lies above this one, and is loaded when it is asked for.
         return accel.save_recipe(self, path, **about)
 
     def check(self, pipe: Any, models: Mapping[str, nn.Module] | None = None, machine: bool = True) -> None:

@@ -51,9 +51,7 @@ class SharedForward:
         with self.lock:  # whoever holds it while its call is under way is that call's own thread
             if self.tenant is not None and self.tenant.busy:
                 return (self.routed or self.beneath)(*args, **kwargs)
-            if (
-                self.exclusive
-            ):  # a pipeline asks for the dtype before it comes here, and may have been told the recipe's
+            if self.exclusive:  # a pipeline asks for the dtype before it comes here: perhaps it was told the recipe's
                 raise IncompatibleError(
                     f"a recipe that changes the numbers of this {type(self.net).__name__} is applied to it, and it is "
                     "used without the recipe: by itself, or by a pipeline that shares it. Apply the recipe to that "
@@ -71,8 +69,13 @@ class SharedForward:
             return self.beneath(*args, **kwargs)
 
     def vacate(self) -> None:
-        """Take off whatever recipe is attached. The lock is held."""
+        """Take off whatever recipe is attached. The lock is held. IncompatibleError within a call that runs it."""
         if self.tenant is not None:
+            if self.tenant.busy:
+                raise IncompatibleError(
+                    f"a pipeline that shares this {type(self.net).__name__} is called within a call of another one, whose "
+                    "recipe would be taken off in mid-trajectory; call it when that call has ended."
+                )
             self.tenant.leave()
             self.tenant = self.routed = None
 
@@ -86,15 +89,16 @@ class SharedForward:
             self.routed = None
 
     def state(self) -> dict[str, Any]:
-        """What a copy of the network, pickled ones too, is made of: of methods' own copies, while a call is under way,
-        all but this. ConfigError for others', which would hold what a recipe put into the modules."""
-        if self.tenant is None or not self.tenant.busy:
-            raise ConfigError(
-                f"this {type(self.net).__name__} cannot be copied or pickled while a recipe is applied to it, for the "
-                "copy would hold parts of the recipe; call .remove() of what accel.apply() returned first, or copy it "
-                "before."
-            )
-        return {name: value for name, value in vars(self.net).items() if name not in PLACED}
+        """What a copy of the network, pickled ones too, is made of: of methods' own copies, within the call that is
+        under way, all but this. ConfigError for others', which would hold what a recipe put into the modules."""
+        if held := self.lock.acquire(blocking=False):  # by nobody, or by the thread of that call
+            self.lock.release()
+        if held and self.tenant is not None and self.tenant.busy:
+            return {name: value for name, value in vars(self.net).items() if name not in PLACED}
+        raise ConfigError(
+            f"this {type(self.net).__name__} cannot be copied or pickled while a recipe is applied to it, for the copy "
+            "would hold parts of the recipe; call .remove() of what accel.apply() returned first, or copy it before."
+        )
 
 
 def shared_forward(net: nn.Module) -> SharedForward | None:

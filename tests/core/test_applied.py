@@ -296,3 +296,25 @@ def test_a_stitched_network_of_another_pipeline_takes_turns():
         with pytest.warns(UserWarning, match="without the recipe"):
             assert torch.equal(images(small, num_inference_steps=4), plain)
         assert torch.equal(images(pipe), expected)
+
+
+def test_another_call_on_the_network_within_a_call_is_refused_and_the_outer_one_goes_on():
+    first = unet_pipeline()
+    second = sharing(first)
+    one, _ = apply(first, FAST), apply(second, FAST)
+    said = []
+
+    def within(*args):
+        for attempt in (lambda: images(second), one.remove):
+            try:
+                attempt()
+            except (ConfigError, IncompatibleError) as error:
+                said.append(str(error))
+
+    hook = first.unet.conv_in.register_forward_pre_hook(within)
+    made = images(first)
+    hook.remove()
+    assert torch.equal(made, measured(FAST))
+    assert len(said) >= 2
+    assert all("within a call" in one for one in said)
+    assert torch.equal(images(second), measured(FAST))

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from registry import METHODS, recipe
 
+from accel import registry
 from accel.caching import DeepCache
 from accel.caching.schedules import NonUniform, Squares
 from accel.core.method import Method
@@ -162,3 +163,29 @@ def test_a_path_of_code_that_a_registered_method_names_is_allowed():
     registered.check_code(DiffusersSampler, known, known, "sampler")
     with pytest.raises(ConfigError, match="path of code"):
         registered.check_code(DiffusersSampler, known, {"scheduler": "mypkg.samplers.Other"}, "sampler")
+
+
+def test_a_method_of_an_installed_package_is_registered_too(tmp_path, monkeypatch):
+    (tmp_path / "lent_package.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from accel.core.method import Method\n"
+        "@dataclass(frozen=True)\n"
+        "class Lent(Method):\n"
+        "    factor: float = 2.0\n"
+    )
+    (tmp_path / "conf" / "cache").mkdir(parents=True)
+    (tmp_path / "conf" / "cache" / "lent.yaml").write_text("_target_: lent_package.Lent\nfactor: 2.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry.extend([f"--config-dir={tmp_path / 'conf'}"])
+    try:
+        mine = registry.method("cache", "lent", factor=3.0)
+        data = through_yaml(written("cache", mine, {}))
+        assert data == {"method": "lent", "epoch": 1, "settings": {"factor": 3.0}}
+        assert read("cache", data, {}) == mine
+        described = json.loads(canonical(describe(Recipe(cache=mine))))
+        assert described["cache"]["package"] == "lent_package"
+        assert recorded(described).cache == mine
+    finally:
+        registry.extend([])
+    with pytest.raises(ConfigError, match="unknown method of axis cache 'lent'"):
+        read("cache", data, {})
