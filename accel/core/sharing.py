@@ -73,8 +73,8 @@ class SharedForward:
         if self.tenant is not None:
             if self.tenant.busy:
                 raise IncompatibleError(
-                    f"a pipeline that shares this {type(self.net).__name__} is called within a call of another one, whose "
-                    "recipe would be taken off in mid-trajectory; call it when that call has ended."
+                    f"a pipeline that shares this {type(self.net).__name__} is called within a call of another one, "
+                    "whose recipe would be taken off in mid-trajectory; call it when that call has ended."
                 )
             self.tenant.leave()
             self.tenant = self.routed = None
