@@ -123,7 +123,8 @@ class Applied:
             if self._attached is not None:
                 return
             for shared in self._shared:
-                shared.vacate()
+                if shared.tenant is not self:  # else it was taken off for the sake of another network
+                    shared.vacate()
             undo = ExitStack()
             try:
                 self._run = self._ready.attach(undo, place=self._place)
