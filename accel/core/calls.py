@@ -9,55 +9,181 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 from accel.core.guidance import Guidance, Scaled
 from accel.errors import AccelError, ConfigError, IncompatibleError
 
-RESCALE = "guidance_rescale"
+RESCALE, SCALE, STEPS = "guidance_rescale", "guidance_scale", "num_inference_steps"
+OWN_TIMES = ("timesteps", "sigmas")
+# What makes another trajectory of the same steps: the value that leaves it whole, or the pipeline's own default.
+DEFAULT = object()
+PARTIAL = {
+    "strength": 1.0,
+    "denoising_start": None,
+    "denoising_end": None,
+    "eta": DEFAULT,
+    RESCALE: DEFAULT,
+    "true_cfg_scale": DEFAULT,
+}
 
 
-@contextmanager
-def told(pipe: Any, scheduler: Any, steps: int | None, guidance: Guidance | None) -> Iterator[None]:
-    """Until the context ends calls of `pipe`, while it runs `scheduler`, have `steps` steps (None: their own) and are
-    checked against `guidance`."""
-    cls = type(pipe)
-    call = cls.__call__
-    accepted = inspect.signature(inspect.unwrap(call)).parameters
+@dataclass(frozen=True)
+class Fixed:
+    """What a recipe fixes of the calls of a pipeline: `steps` and `scale` (None: the caller's own) of `guidance`.
 
-    @functools.wraps(call)
-    def calling(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.scheduler is not scheduler:  # whatever runs another one asks for what it needs
-            return call(self, *args, **kwargs)
+    `strict`: whatever else a caller passes is refused (true), or said in one warning (false). None, for measurements:
+    another number of steps is replaced without a word, and where a trajectory begins and ends is the caller's.
+    """
+
+    label: str
+    steps: int | None
+    guidance: Guidance | None
+    scale: float | None
+    strict: bool | None = None
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The calls of pipelines of class `cls` under a recipe."""
+
+    cls: type
+    fixed: Fixed
+
+    @property
+    def accepted(self) -> Mapping[str, inspect.Parameter]:
+        """The arguments of a call by name, `self` first."""
+        return inspect.signature(inspect.unwrap(self.cls.__call__)).parameters
+
+    def arguments(self, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name, with what the recipe fixes. ConfigError or IncompatibleError for what it
+        cannot go with; TypeError, as of any call, for arguments that the pipeline does not take."""
+        accepted = self.accepted
         names = list(accepted)[1:]
-        given = dict(zip(names, args, strict=False))
-        if steps is not None:
-            check_steps(given | kwargs)
-        if guidance is not None:
-            check_call(given | kwargs, accepted, guidance)
-        if steps is not None and "num_inference_steps" in accepted:
-            if "num_inference_steps" in given:
-                at = names.index("num_inference_steps")
-                args = (*args[:at], steps, *args[at + 1 :])
-            else:
-                kwargs["num_inference_steps"] = steps
+        if len(args) > len(names) or not kwargs.keys().isdisjoint(names[: len(args)]):
+            inspect.signature(inspect.unwrap(self.cls.__call__)).bind(pipe, *args, **kwargs)  # raises what a call would
+        given = dict(zip(names, args, strict=False)) | dict(kwargs)
+        fixed = self.fixed
+        if fixed.strict is None:
+            if fixed.steps is not None:
+                check_steps(given)
+        elif said := differences(given, accepted, fixed):
+            text = f"this call differs from what the recipe {fixed.label} runs: {'; '.join(said)}"
+            if fixed.strict:
+                raise ConfigError(
+                    f"{text}. Leave these arguments out, for the recipe gives them; or apply it with strict=False, "
+                    "which warns in place of this error."
+                )
+            warnings.warn(f"{text}.", stacklevel=5)
+            given |= {name: None for name in OWN_TIMES if name in given and fixed.steps is not None}
+            given = {name: value for name, value in given.items() if name != SCALE or fixed.scale is None}
+        if fixed.steps is not None and STEPS in accepted:
+            given[STEPS] = fixed.steps
+        if fixed.scale is not None and SCALE in accepted and given.get(SCALE) is None:
+            given[SCALE] = fixed.scale
+        if fixed.guidance is not None:
+            check_call(given, accepted, fixed.guidance)
+        return given
+
+    def drive(self, pipe: Any, given: Mapping[str, Any]) -> Any:
+        """What the pipeline's own call returns; IncompatibleError if it cannot drive its scheduler."""
         try:
-            return call(self, *args, **kwargs)
+            return self.cls.__call__(pipe, **given)
         except (AssertionError, TypeError, ValueError) as error:
             if isinstance(error, AccelError) or not _asked_for_timesteps(error):
                 raise
             raise IncompatibleError(
-                f"{cls.__name__} cannot drive {type(scheduler).__name__}: {' '.join(str(error).split())[:300]}. Use "
-                "the pipeline's own kind of scheduler (sampler=flow_euler for flows), or one of accel's own samplers."
+                f"{self.cls.__name__} cannot drive {type(pipe.scheduler).__name__}: "
+                f"{' '.join(str(error).split())[:300]}. Use the pipeline's own kind of scheduler (sampler=flow_euler "
+                "for flows), or one of accel's own samplers."
             ) from error
 
-    pipe.__class__ = type(cls.__name__, (cls,), {"__call__": calling, "__module__": cls.__module__})
+
+@contextmanager
+def told(pipe: Any, scheduler: Any, fixed: Fixed, keep: Any) -> Iterator[None]:
+    """Until the context ends calls of `pipe`, while it runs `scheduler`, get what the recipe fixes, one at a time. The
+    pipeline keeps `keep` for as long."""
+    calls, lock = Calls(type(pipe), fixed), RLock()
+
+    def calling(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with lock:
+            if self is not pipe or self.scheduler is not scheduler:  # whatever runs another one asks for what it needs
+                return calls.cls.__call__(self, *args, **kwargs)
+            return calls.drive(self, calls.arguments(self, args, kwargs))
+
+    with of_class(pipe, calling, "inside accelerate(); leave that context first", keep):
+        yield
+
+
+@contextmanager
+def of_class(pipe: Any, calling: Callable[..., Any], why: str, keep: Any) -> Iterator[None]:
+    """Until the context ends `pipe` is of a subclass whose objects are called by `calling`.
+
+    Copies of it, pickled ones too, would share the state of a trajectory with it, or lose the recipe without a word;
+    and what it saved would be a scheduler and weights of the recipe's. Both are refused: it is `why`.
+    """
+    cls = type(pipe)
+
+    def refuse(doing: str) -> Callable[..., Any]:
+        def refusing(self: Any, *args: Any, **kwargs: Any) -> Any:
+            raise ConfigError(
+                f"this {cls.__name__} cannot be {doing} while it is {why}. A recipe is saved by recipe.save(folder)."
+            )
+
+        return refusing
+
+    @functools.wraps(cls.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return calling(self, *args, **kwargs)
+
+    def from_pipe(_: type, *args: Any, **kwargs: Any) -> Any:
+        return cls.from_pipe(*args, **kwargs)  # what is made of it is no pipeline under a recipe
+
+    own = {
+        "__call__": call,
+        "__module__": cls.__module__,
+        "__deepcopy__": refuse("copied"),
+        "__copy__": refuse("copied"),
+        "__reduce_ex__": refuse("pickled"),
+        "save_pretrained": refuse("saved"),
+        "_accel_keeps": keep,  # else what is undone when it goes would be undone when nobody holds the context
+    }
+    if hasattr(cls, "from_pipe"):
+        own["from_pipe"] = classmethod(from_pipe)
+    pipe.__class__ = type(cls.__name__, (cls,), own)
     try:
         yield
     finally:
         pipe.__class__ = cls
+
+
+def differences(given: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter], fixed: Fixed) -> list[str]:
+    """In words, each argument of a call by which it is another trajectory than the recipe's."""
+    said = []
+    if fixed.steps is not None:
+        if (steps := given.get(STEPS)) not in (None, fixed.steps):
+            said.append(f"{STEPS}={steps!r}, and it has {fixed.steps}")
+        said += [
+            f"{name} of its own, which sampler and grid decide" for name in OWN_TIMES if given.get(name) is not None
+        ]
+    scale = given.get(SCALE)
+    off = isinstance(scale, (int, float)) and max(scale, fixed.scale or 1) <= 1  # at 1 and below nothing is guided
+    if scale is not None and fixed.scale is not None and scale != fixed.scale and not off:
+        said.append(f"{SCALE}={scale}, and its own is {fixed.scale:g}")
+    for name, whole in PARTIAL.items():
+        if name not in accepted:
+            continue
+        default = accepted[name].default
+        value, wanted = given.get(name, default), default if whole is DEFAULT else whole
+        if value is not None and value != wanted:
+            by = "" if name in given else ", the pipeline's default"
+            said.append(f"{name}={value!r}{by}, and it was measured with {wanted!r}")
+    return said
 
 
 def _asked_for_timesteps(error: BaseException) -> bool:
@@ -73,7 +199,7 @@ def _asked_for_timesteps(error: BaseException) -> bool:
 
 def check_steps(given: Mapping[str, Any]) -> None:
     """ConfigError for timesteps of the caller's own, which the recipe's sampler and grid decide."""
-    if found := [name for name in ("timesteps", "sigmas") if given.get(name) is not None]:
+    if found := [name for name in OWN_TIMES if given.get(name) is not None]:
         raise ConfigError(
             f"the pipeline is called with {found[0]}, which the recipe's sampler and grid decide; leave them out, or "
             "give the recipe grid=ExplicitGrid(timesteps=...)."
@@ -82,7 +208,7 @@ def check_steps(given: Mapping[str, Any]) -> None:
 
 def check_call(given: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter], guidance: Guidance) -> None:
     """ConfigError or IncompatibleError for arguments `given` to a pipeline that `guidance` cannot go with."""
-    scale, wanted = given.get("guidance_scale"), guidance.pipeline_scale
+    scale, wanted = given.get(SCALE), guidance.pipeline_scale
     told_both = isinstance(guidance, Scaled) and isinstance(scale, (int, float)) and min(scale, wanted) > 1
     if told_both and scale != wanted:
         raise ConfigError(

@@ -80,6 +80,7 @@ class Inputs:
 GRAPHS = 8  # of one compiled block: with and without its modules, for each number of rows
 
 Denoise = Callable[[Inputs], torch.Tensor]
+Place = Callable[[nn.Module, Callable[..., Any]], AbstractContextManager[None]]
 Sample = Callable[[Any, int, int], torch.Tensor]  # (recipe, start, stop) -> images of those samples
 
 
@@ -271,8 +272,9 @@ def _takes_return_dict(net: nn.Module) -> bool:
 
 
 @contextmanager
-def shadow_forward(net: nn.Module, denoise: Denoise, clock: Trajectory) -> Iterator[None]:
-    """Route calls of `net` through `denoise` until the context ends, then restore `net` exactly."""
+def shadow_forward(net: nn.Module, denoise: Denoise, clock: Trajectory, place: Place | None = None) -> Iterator[None]:
+    """Route calls of `net` through `denoise` until the context ends, then restore `net` exactly. `place`: what puts a
+    function in the place of the network's forward (None: `replaced_forward`)."""
     signature, return_dict = signature_of(net), _takes_return_dict(net)
     names = [p.name for p in list(signature.parameters.values())[1:] if p.kind is p.POSITIONAL_OR_KEYWORD]
     sample_name = names[0]
@@ -291,8 +293,8 @@ def shadow_forward(net: nn.Module, denoise: Denoise, clock: Trajectory) -> Itera
             return Transformer2DModelOutput(sample=prediction)
         return (prediction,) if return_dict else prediction
 
-    forward.beneath = net.forward
-    with replaced_forward(net, forward):
+    forward.beneath = forward_beneath(net)
+    with (place or replaced_forward)(net, forward):
         yield
 
 

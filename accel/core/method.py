@@ -13,6 +13,8 @@ from accel.core.trajectory import Trajectory
 
 # Metadata of a dataclass field that a method got after records of it were made (see accel.records.describe).
 LATER = {"later": True}
+# Metadata of one that may name a class to import by its path: no recipe file may, beyond what is registered.
+CODE = {"code": True}
 
 
 class Method:

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+import accel
 from accel.core import pipelines
-from accel.core.calls import told
-from accel.core.denoiser import Node, check_compiled, denoiser_name, held_bytes, room_to_compile, shadow_forward
+from accel.core.calls import Fixed, told
+from accel.core.denoiser import (
+    Node,
+    Place,
+    check_compiled,
+    denoiser_name,
+    forward_beneath,
+    held_bytes,
+    room_to_compile,
+    shadow_forward,
+)
 from accel.core.guidance import CLASSIFIER, Guidance
 from accel.core.method import LATER, Method, Stitch
 from accel.core.precision import Precision
 from accel.core.sampler import Sampler, TimestepGrid
+from accel.core.sharing import check_free, shared_forward
 from accel.core.trajectory import Event, NetworkCall, Trajectory, attach_clock
 from accel.digests import weights_digest
 from accel.errors import ConfigError, IncompatibleError, unknown
@@ -100,6 +111,11 @@ class Recipe:
     def methods(self) -> list[Method]:
         """The denoiser-seam methods, outermost first."""
         return [m for m in (self.guidance, self.stitch, self.cache, self.precision, self.skip) if m is not None]
+
+    def save(self, path: Any, **about: Any) -> Any:
+        """Write it into the folder `path`, as `accel.load_recipe` reads it: see `accel.save_recipe`, which this is."""
+        # A door: the room of recipe files lies above this one, and is loaded when it is asked for.
+        return accel.save_recipe(self, path, **about)
 
     def check(self, pipe: Any, models: Mapping[str, nn.Module] | None = None, machine: bool = True) -> None:
         """Raise ConfigError or IncompatibleError, with the reason, if `pipe` cannot run this recipe.
@@ -200,7 +216,103 @@ class Run:
         return " ".join(f"{e.model}:{e.mode}" for e in self.trace)
 
 
-@contextmanager
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe that was checked on a pipeline, with the numbers of its artefacts; `attach` may use it any time.
+
+    An artefact belongs to the plain networks, so this is made before anything changes them.
+    """
+
+    pipe: Any
+    recipe: Recipe
+    models: Mapping[str, nn.Module] | None = None
+    artefacts: Mapping[str, Mapping[str, torch.Tensor]] | None = None
+    sampler: Sampler | None = field(init=False)
+    guidance: Guidance | None = field(init=False)
+    cache: Method | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.recipe.check(self.pipe, self.models)
+        for axis in ("sampler", "guidance", "cache"):
+            method, found = getattr(self.recipe, axis), (self.artefacts or {}).get(axis)
+            object.__setattr__(self, axis, method and method.prepared(self.pipe, self.recipe, found))
+
+    def fixed(self, strict: bool | None = None, scale: float | None = None) -> Fixed:
+        """What calls of the pipeline get from the recipe. `scale`: what a network that is told the guidance scale, in
+        the place of guidance, was told (None: whatever the caller, or the pipeline's default, says)."""
+        recipe, net = self.recipe, getattr(self.pipe, denoiser_name(self.pipe))
+        own = scale if pipelines.distilled(net) else recipe.guidance_scale
+        steps = self.sampler.steps if self.sampler else None
+        return Fixed(recipe.label, steps, self.guidance, own, strict)
+
+    def attach(self, undo: ExitStack, count_macs: bool = False, place: Place | None = None) -> Run:
+        """Put the recipe onto the pipeline; the way back goes on `undo`. `place`: see `shadow_forward`."""
+        pipe, recipe, artefacts = self.pipe, self.recipe, self.artefacts
+        clock = Trajectory(sign=pipelines.sign(pipe))
+        run = Run(recipe, clock, count_macs, pipe)
+        layout = pipelines.layout(pipe)
+        plain = recipe.nets(pipe, self.models)
+        double = getattr(plain["base"], "dtype", None) == torch.float64
+        copies = 2 if layout == "cond_first" and recipe.guidance_scale > 1 else 1
+        denoisers, nodes = {}, {}
+        undo.enter_context(room_to_compile(plain.values()))
+        if recipe.precision:
+            recipe.precision.prepare_pipeline(pipe, undo, artefacts)
+        for key, net in plain.items():
+            node = Node(key, net, clock, undo, count_macs, (artefacts or {}).get(key), layout)
+            forward = forward_beneath(net)
+            if recipe.precision:
+                recipe.precision.prepare(node)
+                forward = recipe.precision.forward(node, forward)
+            denoise = _plain(node, forward)
+            if recipe.skip:
+                denoise = recipe.skip.attach(node, denoise)
+            denoisers[key] = self.cache.attach(node, denoise) if self.cache else denoise
+            nodes[key] = node
+        run.cache_state += [item for node in nodes.values() for item in node.state]
+        run.cached_share |= {k: node.cached_share for k, node in nodes.items() if node.cached_share is not None}
+        denoise = recipe.stitch.combine(denoisers, clock) if recipe.stitch else denoisers["base"]
+        if self.guidance:
+            nodes["base"].guides = {name: denoisers[name] for name in self.guidance.models}
+            nodes["base"].classifier = (self.models or {}).get(CLASSIFIER)
+            denoise = self.guidance.attach(nodes["base"], denoise)
+        undo.enter_context(shadow_forward(nodes["base"].net, denoise, clock, place))
+
+        original = pipe.scheduler
+        scheduler = self.sampler.build(original.config, recipe.grid) if self.sampler else copy.deepcopy(original)
+        if self.sampler and double:
+            self.sampler.in_double(scheduler)
+        steps = recipe.sampler.steps if recipe.sampler else None
+        attach_clock(scheduler, clock, steps, copies, recipe.grid is not None)
+        for method in (self.cache, self.guidance):
+            if method:
+                method.follow(scheduler, nodes["base"])
+        undo.callback(setattr, pipe, "scheduler", original)
+        pipe.scheduler = run.scheduler = scheduler
+        return run
+
+
+class _Inside(AbstractContextManager["Run"]):
+    """What `accelerate` returns. No generator: one that nobody holds is closed, and would restore the pipeline."""
+
+    def __init__(self, prepare: Callable[[], Prepared], count_macs: bool) -> None:
+        self._prepare, self._count_macs = prepare, count_macs
+
+    def __enter__(self) -> Run:
+        ready, undo = self._prepare(), ExitStack()
+        try:
+            run = ready.attach(undo, self._count_macs)
+            undo.enter_context(told(ready.pipe, run.scheduler, ready.fixed(), undo))
+        except BaseException:
+            undo.close()
+            raise
+        self._undo = undo
+        return run
+
+    def __exit__(self, *error: object) -> None:
+        self._undo.close()
+
+
 def accelerate(
     pipe: Any,
     recipe: Recipe,
@@ -208,67 +320,37 @@ def accelerate(
     models: Mapping[str, nn.Module] | None = None,
     artefacts: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     count_macs: bool = False,
-) -> Iterator[Run]:
+) -> AbstractContextManager[Run]:
     """Make `pipe` run `recipe` inside the context; after it, also after an exception, `pipe` is what it was.
 
     `models`: the networks that `recipe.stitch` and `recipe.guidance` name, and as `classifier` one that gives logits of
     clean images. `artefacts`: what calibrations made, by network name; under `sampler` what a sampler's search found,
-    under `guidance` what a guidance was fitted to, under `cache` what a cache has learned. Guided recipes need the
-    pipeline called with `guidance_scale=recipe.guidance_scale`.
+    under `guidance` what a guidance was fitted to, under `cache` what a cache has learned. Calls of the pipeline get
+    the recipe's number of steps, and its guidance scale if they have none. `accel.apply` does the same without a
+    context.
     """
+
+    def prepare() -> Prepared:
+        nets = recipe.nets(pipe, models).values()
+        if shared := next((net for net in nets if shared_forward(net)), None):
+            raise IncompatibleError(
+                f"a recipe is applied to this {type(shared).__name__} (accel.apply), through this pipeline or one that "
+                "shares it; call .remove() of what that returned first, or apply this recipe, too: calls take turns."
+            )
+        check_outside(pipe)
+        for net in nets:
+            check_free(net)
+        return Prepared(pipe, recipe, models, artefacts)
+
+    return _Inside(prepare, count_macs)
+
+
+def check_outside(pipe: Any) -> None:
+    """ConfigError if the pipeline is inside `accelerate`."""
     if "set_timesteps" in vars(pipe.scheduler):
         raise ConfigError(
             "this pipeline is inside accelerate() already; leave that context first, or combine the recipes."
         )
-    recipe.check(pipe, models)
-    # Before anything changes the networks: an artefact belongs to the plain ones.
-    sampler = recipe.sampler and recipe.sampler.prepared(pipe, recipe, (artefacts or {}).get("sampler"))
-    guidance = recipe.guidance and recipe.guidance.prepared(pipe, recipe, (artefacts or {}).get("guidance"))
-    cache = recipe.cache and recipe.cache.prepared(pipe, recipe, (artefacts or {}).get("cache"))
-    clock = Trajectory(sign=pipelines.sign(pipe))
-    run = Run(recipe, clock, count_macs, pipe)
-    layout = pipelines.layout(pipe)
-    plain = recipe.nets(pipe, models)
-    double = getattr(plain["base"], "dtype", None) == torch.float64
-    copies = 2 if layout == "cond_first" and recipe.guidance_scale > 1 else 1
-    with ExitStack() as undo:
-        denoisers, nodes = {}, {}
-        undo.enter_context(room_to_compile(plain.values()))
-        if recipe.precision:
-            recipe.precision.prepare_pipeline(pipe, undo, artefacts)
-        for key, net in plain.items():
-            node = Node(key, net, clock, undo, count_macs, (artefacts or {}).get(key), layout)
-            forward = net.forward
-            if recipe.precision:
-                recipe.precision.prepare(node)
-                forward = recipe.precision.forward(node, forward)
-            denoise = _plain(node, forward)
-            if recipe.skip:
-                denoise = recipe.skip.attach(node, denoise)
-            denoisers[key] = cache.attach(node, denoise) if cache else denoise
-            nodes[key] = node
-        run.cache_state += [item for node in nodes.values() for item in node.state]
-        run.cached_share |= {k: node.cached_share for k, node in nodes.items() if node.cached_share is not None}
-        denoise = recipe.stitch.combine(denoisers, clock) if recipe.stitch else denoisers["base"]
-        if guidance:
-            nodes["base"].guides = {name: denoisers[name] for name in guidance.models}
-            nodes["base"].classifier = (models or {}).get(CLASSIFIER)
-            denoise = guidance.attach(nodes["base"], denoise)
-        undo.enter_context(shadow_forward(nodes["base"].net, denoise, clock))
-
-        original = pipe.scheduler
-        scheduler = sampler.build(original.config, recipe.grid) if sampler else copy.deepcopy(original)
-        if sampler and double:
-            sampler.in_double(scheduler)
-        steps = recipe.sampler.steps if recipe.sampler else None
-        attach_clock(scheduler, clock, steps, copies, recipe.grid is not None)
-        for method in (cache, guidance):
-            if method:
-                method.follow(scheduler, nodes["base"])
-        undo.callback(setattr, pipe, "scheduler", original)
-        pipe.scheduler = run.scheduler = scheduler
-        undo.enter_context(told(pipe, scheduler, steps, guidance))
-        yield run
 
 
 def run_pipeline(pipe: Any, recipe: Recipe, call: dict[str, Any]) -> Any:

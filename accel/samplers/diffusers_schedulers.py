@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from accel.core.method import CODE
 from accel.core.sampler import Sampler
 from accel.errors import ConfigError, IncompatibleError, check_int, unknown
 from accel.samplers.double import step_in_double
@@ -44,7 +45,7 @@ class DiffusersSampler(Sampler):
     which the field keeps the path (of accel's and diffusers' classes the name). ConfigError for what is no scheduler.
     """
 
-    scheduler: str
+    scheduler: str = field(metadata=CODE)
     steps: int
     name: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -7,9 +7,9 @@ that no evaluation has.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from accel.core.devices import device_lock
 from accel.core.job import Job
 from accel.core.recipe import Recipe
 from accel.core.seeds import generators
+from accel.errors import ConfigError
 from accel.evaluation.generate import generate
 from accel.files import load_tensors, locked, save_tensors
 from accel.records import describe, digest
@@ -79,26 +80,18 @@ class Calibration:
 
     def artefacts(self, recipe: Recipe) -> tuple[dict[str, dict[str, torch.Tensor]] | None, float]:
         """What sampler, guidance, cache and precision need, and the seconds that making it took (0: none)."""
-        made, seconds = {}, 0.0
-        if recipe.sampler and recipe.sampler.calibrated:
-            # A search knows the sampler and its guidance only: the model is the plain one.
-            alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
-            made["sampler"] = self._artefact(alone, lambda job: self._search(alone, job))
-            seconds += float(made["sampler"].pop("seconds"))
-        if recipe.guidance and recipe.guidance.calibrated:
-            alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
-            made["guidance"] = self._artefact(alone, lambda job: self._fit(alone))
-            seconds += float(made["guidance"].pop("seconds"))
-        if recipe.cache and recipe.cache.calibrated:
-            alone = Recipe(recipe.sampler, recipe.grid, recipe.guidance, recipe.cache)
-            made["cache"] = self._artefact(alone, lambda job: self._learn(alone, job))
-            seconds += float(made["cache"].pop("seconds"))
-        if recipe.precision and recipe.precision.calibrated:
-            flat = self._artefact(recipe, lambda job: self._observe(recipe, made, job))
+        makers = {
+            "sampler": self._search,
+            "guidance": lambda alone, job: self._fit(alone),
+            "cache": self._learn,
+            "precision": lambda whole, job: self._observe(whole, made, job),
+        }
+        made: dict[str, dict[str, torch.Tensor]] = {}
+        seconds = 0.0
+        for axis, alone in calibrated(recipe).items():
+            flat = self._artefact(alone, lambda job, axis=axis, alone=alone: makers[axis](alone, job))
             seconds += float(flat.pop("seconds"))
-            for name, tensor in flat.items():
-                network, _, own = name.partition("/")
-                made.setdefault(network, {})[own] = tensor
+            _sort_in(made, axis, flat)
         return made or None, seconds
 
     def _artefact(self, recipe: Recipe, make: Callable[[Job], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -148,5 +141,46 @@ class Calibration:
 
     def artefact_id(self, recipe: Recipe) -> str:
         """A calibration depends on weights, sampler, steps, guidance, cache, stitch and precision."""
-        return digest({"calibration": CALIBRATION_N, "seed": CALIBRATION_SEED, "weights": self.fingerprint,
-                       "suite": self.suite.name, "recipe": describe(recipe)})  # fmt: skip
+        return artefact_id(self.suite.name, self.fingerprint, recipe)
+
+
+def calibrated(recipe: Recipe) -> dict[str, Recipe]:
+    """The axes that need an artefact, in the order in which they are made: for each the recipe that it is made for."""
+    found = {}
+    # A search knows the sampler and its guidance only: the model is the plain one.
+    plain = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
+    parts = {"sampler": plain, "guidance": plain, "cache": replace(plain, cache=recipe.cache), "precision": recipe}
+    for axis, alone in parts.items():
+        method = getattr(recipe, axis)
+        if method is not None and method.calibrated:
+            found[axis] = alone
+    return found
+
+
+def artefact_id(suite: str, weights: Mapping[str, str], recipe: Recipe) -> str:
+    """A calibration depends on weights, sampler, steps, guidance, cache, stitch and precision."""
+    return digest({"calibration": CALIBRATION_N, "seed": CALIBRATION_SEED, "weights": dict(weights),
+                   "suite": suite, "recipe": describe(recipe)})  # fmt: skip
+
+
+def kept_artefacts(folder: Path, suite: str, weights: Mapping[str, str], recipe: Recipe) -> dict[str, Any]:
+    """What `Calibration.artefacts` made of a recipe in an earlier command. ConfigError if it is not in the folder."""
+    made: dict[str, dict[str, torch.Tensor]] = {}
+    for axis, alone in calibrated(recipe).items():
+        path = folder / f"{artefact_id(suite, weights, alone)}.safetensors"
+        if (flat := load_tensors(path)) is None:
+            raise ConfigError(
+                f"what was learned for the {axis} of {recipe.label} is not in {path}, or damaged: artefacts are not "
+                "among tracked results. Run the study again into a folder of its own (results=<folder>), which makes "
+                "it, and name that folder."
+            )
+        flat.pop("seconds", None)
+        _sort_in(made, axis, flat)
+    return made
+
+
+def _sort_in(made: dict[str, dict[str, torch.Tensor]], axis: str, flat: dict[str, torch.Tensor]) -> None:
+    # A precision's artefact is of several networks.
+    for name, tensor in flat.items():
+        network, own = name.split("/", 1) if axis == "precision" else (axis, name)
+        made.setdefault(network, {})[own] = tensor

@@ -20,6 +20,7 @@ from torch import nn
 from accel.core.denoiser import Node, mapped
 from accel.core.environment import out_of_memory
 from accel.core.precision import Calibrating, Precision
+from accel.core.sharing import wrapped
 from accel.digests import tensors_digest, weights_digest
 from accel.errors import AccelError, ConfigError, IncompatibleError
 from accel.precision.executed.cast import cast_tensors, fit_inputs
@@ -65,7 +66,7 @@ class Whole(Precision, ABC):
                 )
         for name, net in nets.items():
             for part, module in net.named_modules():
-                if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+                if module._forward_hooks or module._forward_pre_hooks or wrapped(module):
                     raise IncompatibleError(
                         f"{self.label} runs {name!r} as one piece, but {part or 'the network itself'!r} "
                         f"({type(module).__name__}) has a hook or another forward, which would be passed over; remove "
