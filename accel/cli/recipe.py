@@ -1,6 +1,6 @@
 """Make a recipe file of a row of a study, with what was measured, its artefacts and the digests of its model:
 
-    accel recipe demo "dpmpp_2m-20 + deepcache3b1" --results results --to fast
+    accel recipe demo "dpmpp_2m-10@t_quadratic + tstitch60%" --results results --to fast
     accel recipe my_study "ddim-10 + cfg3" --to fast suite=hub suite.model=<folder> ...   the suite as it was measured
 
 In Python: accel.apply(pipe, accel.load_recipe("fast")). The row is named as the table has it, or by its record's id.
