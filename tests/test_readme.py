@@ -60,7 +60,7 @@ def test_sampler_table_is_that_of_the_tracked_studies():
         ("## Guidance", "guidance_digits"),
         ("On `shapes`, text to image,", "guidance_shapes"),
         ("## Caching", "caching_digits"),
-        ("On `digits_dit`, a transformer:", "caching_dit"),
+        ("On `digits_dit`, a transformer", "caching_dit"),
         ("## Stitching", "stitching_dit"),
         ("## Precision", "precision_digits"),
     ],

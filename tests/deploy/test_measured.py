@@ -18,7 +18,7 @@ from accel.records import Results, canonical, describe
 from accel.results.comparison import Comparison
 
 ROOT = Path(__file__).parents[2] / "results"
-ROW = "dpmpp_2m-10@t_quadratic + deepcache2b1"
+STUDY, ROW = "axes", "dpmpp_2m-10 + bf16"  # tracked with times
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +29,15 @@ def results():
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fast")
-    assert cli.main(["demo", ROW, "--results", str(ROOT), "--to", str(folder)]) == 0
+    assert cli.main([STUDY, ROW, "--results", str(ROOT), "--to", str(folder)]) == 0
     return accel.load_recipe(folder)
 
 
 def test_what_was_measured_is_what_the_table_says(saved, results):
-    study = Comparison.load(results, "demo")
+    study = Comparison.load(results, STUDY)
     row = next(row for row in study.done if row.label == ROW)
     said = saved.measured
-    assert (said["study"], said["row"], said["n"], said["seeds"]) == ("demo", ROW, 500, [0])
+    assert (said["study"], said["row"], said["n"], said["seeds"]) == (STUDY, ROW, 512, [0])
     for key, value in row.quality["values"].items():
         assert said["values"][key] == {end: value[end] for end in ("value", "lo", "hi", "n")}
     assert said["against"]["baseline"] == study.baseline.label
@@ -100,9 +100,12 @@ def test_recorded_recipes_can_be_made_again():
         (["demo", "ddim-21"], "unknown row of study demo 'ddim-21'. Did you mean"),
         (["demoo", ROW], "unknown study 'demoo'. Did you mean demo"),
         (["demo", "real images (held out)"], "unknown row of study demo"),
-        (["demo", "dpmpp_2m-10@t_quadratic + w8a8(sim)"], r"(?s)artefacts are not among tracked results.*Run the study again"),
-        (["demo", ROW, "sampler=ddim"], "takes settings of the suite, and 'sampler=ddim' is none"),
-        (["demo", ROW, "suite=digits_flow"], r"(?s)another model than that of suite 'digits_flow'.*large/unet"),
+        (
+            ["demo", "dpmpp_2m-10@t_quadratic + w8a8(sim)"],
+            r"(?s)artefacts are not among tracked results.*Run the study again",
+        ),
+        ([STUDY, ROW, "sampler=ddim"], "takes settings of the suite, and 'sampler=ddim' is none"),
+        ([STUDY, ROW, "suite=digits_flow"], r"(?s)another model than that of suite 'digits_flow'.*large/unet"),
     ],
 )
 def test_what_cannot_become_a_file_is_said(words, reason, tmp_path):
@@ -130,6 +133,6 @@ def test_several_rows_of_one_name_are_told_apart_by_their_records(results, tmp_p
 
 
 def test_without_a_model_its_files_are_kept(tmp_path):
-    cli.main(["demo", ROW, "--results", str(ROOT), "--to", str(tmp_path), "--without-model"])
+    cli.main([STUDY, ROW, "--results", str(ROOT), "--to", str(tmp_path), "--without-model"])
     saved = accel.load_recipe(tmp_path)
     assert set(saved.model) == {"files"}
