@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 import warnings
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # also for the processes that tests start: spinning threads starve each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what shells start in the background; tests send interrupts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests that time do not wait for those of another worker, nor for anybody else on this machine.
 os.environ["ACCEL_LOCKS"] = tempfile.mkdtemp(prefix="accel-locks-")
