@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -17,9 +16,8 @@ from accel import __main__ as cli
 from accel.studies.pool import Pool
 
 QUICK = [
-    "suite=digits", "suite.converged_steps=3", "evaluation.n=60", "evaluation.distance_n=60", "evaluation.shard=4",
-    "evaluation.batch=4", "evaluation.controls=false", "evaluation.timing=false", "wandb=disabled", "study=s",
-    'baseline=["sampler=ddim","sampler.steps=2"]',
+    "suite=mixture", "evaluation.n=60", "evaluation.distance_n=60", "evaluation.shard=4", "evaluation.batch=4",
+    "evaluation.timing=false", "wandb=disabled", "study=s", 'baseline=["sampler=ddim","sampler.steps=2"]',
 ]  # fmt: skip
 CELLS = 'cells=[["sampler=euler","sampler.steps=3,4"],["sampler=unipc","sampler.steps=5"]]'
 
@@ -39,13 +37,11 @@ def accel(monkeypatch, capsys, tmp_path):
         return stop.value.code, printed.out + printed.err
 
     monkeypatch.setattr(Pool, "_start", start)
-    monkeypatch.setattr("accel.studies.study.write_figures", lambda results, name: [])
-    monkeypatch.setattr("accel.evaluation.cost.VARYING", 3)
     return accel
 
 
-def records(root: Path) -> list[dict]:
-    return [json.loads(p.read_text()) for p in root.glob("records/quality/*.json")]
+def shards(root: Path) -> list[Path]:
+    return list(root.glob("shards/*/*.safetensors"))
 
 
 def running(group: int) -> list[Path]:
@@ -63,27 +59,26 @@ def hears_interrupts(process: Path) -> bool:
     return not int(blocked.split()[1], 16) >> signal.SIGINT - 1 & 1
 
 
-def test_an_interrupt_keeps_finished_shards_and_leaves_no_process(light_digits, tmp_path):
-    """The whole group hears it, as at a terminal; afterwards no process is left. Scores say on how many threads they
-    were made: on the workers' share."""
+def test_an_interrupt_keeps_finished_shards_and_leaves_no_process(tmp_path):
+    """The whole group hears it, as at a terminal; afterwards no process is left. Libraries of a worker are loaded with
+    its share of the threads."""
     root = tmp_path / "results"
-    words = [*QUICK, CELLS, f"+suite.weights={light_digits}", f"results={root}"]
+    words = [*QUICK, CELLS, f"results={root}"]
     process = subprocess.Popen([sys.executable, "-m", "accel", *words, "workers=2", "threads=2"], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
-    while len(records(root)) < 2 and process.poll() is None:
+    while len(shards(root)) < 10 and process.poll() is None:
         time.sleep(0.01)
     workers = [p for p in running(process.pid) if b"spawn_main" in (p / "cmdline").read_bytes()]
     assert [hears_interrupts(p) for p in (Path(f"/proc/{process.pid}"), *workers)] == [True, False, False]
+    assert all(b"OMP_NUM_THREADS=1" in (p / "environ").read_bytes().split(b"\0") for p in workers)
     os.killpg(process.pid, signal.SIGINT)
     printed, wrong = process.communicate()
     assert process.returncode == 130, printed + wrong
     assert wrong == "\ninterrupted: finished shards are kept; run the same command again to resume.\n"
     while running(process.pid):  # the tracker of multiprocessing follows the command
         time.sleep(0.02)
-    finished, made = list(root.glob("shards/*/*.safetensors")), records(root)
-    assert 15 <= len(finished) < 75, "it must come in the middle"
+    assert 10 <= len(shards(root)) < 75, "it must come in the middle"
     assert not [p for p in root.rglob(".*") if not p.name.endswith(".lock")], "no temporary file stays behind"
-    assert {r["environment"]["threads"] for r in made if r["label"] != "real images (held out)"} == {1}
 
 
 @pytest.mark.parametrize(
