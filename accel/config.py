@@ -33,16 +33,34 @@ def recipe_of(cfg: Any) -> Any:
     return Recipe(**methods)
 
 
-def recipe_by(overrides: list[str]) -> Any:
-    """The Recipe of overrides of axes, as `recipe_of(compose(overrides))`, without composing the rest."""
+def recipe_from(overrides: tuple[str, ...]) -> Any:
+    """The recipe of overrides of the axes, such as `sampler=deis_tab sampler.steps=5 grid=karras`; an axis that none of
+    them chooses is left out."""
+    return _recipe_from(registry.folders(), overrides)
+
+
+@lru_cache(maxsize=4096)
+def _recipe_from(folders: tuple[registry.Folder, ...], overrides: tuple[str, ...]) -> Any:
     from accel.core.recipe import Recipe
 
-    words = [o.partition("=") for o in overrides if PLAIN.fullmatch(o)]
-    chosen = {axis: choice for axis, _, choice in words if axis in AXES}
-    own = {axis: [o for o in overrides if o.startswith(f"{axis}.")] for axis in chosen}
-    if "sampler" in chosen and len(chosen) + sum(map(len, own.values())) == len(overrides):  # no setting of a default
+    made = {}
+    for axis in AXES:
+        own = [o for o in overrides if _key(o).split(".")[0] == axis]
+        choice = next((o.partition("=")[2] for o in own if _key(o) == axis), "none")
+        if choice != "none":
+            made[axis] = choice_of(axis, choice, *(o for o in own if _key(o) != axis))
+    return Recipe(**made)
+
+
+def recipe_by(overrides: list[str]) -> Any:
+    """The Recipe of overrides of axes, as `recipe_of(compose(overrides))`, without composing the rest."""
+    keys = [o.partition("=")[0] for o in overrides]
+    chosen = [key for key in keys if key in AXES]
+    own = [key for key in keys if key not in AXES and key.partition(".")[0] in chosen]
+    # One method on each axis, a sampler among them, and settings of these alone: nothing of the defaults takes part.
+    if "sampler" in chosen and len(set(chosen)) == len(chosen) and len(chosen) + len(own) == len(keys):
         try:
-            return Recipe(**{axis: choice_of(axis, choice, *own[axis]) for axis, choice in chosen.items()})
+            return recipe_from(tuple(overrides))
         except ConfigError:
             pass  # composing finds all that is wrong
     return recipe_of(compose(overrides))
@@ -66,9 +84,12 @@ def _settings(axis: str, choice: str, overrides: tuple[str, ...]) -> dict[str, A
     if not all(SETTING.match(override) and "${" not in override for override in overrides):
         raise _Unlike
     found: dict[str, Any] = {}
-    for override in _parsed(list(overrides)) if overrides else ():
+    if not overrides:
+        return found
+    loaded = registry.load(axis, choice)
+    for override in _parsed(list(overrides)):
         (group, *path, last), value = override.key_or_group.split("."), override.value()
-        known, place = registry.load(axis, choice), found
+        known, place = loaded, found
         for key in path:
             known = known.get(key) if isinstance(known, dict) else None
             place = place.setdefault(key, {})
@@ -176,31 +197,18 @@ class _Unlike(Exception):
 
 @lru_cache(maxsize=64)
 def _choices(choices: tuple[str, ...], folders: tuple[tuple[str, int, int], ...]) -> Any:
-    """`_composed(choices)`; of many that differ in methods alone, such as a study's cells, Hydra composes the rest, and
-    the methods' own files are put in their places."""
+    """`_composed(choices)`. The cells of an experiment are many that differ in methods alone: Hydra composes the rest
+    once, and the methods' own files are put in their places."""
     words = [o.partition("=") for o in choices]
     own = {axis: choice for axis, _, choice in words if axis in AXES}
     rest = tuple("".join(word) for word in words if word[0] not in own)
-    if not own or len(own) + len(rest) < len(choices) or not _asked_before(rest, folders):
-        return _composed(list(choices))
-    if not own.keys() <= _lone(rest, folders) or any(registry.refers(axis, choice) for axis, choice in own.items()):
+    cell = own and len(own) + len(rest) == len(choices) and any(key == "experiment" for key, *_ in words)
+    if not cell or not own.keys() <= _lone(rest, folders):
         return _composed(list(choices))
     cfg = copy.deepcopy(_choices(rest, folders))
     for axis, choice in own.items():
-        cfg[axis] = registry.load(axis, choice)
+        cfg[axis] = registry.unresolved(axis, choice)
     return cfg
-
-
-def _asked_before(*asked: Any) -> bool:
-    """Whether the same was asked: what pays only then is left for the second time."""
-    times = _times(*asked)
-    times.append(1)
-    return len(times) > 1
-
-
-@lru_cache(maxsize=64)
-def _times(*asked: Any) -> list[int]:
-    return []
 
 
 @lru_cache(maxsize=16)

@@ -49,12 +49,7 @@ def describe(value: Any) -> Any:
     not at its default: what was recorded before stays valid.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        kept = [f for f in fields(value) if not f.metadata.get("later") or getattr(value, f.name) != f.default]
-        own = {f.name: describe(getattr(value, f.name)) for f in kept}
-        head, package = {"type": type(value).__name__}, type(value).__module__.partition(".")[0]
-        if package != "accel":  # somebody's DeepCache must not answer for accel's
-            head["package"] = package
-        return head | ({"epoch": value.EPOCH} if hasattr(value, "EPOCH") else {}) | own
+        return head(value) | {name: describe(own) for name, own in own_fields(value).items()}
     if isinstance(value, Mapping):
         return {str(k): describe(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -62,6 +57,20 @@ def describe(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def head(value: Any) -> dict[str, Any]:
+    """What `describe` says of a config object before its fields: class, package, EPOCH."""
+    said, package = {"type": type(value).__name__}, type(value).__module__.partition(".")[0]
+    if package != "accel":  # somebody's DeepCache must not answer for accel's
+        said["package"] = package
+    return said | ({"epoch": value.EPOCH} if hasattr(value, "EPOCH") else {})
+
+
+def own_fields(value: Any) -> dict[str, Any]:
+    """The fields of a config object that count, as they are."""
+    kept = [f for f in fields(value) if not f.metadata.get("later") or getattr(value, f.name) != f.default]
+    return {f.name: getattr(value, f.name) for f in kept}
 
 
 def canonical(value: Any) -> str:

@@ -58,6 +58,14 @@ def light_digits(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def light_suite(light_digits):
+    """Suite `digits` with these weights."""
+    from accel.suites.digits import DigitsSuite
+
+    return DigitsSuite(weights=str(light_digits))
+
+
+@pytest.fixture(scope="session")
 def tracked():
     """The tracked records as `Evidence`, and what they say of each claim of the ledger: read and judged once."""
     from pathlib import Path

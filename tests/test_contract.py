@@ -14,7 +14,6 @@ from accel.core.recipe import accelerate
 from accel.errors import AccelError, ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
 from accel.records import canonical, describe
-from accel.suites.digits import DigitsSuite
 from accel.testing import CHECKS, TinySuite, contract_checks
 from accel.testing.bench import bench
 
@@ -58,13 +57,8 @@ POINTS = [(*method, point) for method in METHODS for point in CHECKS[method[0]]]
 ids = "-".join
 
 
-@pytest.fixture(scope="module")
-def light(light_digits):
-    return DigitsSuite(weights=str(light_digits))
-
-
 @pytest.mark.parametrize("point", POINTS, ids=ids)
-def test_every_method_keeps_the_contract(point, light):
+def test_every_method_keeps_the_contract(point, light_suite):
     axis, choice, name = point
     made = recipe(**{axis: choice})
     config = getattr(made, axis)
@@ -78,7 +72,7 @@ def test_every_method_keeps_the_contract(point, light):
         axis=axis,
         recipe=made,
         neutral=neutral,
-        suite=light if name in TRAINED or choice in FOR_DIGITS else None,
+        suite=light_suite if name in TRAINED or choice in FOR_DIGITS else None,
         changes=choice != "fp32",
         # The samples of a batch share the steps of an adaptive solver.
         tolerance={"fp32": 2e-3, "ode": 0.05}.get(choice),
@@ -97,9 +91,9 @@ def images(digits):
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS, ids=lambda m: "-".join(m))
-def test_pairs_compose_or_refuse_with_a_reason(one, other, light):
+def test_pairs_compose_or_refuse_with_a_reason(one, other, light_suite):
     made = recipe(**dict([one, other]))
-    tried = [bench(TinySuite("unet")), bench(light)]  # the first one is faster
+    tried = [bench(TinySuite("unet")), bench(light_suite)]  # the first one is faster
     on = next((on for on in tried if on.refusal(made) is None), None)
     if on is None:
         with pytest.raises(IncompatibleError, match=r".{30,}"), accelerate(tried[1].pipe, made, models=tried[1].models):

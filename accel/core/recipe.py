@@ -78,6 +78,12 @@ class Recipe:
         }
 
     @property
+    def calibrated(self) -> tuple[str, ...]:
+        """The axes whose methods need what a calibration makes, in the order in which it is made."""
+        found = {axis: getattr(self, axis) for axis in ("sampler", "guidance", "cache", "precision")}
+        return tuple(axis for axis, method in found.items() if method is not None and method.calibrated)
+
+    @property
     def simulated(self) -> bool:
         """Whether any part imitates its arithmetic, so that the recipe must not be timed."""
         return self.precision is not None and self.precision.kind == "simulated"

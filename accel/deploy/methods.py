@@ -17,7 +17,7 @@ from accel.core.recipe import Recipe
 from accel.deploy.registered import HEAD, Axis, axis, check_code, makes, name_of
 from accel.errors import AccelError, ConfigError, Refusals, unknown
 from accel.files import file_name
-from accel.records import canonical, describe
+from accel.records import canonical, describe, head, own_fields
 
 FILES = (".safetensors", ".json")  # settings that end so are paths
 _NOT_FINITE = {"inf", "-inf", "nan"}  # what records keep of such numbers
@@ -36,17 +36,14 @@ def written(name: str, method: Any, files: dict[str, Path]) -> dict[str, Any]:
 
 
 def _settings(value: Any, known: Axis, where: str, files: dict[str, Path]) -> dict[str, Any]:
-    kept = [f for f in fields(value) if not f.metadata.get("later") or getattr(value, f.name) != f.default]
-    return {f.name: _plain(getattr(value, f.name), known, f"{where}.{f.name}", files) for f in kept}
+    return {name: _plain(own, known, f"{where}.{name}", files) for name, own in own_fields(value).items()}
 
 
 def _plain(value: Any, known: Axis, where: str, files: dict[str, Path]) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        package, kind = name_of(type(value))
-        head = {"type": kind} | ({} if package == "accel" else {"package": package})
-        known.object_class(head)
-        head |= {"epoch": value.EPOCH} if hasattr(value, "EPOCH") else {}
-        return head | _settings(value, known, where, files)
+        said = head(value)
+        known.object_class(said)
+        return said | _settings(value, known, where, files)
     if isinstance(value, Mapping):
         return {str(k): _plain(v, known, f"{where}.{k}", files) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

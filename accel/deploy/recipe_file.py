@@ -167,19 +167,13 @@ def _check_whole(source: Path, content: Mapping[str, Any], strict: bool) -> None
 
 def _check_artefacts(recipe: Recipe, artefacts: Mapping[str, Any]) -> None:
     """ConfigError if a calibrated method lacks its artefact."""
-    missing = [axis for axis in ("sampler", "guidance", "cache") if _calibrated(recipe, axis) and axis not in artefacts]
-    if _calibrated(recipe, "precision") and "base" not in artefacts:
-        missing.append("precision")
-    if missing:
+    # Precision's is of several networks, the pipeline's own among them.
+    if missing := [axis for axis in recipe.calibrated if ("base" if axis == "precision" else axis) not in artefacts]:
         raise ConfigError(
             f"the recipe {recipe.label} needs what was searched, fitted or learned for its {' and '.join(missing)}, "
             "and has no such artefact; give it as artefacts={...} (as accelerate takes it), or save a row that was "
             "measured: accel recipe <results> <study> <row>."
         )
-
-
-def _calibrated(recipe: Recipe, axis: str) -> bool:
-    return bool(getattr(getattr(recipe, axis), "calibrated", False))
 
 
 def _beside(target: Path, name: str) -> Path:

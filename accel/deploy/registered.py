@@ -19,8 +19,8 @@ from accel import registry
 from accel.config import NO_METHOD
 from accel.errors import ConfigError, unknown
 from accel.records import describe
+from accel.registry.build import TARGET
 
-TARGET = "_target_"
 HEAD = ("type", "package", "epoch")  # of what describes an object, before its settings
 Name = tuple[str, str]  # package, class
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from accel import records
 from accel.errors import ConfigError
 
 LARGEST = 2**24  # bytes of a recipe.yaml; what is larger belongs into an artefact
@@ -60,7 +59,6 @@ def digest(content: dict[str, Any]) -> str:
     """sha256 of what a file says, its own `sha256` left out; layout and comments are free."""
     body = {key: value for key, value in content.items() if key != "sha256"}
     try:
-        said = json.dumps(body, sort_keys=True, separators=(",", ":"))
+        return records.digest(records.describe(body), 64)
     except TypeError as error:  # a date, a set: YAML has more kinds of values than a recipe
         raise ConfigError(f"a recipe file holds numbers, text, lists and names; {error}.") from error
-    return hashlib.sha256(said.encode()).hexdigest()

@@ -7,7 +7,7 @@ packages bring (entry points of group `accel.methods`); those that a command lin
 `hydra.searchpath`). Nothing here imports torch or Hydra; a package is imported when a method of it is built.
 """
 
-from accel.registry.build import build, load, locate, method, refers
+from accel.registry.build import build, load, locate, method, unresolved
 from accel.registry.config_folders import CONF, ENTRY_POINTS, Folder, extend, file_of, folders, groups, named_in
 
 __all__ = [
@@ -23,5 +23,5 @@ __all__ = [
     "locate",
     "method",
     "named_in",
-    "refers",
+    "unresolved",
 ]

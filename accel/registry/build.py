@@ -45,24 +45,20 @@ def method(axis: str, choice: str, /, **settings: Any) -> Any:
     `method("cache", "fora", schedule={"interval": 2})`; any other value, an object too, is taken as it is. ConfigError,
     with near matches, for an unknown axis, choice or setting, and whatever the method itself refuses.
     """
-    node = load(axis, choice)
-    target = locate(node[TARGET]) if settings else None
-    for name in settings:
-        accepted = inspect.signature(target).parameters
-        if name not in node and name not in accepted:
-            raise unknown("setting", f"{axis}.{name}", [f"{axis}.{known}" for known in {*node, *accepted} - {TARGET}])
-    return build(load(axis, choice, settings))
+    node = load(axis, choice, settings)
+    if settings:
+        own = unresolved(axis, choice)
+        accepted = inspect.signature(locate(own[TARGET])).parameters
+        if strange := [name for name in settings if name not in own and name not in accepted]:
+            known = [f"{axis}.{name}" for name in {*own, *accepted} - {TARGET}]
+            raise unknown("setting", f"{axis}.{strange[0]}", known)
+    return build(node)
 
 
 def load(group: str, choice: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The settings of one choice, with those of the files that it builds on, as plain dicts and lists. `settings` take
     their place, also where the file refers to them."""
-    return _resolved(_merged(_composed(group, choice), settings or {}), group, choice)
-
-
-def refers(group: str, choice: str) -> bool:
-    """Whether a setting of a choice refers to another (`${...}`), whose value may change before it is read."""
-    return "${" in repr(_composed(group, choice))
+    return _resolved(_merged(unresolved(group, choice), settings or {}), group, choice)
 
 
 def build(node: Any) -> Any:
@@ -102,7 +98,8 @@ def locate(path: str) -> Any:
     return found
 
 
-def _composed(group: str, choice: str) -> dict[str, Any]:
+def unresolved(group: str, choice: str) -> dict[str, Any]:
+    """As `load`, with references (`${...}`) as they stand: what they name may change before it is read."""
     path, _ = file_of(group, choice)
     own = _read(path)
     defaults, composed = own.pop("defaults", []), {}
@@ -112,9 +109,9 @@ def _composed(group: str, choice: str) -> dict[str, Any]:
         if entry == "_self_":
             part = own
         elif isinstance(entry, str):
-            part = _composed(group, entry)
+            part = unresolved(group, entry)
         elif isinstance(entry, dict) and (found := re.fullmatch(r"/(\w+)@(\w+)", next(iter(entry)))):
-            part = {found[2]: _composed(found[1], next(iter(entry.values())))}
+            part = {found[2]: unresolved(found[1], next(iter(entry.values())))}
         else:
             raise ConfigError(f"{path} builds on {entry!r}; allowed here: _self_, a name, /group@key: choice{_HYDRA}")
         composed = _merged(composed, part)

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from accel.config import AXES, choice_of, expand_cells
+from accel.config import AXES, expand_cells, recipe_from
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
 from accel.evaluation.cost import counted_cost
@@ -66,18 +65,6 @@ class RecipeSpace(Space):
 
     def recipe(self, vector: Vector) -> Recipe:
         return recipe_from(tuple(self.overrides(vector)))
-
-
-@lru_cache(maxsize=4096)
-def recipe_from(overrides: tuple[str, ...]) -> Recipe:
-    """The recipe of overrides of the axes, such as `sampler=deis_tab sampler.steps=5 grid=karras`."""
-    made = {}
-    for axis in AXES:
-        own = [o for o in overrides if o.partition("=")[0].split(".")[0] == axis]
-        choice = next((o.partition("=")[2] for o in own if o.partition("=")[0] == axis), "none")
-        if choice != "none":
-            made[axis] = choice_of(axis, choice, *(o for o in own if o.partition("=")[0] != axis))
-    return Recipe(**made)
 
 
 def _counted(key: str) -> Callable[[Runner, Recipe, Recipe], float]:

@@ -146,15 +146,10 @@ class Calibration:
 
 def calibrated(recipe: Recipe) -> dict[str, Recipe]:
     """The axes that need an artefact, in the order in which they are made: for each the recipe that it is made for."""
-    found = {}
     # A search knows the sampler and its guidance only: the model is the plain one.
     plain = Recipe(recipe.sampler, recipe.grid, recipe.guidance)
     parts = {"sampler": plain, "guidance": plain, "cache": replace(plain, cache=recipe.cache), "precision": recipe}
-    for axis, alone in parts.items():
-        method = getattr(recipe, axis)
-        if method is not None and method.calibrated:
-            found[axis] = alone
-    return found
+    return {axis: parts[axis] for axis in recipe.calibrated}
 
 
 def artefact_id(suite: str, weights: Mapping[str, str], recipe: Recipe) -> str:

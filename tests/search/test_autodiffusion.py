@@ -50,7 +50,7 @@ def test_two_stages_at_equal_cost(mode, tmp_path, digits, pipe):
 
 
 def test_a_table_that_was_found_can_be_deployed():
-    from accel.search.recipes import recipe_from
+    from accel.config import recipe_from
 
     record = {"timesteps": [900, 600, 300, 50], "table": [[], [1, 4], [], [0]]}
     made = recipe_from(("sampler=ddim_accel", *SEARCH.overrides(record)))

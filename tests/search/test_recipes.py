@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from accel.config import recipe_of
+from accel.config import recipe_from, recipe_of
 from accel.errors import ConfigError, IncompatibleError
 from accel.metrics.statistics import Estimate
 from accel.records import Results
 from accel.search.objective import Halving
 from accel.search.optimisers import OptunaSearch, RandomSearch
-from accel.search.recipes import RecipeSearch, _Prices, recipe_from
+from accel.search.recipes import RecipeSearch, _Prices
 from accel.search.study import Cell, SearchStudy
 from accel.studies.evaluation import Evaluation
 from accel.suites.mixture import MixtureSuite

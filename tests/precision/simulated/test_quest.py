@@ -70,7 +70,7 @@ def made(pipe, digits):
         return generate(pipe, digits, own, 99, start, stop, 8)
 
     found = {}
-    for name, iterations in (("tuned", 40), ("rounded", 0)):
+    for name, iterations in (("tuned", 60), ("rounded", 0)):
         recipe = Recipe(DDIM, precision=QuEST(iterations=iterations, **QUICK))
         found[name] = recipe, recipe.precision.calibrate(pipe, recipe, sample)
     return found
@@ -118,7 +118,7 @@ def test_tuning_brings_the_output_nearer(made, pipe):
 
     full, states = outputs(Recipe(DDIM))
     error = {name: (outputs(*own, states)[0] - full).square().mean().item() for name, own in made.items()}
-    assert error["tuned"] < 0.9 * error["rounded"], error
+    assert error["tuned"] < 0.8 * error["rounded"], error
 
 
 def test_the_network_is_left_as_it_was(made, pipe):
