@@ -85,15 +85,20 @@ def with_provenance(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, "environment": {**record.get("environment", {}), **provenance()}}
 
 
+def threads_wait() -> str | None:
+    """What the environment says of how OpenMP's threads wait for each other, on which times depend; None: nothing."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    return " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ) or None
+
+
 @lru_cache(maxsize=1)
 def provenance() -> dict[str, str | None]:
     """`accel` (its version) and `commit` (None where unknown), `transformers` and `wandb` where they are installed, and
-    `omp_wait_policy`, what threads of torch do while they wait (None: its own choice).
+    `omp_wait`, how threads of torch wait.
 
     Asked once a process: a clone may move on while a study runs.
     """
-    waits = os.environ.get("OMP_WAIT_POLICY")
-    found: dict[str, str | None] = {"accel": accel.__version__, "commit": _commit(), "omp_wait_policy": waits}
+    found: dict[str, str | None] = {"accel": accel.__version__, "commit": _commit(), "omp_wait": threads_wait()}
     for name in ("transformers", "wandb"):
         try:
             found[name] = version(name)

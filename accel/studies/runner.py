@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from accel.core.environment import environment, instruction_set, provenance
+from accel.core.environment import environment, instruction_set, provenance, threads_wait
 from accel.core.recipe import Recipe
 from accel.errors import AccelError, ConfigError, Refusals
 from accel.evaluation.cost import counted_cost
@@ -70,9 +70,10 @@ class Runner(Samples):
 
     def timing_id(self, recipe: Recipe, baseline: Recipe, batch: int | None = None) -> str:
         """Id of a timing: recipe, baseline, device, threads, versions, batch (the study's own), and how it is taken."""
-        e = self.evaluation
+        e, machine = self.evaluation, environment(self.device) | self.suite.execution()
+        machine |= {"omp_wait": threads_wait()} if torch.device(self.device).type == "cpu" else {}
         return digest({"samples": self.generation_id(recipe), "baseline": self.generation_id(baseline),
-                       "environment": environment(self.device) | self.suite.execution(),
+                       "environment": machine,
                        "batch": batch or e.timing_batches[0], "protocol": PROTOCOL, "repetitions": e.repetitions,
                        "most": e.most_repetitions, "precision": e.timing_precision})  # fmt: skip
 

@@ -57,21 +57,29 @@ def test_a_signal_in_the_middle(number, code, monkeypatch, capsys):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_waiting_threads_sleep_unless_told_otherwise(given, found):
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, "GOMP_SPINCOUNT=10000 KMP_BLOCKTIME=1"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "OMP_WAIT_POLICY=ACTIVE"),
+        ({"KMP_BLOCKTIME": "0"}, "KMP_BLOCKTIME=0"),
+    ],
+)
+def test_waiting_threads_spin_for_a_moment_unless_told_otherwise(given, found):
     script = (
-        "import os, sys\n"
+        "import sys\n"
         "from accel.__main__ import main\n"
         "assert 'torch' not in sys.modules\n"
         "sys.argv = ['accel', '--version']\n"
         "try: main()\n"
-        "finally: print(os.environ['OMP_WAIT_POLICY'])\n"
+        "finally:\n"
+        "    from accel.core.environment import threads_wait\n"
+        "    print(threads_wait())\n"
     )
-    own = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | (
-        {"OMP_WAIT_POLICY": given} if given else {}
-    )
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    own = {k: v for k, v in os.environ.items() if k not in names} | given
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=own)
-    assert done.stdout.split()[-1] == found, done.stderr
+    assert done.stdout.splitlines()[-1] == found, done.stderr
 
 
 @pytest.fixture

@@ -153,9 +153,11 @@ def test_versions_of_optional_packages_where_they_are_installed(root, monkeypatc
         return "5.1"
 
     monkeypatch.setattr(module, "version", version)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    for name in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     found = {k: v for k, v in provenance().items() if k not in ("accel", "commit")}
-    assert found == {"omp_wait_policy": "PASSIVE", "transformers": "5.1"}
+    assert found == {"omp_wait": "GOMP_SPINCOUNT=7", "transformers": "5.1"}
 
 
 def test_records_say_what_made_them_and_ids_do_not_change(machine, digits, tmp_path, monkeypatch):
