@@ -86,7 +86,7 @@ def several(word: str, known: Groups) -> ConfigError:
     ways = ["add -m for one job each"]
     if key not in known:
         ways.append(f"write {in_shell(f'{sign}{key}=[{value}]')} for a list")
-        ways.append(f"quote a comma that belongs to the text: {in_shell(f'{sign}{key}={_quoted(value)}')}")
+        ways.append(f"quote a comma that belongs to the text: {in_shell(f'{sign}{key}={quoted(value)}')}")
     return ConfigError(f"{word} has several values, and this is one run; {', or '.join(ways)}")
 
 
@@ -136,7 +136,7 @@ def _unreadable(word: str, inside: bool) -> ConfigError:
         typed, meant = (None, None) if items is None else (f"{sign}{key}={_rendered(items)}", items)
     else:
         meant = value[1:].rstrip(value[0]) if value[:1] in ("'", '"') else value
-        typed = f"{sign}{key}={_quoted(meant)}"
+        typed = f"{sign}{key}={quoted(meant)}"
     if typed is None or (isinstance(meant, str) and not _reads(typed, meant)) or not _readable(typed):
         example = CELLS if key in LISTS else in_shell(f"{key}='a (1)'")
         return ConfigError(f"cannot read {word!r}: {why}. Close its quotes and brackets, and quote as in {example}")
@@ -151,7 +151,8 @@ def _readable(word: str) -> bool:
     return True
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
+    """`value` as text of an override, whatever is in it."""
     quote = '"' if "'" in value and '"' not in value else "'"
     escaped = re.sub(rf"(\\*)({quote}|$)", lambda m: m[1] * 2 + (f"\\{m[2]}" if m[2] else ""), value)
     return f"{quote}{escaped}{quote}"

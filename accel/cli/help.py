@@ -17,7 +17,10 @@ What people type
   accel search=timesteps sampler=ddim_accel sampler.steps=4    search on this model, and print how to run what was found
   accel list                                                   the axes; `accel list sampler`: a line for each choice
 
-Your own checkpoint: accel suite=hub suite.model=<folder or hub id> suite.prompts.path=prompts.txt ... (docs/hub.md).
+Your own checkpoint
+  accel recommend model=<folder or hub id> prompts=prompts.txt reference=<images> budget=60m
+                                                               search, validate, and write the best recipe as a file
+  accel suite=hub suite.model=<folder or hub id> suite.prompts.path=prompts.txt ...   any of the above (docs/hub.md)
 
 Axes of a recipe (<axis>=<choice>, settings as <axis>.<setting>=<value>; what is not named keeps its default)
 {axes}

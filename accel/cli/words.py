@@ -17,6 +17,7 @@ COMMANDS = {
     "completion": "accel.cli.completion",
     "rebuild": "accel.cli.rebuild",
     "claims": "accel.cli.claims",
+    "recommend": "accel.cli.recommend",
     "recipe": "accel.cli.recipe",
     "bench": "accel.cli.bench",
     "train": "accel.cli.train",

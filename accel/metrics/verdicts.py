@@ -54,7 +54,8 @@ class Margins:
 
     `fid`: a fraction of the baseline's FID at the same N, and at least `fid_least` (absolute; None: what the suite
     states). `adherence`, `accuracy`, `exact` are fractions of 1 (0.01 is 1 point), `precision` and `recall` too;
-    `clip_score` is in its points (100 cos). They say how tables are read, and change no record.
+    `clip_score` is in its points (100 cos), `distance` on the scale of pixels from -1 to 1. They say how tables are
+    read, and change no record.
     """
 
     fid: float | None = 0.10
@@ -65,6 +66,7 @@ class Margins:
     clip_score: float | None = 0.5
     recall: float | None = 0.02
     precision: float | None = 0.02
+    distance: float | None = None
 
     def __post_init__(self) -> None:
         with Refusals() as refusals:
@@ -168,6 +170,6 @@ def needed_n(se: float, n: int, margin: float, groups: int = 20) -> float:
     return n * (factor * se / margin) ** 2 if margin else math.inf
 
 
-def ceil_to(n: float, step: int = 64) -> int:
-    """The next multiple of `step` samples."""
-    return math.ceil(n / step) * step
+def ceil_to(n: float, step: int = 64) -> int | float:
+    """The next multiple of `step` samples; infinity stays."""
+    return math.ceil(n / step) * step if math.isfinite(n) else n

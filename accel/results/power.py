@@ -7,6 +7,7 @@ N = n ((t(0.975) + t(0.8)) se / margin)^2, se being its paired standard error ag
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +27,7 @@ class Need:
 
     key: str
     seen: int
-    n: tuple[int, ...]
+    n: tuple[float, ...]
 
 
 def needs(results: Results, suite: str, margins: Margins, study: str | None = None) -> list[Need]:
@@ -48,10 +49,11 @@ def needs(results: Results, suite: str, margins: Margins, study: str | None = No
                     margin = loaded.margin(key, loaded.baseline)
                     found.setdefault(key, []).append(needed_n(delta.se, delta.n, margin, len(delta.replicates)))
     order = margins.gates(found)
-    return [
-        Need(key, len(found[key]), tuple(ceil_to(float(np.quantile(found[key], q))) for q in QUANTILES))
-        for key in order
-    ]
+    return [Need(key, len(found[key]), tuple(ceil_to(_quantile(found[key], q)) for q in QUANTILES)) for key in order]
+
+
+def _quantile(values: list[float], q: float) -> float:
+    return float(np.quantile(values, q)) if all(map(math.isfinite, values)) else math.inf  # a margin of 0
 
 
 def needs_text(results: Results, suite: str, margins: Margins, study: str | None = None) -> str:
@@ -69,6 +71,8 @@ def needs_text(results: Results, suite: str, margins: Margins, study: str | None
     lines += [
         f"  {metric_name(need.key)}: N = {need.n[0]:,} for half of the comparisons seen ({need.seen}), {need.n[1]:,} "
         f"for {most:.0%} of them"
+        if math.isfinite(need.n[0])
+        else f"  {metric_name(need.key)}: no N will do for a margin of 0"
         for need in found
     ]
     return "\n".join(lines)

@@ -96,7 +96,9 @@ def _advice(study: Comparison, found: Mapping[str, Any], chosen: Mapping[str, An
             "the cheapest of all that was validated, the choices alone too, that is non-inferior to the baseline in "
             f"each of {names}"
         )
-        return f"Recommended: {chosen['label']}, {rule}.\n\n    {_command(found, chosen)}"
+        plain = _plain_below(study, chosen)
+        more = f" The plain sampler {plain.label} is so, too, and costs less: prefer it." if plain else ""
+        return f"Recommended: {chosen['label']}, {rule}.{more}\n\n    {_command(found, chosen)}"
     rows = {row.quality["id"]: row for row in study.done}
     entries = {entry["quality"]: entry for entry in [*found["alone"], *found["front"]]}
     metric = metric_of(study.baseline.quality)
@@ -108,7 +110,7 @@ def _advice(study: Comparison, found: Mapping[str, Any], chosen: Mapping[str, An
         )
     words = [study.verdicts(rows[key]).values() for key in entries]
     worse = sum("worse" in own for own in words)
-    losses = {key: ends for key in entries if (ends := _worst_end(study, rows[key])) is not None}
+    losses = {key: ends for key in entries if (ends := worst_end(study, rows[key])) is not None}
     text = (
         f"Nothing is recommended: at N = {found['n']} none of the {len(entries)} recipes that were validated, the "
         f"choices alone too, is non-inferior to the baseline in each of {names}; {worse} are worse in at least one, "
@@ -117,11 +119,18 @@ def _advice(study: Comparison, found: Mapping[str, Any], chosen: Mapping[str, An
     if losses:
         key = min(losses, key=losses.get)
         nearest, row = entries[key], rows[key]
-        text += f" Nearest to being so is {nearest['label']}: {_open(study, row)}.\n\n    {_command(found, nearest)}"
+        text += f" Nearest to being so is {nearest['label']}: {not_held(study, row)}.\n\n    {_command(found, nearest)}"
     return text
 
 
-def _worst_end(study: Comparison, row: Row) -> float | None:
+def _plain_below(study: Comparison, chosen: Mapping[str, Any]) -> Row | None:
+    """The cheapest plain sampler of the study's controls that holds at fewer MACs than what was chosen."""
+    most = next(row for row in study.done if row.quality["id"] == chosen["quality"]).cost("macs")
+    rows = [row for row in study.done if row.role in ("control", "plain") and (row.cost("macs") or most) < most]
+    return min((row for row in rows if holds(study, row)), key=lambda row: row.cost("macs"), default=None)
+
+
+def worst_end(study: Comparison, row: Row) -> float | None:
     """The largest loss that the intervals leave open in any value that a user would miss, in margins."""
     ends = []
     for key in study.verdicts(row):
@@ -131,17 +140,15 @@ def _worst_end(study: Comparison, row: Row) -> float | None:
     return max(ends, default=None)
 
 
-def _open(study: Comparison, row: Row) -> str:
+def not_held(study: Comparison, row: Row) -> str:
     """Each value in which a recipe is not non-inferior: verdict, difference, margin and the N that would tell."""
     said = []
     for key, word in study.verdicts(row).items():
         if word not in NON_INFERIOR:
             delta, margin = study.delta(row, study.baseline, key), study.margin(key, study.baseline)
-            n = needed_n(delta.se, delta.n, margin, len(delta.replicates))
-            said.append(
-                f"{word} in {metric_name(key)} (Δ {interval(delta, sign=True)}, margin {margin:.3g}; if nothing is "
-                f"lost, about N = {ceil_to(n):,} would show it)"
-            )
+            n = ceil_to(needed_n(delta.se, delta.n, margin, len(delta.replicates)))
+            shown = f"if nothing is lost, about N = {n:,} would show it" if margin else "which no N will show"
+            said.append(f"{word} in {metric_name(key)} (Δ {interval(delta, sign=True)}, margin {margin:.3g}; {shown})")
     return ", ".join(said)
 
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from accel.config import AXES, expand_cells, recipe_from
+from accel.core.method import LATER
 from accel.core.recipe import Recipe
-from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
+from accel.errors import ConfigError, IncompatibleError, check_bool, check_float, check_int, unknown
 from accel.evaluation.cost import counted_cost
 from accel.files import file_name
 from accel.records import Results, digest
@@ -98,13 +99,15 @@ class RecipeSearch(Search):
     """`axes`: for each axis (or any name) its alternatives as overrides, several in one string separated by spaces.
 
     `cost`: macs, nfe, model_bytes, peak_bytes or ms, an image each; `limit`: the most that a recipe may cost (None: no
-    limit). `front`: at most so many recipes of the front are validated.
+    limit). `front`: at most so many recipes of the front are validated; `beside`: and the parts of each, and every
+    choice alone.
     """
 
     axes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     cost: str = "macs"
     limit: float | None = None
     front: int = 8
+    beside: bool = field(default=True, metadata=LATER)
     name = "recipes"
     several = True
 
@@ -124,6 +127,7 @@ class RecipeSearch(Search):
         if self.limit is not None:
             check_float("search.limit", self.limit, 0.0)
         check_int("search.front", self.front, 1)
+        check_bool("search.beside", self.beside)
         for name, own in self.axes.items():
             for override in (o for alternative in expand_cells(own, f"search.axes.{name}") for o in alternative):
                 if override.partition("=")[0].partition(".")[0] not in AXES:
@@ -148,10 +152,10 @@ class RecipeSearch(Search):
 
     def recipes_of(self, record: dict[str, Any]) -> list[Recipe]:
         """The front, the parts of each at its own steps and grid, and every choice alone on the first choices of the
-        other axes."""
+        other axes; the front alone where the record has no choices alone."""
         singles = [recipe_from(tuple(o)) for o in record["singles"]]
         found = [recipe_from(tuple(entry["overrides"])) for entry in record["front"]]
-        parts = [part for recipe in found for part in recipe.parts().values()]
+        parts = [part for recipe in found for part in recipe.parts().values()] if singles else []
         return list({recipe.label: recipe for recipe in [*found, *parts, *singles]}.values())
 
     def run(self, room: Room) -> dict[str, Any]:
@@ -184,7 +188,7 @@ class RecipeSearch(Search):
                 reference=finite(objective.reference.scores[top]),
                 front=[{"label": t.recipe.label, "overrides": space.overrides(t.vector),
                         "search": finite(t.scores[top]), "cost": t.costs[0]} for t in kept],
-                singles=[space.overrides(v) for v in self._singles(prices, plain)],
+                singles=[space.overrides(v) for v in self._singles(prices, plain)] if self.beside else [],
                 refused=sum(not t.allowed for t in objective.trials.values()),
                 tried=sum(t.allowed for t in objective.trials.values()),
                 history=history(objective),

@@ -60,9 +60,10 @@ class Cell:
 
 @dataclass
 class SearchStudy(Request):
-    """The searches of a command."""
+    """The searches of a command. `brief`: whoever asked says what was found; its pages are written, not shown."""
 
     cells: Sequence[Cell]
+    brief: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -227,7 +228,7 @@ class SearchStudy(Request):
         failed = study.run()
         suite = [o for o in spelled_out(list(cell.overrides)) if o.lstrip("+").startswith("suite")]
         conclude(self.results, self.name, record, self.evaluation, suite)
-        self._show(lambda path: path.stem.startswith(self.name))
+        self._show(lambda path: path.stem.startswith(self.name) and not self.brief)
         return failed
 
     def _show(self, wanted: Callable[[Path], bool]) -> None:

@@ -214,6 +214,8 @@ def test_the_plan_says_what_n_the_margins_need(demo):
     assert wide["fid_digits"].n[1] == pytest.approx(4 * found["fid_digits"].n[1], rel=0.05)
     assert "FID (digits): N = " in needs_text(demo.results, "digits", Margins(), "demo")
     assert needs(demo.results, "digits", Margins(), "another") == needs(demo.results, "digits", Margins())
+    nothing = needs_text(demo.results, "digits", Margins(fid=0.0, fid_least=0.0), "demo")
+    assert "FID (digits): no N will do for a margin of 0" in nothing
 
 
 def test_the_plan_of_a_suite_without_records_says_so(demo):

@@ -1,0 +1,90 @@
+"""Recommend a recipe for a model: search, validate on fresh seeds, and write the recipe as a file:
+
+    accel recommend model=<folder or hub id> prompts=prompts.txt reference=<folder of images> budget=60m
+    accel recommend model=<folder or hub id> prompts=prompts.txt plan=true       what it would do, and how long
+    accel recommend suite=shapes budget=20m                                      a suite that ships
+
+  prompts=          a file with one prompt a line (or COCO captions, .csv, .tsv); none for models without prompts
+  reference=        real images: FID and recall are judged. features=inception|dinov2|clip, feature_weights=<file>
+  clip=             folder or id of a CLIP model: the CLIP score is judged
+                    with neither of them images must stay as the converged sampler draws them, within
+                    evaluation.margins.distance
+  small=            a smaller model of the same kind, for stitching
+  steps=, scale=    what you run today, where it is not the pipeline's own default
+  budget=60m        the time for all of it (s, m, h): it decides N and how much is searched
+  to=recommended    the folder of the recipe file            results=outputs     where records and tables go
+  suite.*, evaluation.*, search.*, optimiser.*, baseline=    have the last word
+
+The same command again resumes. Exit codes: 0 recommended; 3 nothing could be recommended; 2 the request is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from accel.cli.build import build
+from accel.config import compose, instantiate
+from accel.core.silence import silence_libraries
+from accel.deploy.measured import of_row
+from accel.deploy.recipe_file import save_recipe
+from accel.recommend.answer import answer, told
+from accel.recommend.axes import propose
+from accel.recommend.request import Wanted, read
+from accel.recommend.study import division, judged, overrides, plan_text
+from accel.records import Results
+from accel.results.comparison import Comparison
+from accel.studies.evaluation import MIN_N, Evaluation
+from accel.studies.runner import Runner
+
+NOTHING = 3  # exit code
+
+
+def main(words: Sequence[str]) -> int:
+    """`accel recommend <name>=<value> ...`; the exit code."""
+    console = Console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    if {"--help", "-h"} & set(words):
+        say(__doc__ or "")
+        return 0
+    wanted = read(words)
+    silence_libraries()
+    study = _study(wanted, say)
+    if wanted.plan:
+        say("Nothing was run or written.")
+        return 0
+    failed = study.run()
+    comparison = Comparison.load(study.results, study.name)
+    found = answer(comparison)
+    searched = study.results.load("search", study.results.load("recipe_search", study.name)["search"])
+    say(told(comparison, found, searched))
+    if found.recommended is None:
+        return NOTHING
+    measured = of_row(study.results, study.name, found.recommended.quality["id"])
+    suite = study.suite
+    path = save_recipe(measured.recipe, wanted.to, artefacts=measured.artefacts, measured=measured.said,
+                       files=measured.weights, pipe=suite.pipeline(), models=suite.networks())  # fmt: skip
+    say(f"Written: {path}")
+    say(f"Next, in Python: accel.apply(pipe, {str(wanted.to)!r}), and call pipe as before (docs/deploy.md).")
+    return 1 if failed else 0
+
+
+def _study(wanted: Wanted, say: Any) -> Any:
+    """The study, after its plan was shown. The networks that the plan needed are gone when it begins."""
+    device, batch = wanted.evaluation("device", "auto"), wanted.evaluation("batch", "64")
+    cfg = compose([*wanted.suite, f"evaluation.device={device}", f"evaluation.batch={batch}"])
+    suite = instantiate(cfg["suite"])
+    few = Evaluation(n=MIN_N, distance_n=MIN_N, device=device, batch=cfg["evaluation"]["batch"])
+    runner = Runner(suite, few, Results(wanted.results), say)
+    offered = propose(runner, wanted.steps, wanted.scale)
+    plan = division(wanted, runner, offered)
+    words = overrides(wanted, offered, plan, suite)
+    study = build(compose(words), words)
+    study.brief = True
+    say(plan_text(offered, plan, study, judged(suite)))
+    return study

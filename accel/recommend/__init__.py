@@ -1,0 +1,1 @@
+"""From a checkpoint to a recommended recipe: what to search, how to divide the time, and what the result says."""

@@ -1,0 +1,75 @@
+"""How the time of a recommendation is divided: a search, the evaluation of what it found on fresh seeds, and times.
+
+Everything is an upper bound by the seconds that a row of the denoiser takes here and now, so that N and the search's
+budget can be said before anything runs. They are kept beside the results: the same request again, after an
+interruption, is the same study, however fast the machine is then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accel.errors import ConfigError
+from accel.files import locked, write_atomic
+from accel.records import digest
+from accel.studies.evaluation import MIN_N
+
+SEARCH, VALIDATE = 0.45, 0.45  # of the budget; the rest is for times
+FRONT = 4  # recipes that are validated, each with controls of equal cost
+SHARE = 0.4  # what one of them costs of today's recipe, and its controls together as much
+MOST_N, COMPARED = 2000, 128
+CANDIDATES = 40  # that a search should get to see
+RUNGS = (64, 32, 16, 8, 4)  # samples of a candidate at first
+
+
+@dataclass(frozen=True)
+class Division:
+    """`n` samples of each validated recipe, `distance_n` of them compared with converged ones; `nfe` evaluations of the
+    search, whose candidates begin with `first` samples; `seconds` of all that at most."""
+
+    n: int
+    distance_n: int
+    nfe: int
+    first: int
+    seconds: float
+
+
+def divide(budget: float, row: float, today: int, converged: int, most: int = MOST_N) -> Division:
+    """`budget`: seconds; `row`: seconds of a denoiser row; `today`, `converged`: rows an image of today's recipe and of
+    the converged one; `most`: samples that there can be. ConfigError if N would be too small to say anything."""
+
+    def cost(n: int) -> float:
+        return n * today * (1 + 2 * FRONT * SHARE) + min(n, COMPARED) * converged
+
+    rows = VALIDATE * budget / row
+    n = min(most, MOST_N, int((rows - COMPARED * converged) / (cost(1) - converged)))
+    if n < COMPARED:
+        n = min(most, MOST_N, int(rows / cost(1)))
+    if n < MIN_N:
+        needed = cost(MIN_N) * row / VALIDATE
+        raise ConfigError(
+            f"budget leaves N = {max(n, 0)} samples for each validated recipe, and less than {MIN_N} say nothing; at "
+            f"{row:.3g} s an evaluation of the denoiser give budget={needed / 60 + 1:.0f}m, fewer steps=, or a smaller "
+            "image size."
+        )
+    n -= n % 10 if n > 100 else 0
+    nfe = int(SEARCH * budget / row)
+    first = next((f for f in RUNGS if nfe >= 4 * f * converged + CANDIDATES * 2 * f * SHARE * today), RUNGS[-1])
+    return Division(n, min(n, COMPARED), nfe, first, round((cost(n) + nfe) * row / (SEARCH + VALIDATE), 1))
+
+
+def kept(root: Path, request: Mapping[str, Any], made: Division) -> Division:
+    """The division of this request that is kept below a results folder; `made`, which is kept now, if none is."""
+    path = root / "artefacts" / "recommend" / f"{digest(dict(request))}.json"
+    with locked(path.with_suffix(".lock")):
+        if path.exists():
+            try:
+                return Division(**json.loads(path.read_text()))
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"{path} is damaged ({error}); delete it, and the plan is made anew.") from error
+        write_atomic(path, json.dumps(asdict(made)).encode())
+    return made

@@ -1,0 +1,93 @@
+"""The study that a recommendation rests on, as overrides: a search over whole recipes, its front validated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from accel.config import recipe_by
+from accel.grammar import quoted
+from accel.recommend.axes import Proposal
+from accel.recommend.plan import FRONT, MOST_N, Division, divide, kept
+from accel.recommend.request import Wanted
+from accel.registry import load
+from accel.studies.estimate import rows_per_image, seconds_per_row
+from accel.studies.runner import Runner
+from accel.suites.base import Suite
+
+DISTANCE = 0.04  # on -1..1: five grey levels of 255, root mean square
+
+
+def division(wanted: Wanted, runner: Runner, offered: Proposal) -> Division:
+    """How the budget is divided; asked again for the same request, what was said before."""
+    suite = runner.suite
+    today = recipe_by(list(offered.baseline))
+    rows, exact = rows_per_image(today), rows_per_image(suite.converged(today.exact_guidance))
+    made = divide(wanted.budget, seconds_per_row(runner), rows, exact, _most(suite))
+    if wanted.plan:
+        return made
+    request = {"words": [*wanted.suite, *wanted.others], "budget": wanted.budget, "baseline": offered.baseline,
+               "axes": {axis: list(own) for axis, own in offered.axes.items()}, "weights": suite.fingerprint(),
+               "device": str(runner.device)}  # fmt: skip
+    return kept(runner.results.root, request, made)
+
+
+def judged(suite: Suite) -> bool:
+    """Whether real images, or prompts, say what a recipe loses."""
+    return suite.reference() is not None or bool(suite.scoring())
+
+
+def overrides(wanted: Wanted, offered: Proposal, plan: Division, suite: Suite) -> list[str]:
+    """The study; the words of the request come last. Where neither real images nor prompts say what a recipe loses, the
+    images must stay what the converged sampler draws: the distance to it is the gate."""
+    # An axis of conf/search/recipes.yaml that is not offered is switched off.
+    axes = {axis: [f"{axis}=none"] for axis in load("search", "recipes")["axes"]} | dict(offered.axes)
+    return [
+        *wanted.suite,
+        *(word for choice in offered.baseline for word in choice.split()),
+        f"baseline={_listed(offered.baseline)}",
+        f"study={wanted.name}",
+        "title=Recommendation",
+        f"results={quoted(wanted.results)}",
+        "wandb=disabled",
+        "search=recipes",
+        "optimiser=nsga2",
+        "search.metric=distance",
+        f"search.budget={plan.nfe}",
+        f"search.halving.first={plan.first}",
+        f"search.front={FRONT}",
+        "search.beside=false",
+        *(f"search.axes.{axis}={_listed(own)}" for axis, own in axes.items()),
+        f"evaluation.n={plan.n}",
+        f"evaluation.distance_n={plan.distance_n if judged(suite) else plan.n}",
+        "evaluation.converged=false",
+        *([] if judged(suite) else [f"evaluation.margins.distance={DISTANCE}"]),
+        *wanted.others,
+    ]
+
+
+def plan_text(offered: Proposal, plan: Division, study: Any, all_margins: bool) -> str:
+    """What will be done, by what it will be judged, and how long it takes."""
+    lines = [f"Today: {study.baseline.label}; a recipe has to cost less. What the search is offered:"]
+    lines += [f"  {axis:<9} {', '.join(own)}" for axis, own in offered.axes.items()]
+    lines += [f"  not {choice}: {why}" for choice, why in offered.refused.items()]
+    margins = {key: value for key, value in study.margins.to_dict().items() if value is not None}
+    margins = margins if all_margins else {"distance": margins["distance"]}
+    lines.append(
+        f"Search: {plan.nfe:,} evaluations of the denoiser. Validation: {FRONT} recipes of its front, and plain "
+        f"samplers of their cost, N = {plan.n:,} on fresh seeds."
+    )
+    lines.append(f"Margins: {', '.join(f'{key} {value:g}' for key, value in margins.items())}.")
+    lines.append(f"At most about {max(1, round(plan.seconds / 60))} minutes.")
+    return "\n".join(lines)
+
+
+def _most(suite: Suite) -> int:
+    """As many samples as there are prompts."""
+    prompts = getattr(suite, "prompts", None)
+    few = prompts is not None and getattr(prompts, "path", None) is not None and prompts.beyond == "refuse"
+    return min(MOST_N, len(prompts.texts())) if few else MOST_N
+
+
+def _listed(words: Sequence[str]) -> str:
+    return "[" + ",".join(quoted(word) for word in words) + "]"

@@ -1,0 +1,80 @@
+"""`accel recommend` from words to a recipe file, on light networks."""
+
+from __future__ import annotations
+
+import pytest
+
+import accel
+from accel.__main__ import main as program
+from accel.cli import recommend
+from accel.records import Results
+from accel.results.comparison import Comparison
+from accel.results.recipe_search import holds
+
+FEW = [
+    "steps=6", "budget=60m", "evaluation.n=60", "evaluation.distance_n=60", "evaluation.timing=false",
+    "search.budget=3000", "search.halving.first=4", 'search.axes.sampler=["sampler=dpmpp_2m"]',
+    'search.axes.steps=["sampler.steps=2","sampler.steps=3"]', 'search.axes.grid=["grid=none"]',
+    'search.axes.cache=["cache=none"]', 'search.axes.stitch=["stitch=none","stitch=tstitch stitch.fractions=[0.6]"]',
+    "evaluation.device=cpu", "evaluation.controls=false",
+]  # fmt: skip
+
+
+@pytest.fixture
+def words(light_digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("accel.studies.study.write_figures", lambda results, name: [])  # a second each
+    where = [f"results={tmp_path / 'out'}", f"to={tmp_path / 'fast'}"]
+    return ["suite=digits", f"+suite.weights='{light_digits}'", "suite.converged_steps=8", *where, *FEW]
+
+
+def test_it_ends_with_a_recipe_file_of_what_it_recommends(words, tmp_path, capsys):
+    wide = [f"evaluation.margins.{name}=1000.0" for name in ("fid", "recall", "accuracy")]
+    assert recommend.main([*words, *wide]) == 0
+    said = capsys.readouterr().out
+    label = said.partition("Recommended: ")[2].partition("\n")[0]
+    loaded = accel.load_recipe(tmp_path / "fast")
+    assert loaded.recipe.label == label
+    study = Comparison.load(Results(tmp_path / "out"), "recommend_digits")
+    row = next(row for row in study.done if row.label == label)
+    assert holds(study, row)
+    assert loaded.measured["values"]["fid_digits"]["value"] == row.value("fid_digits").value
+    assert loaded.measured["seeds"] == [0], "which the search has not seen"
+    assert "accel.apply" in said
+
+    # Again: all is there, and the recipe is not written over.
+    with pytest.raises(accel.errors.ConfigError, match="is there already"):
+        recommend.main([*words, *wide])
+    again = [word if not word.startswith("to=") else f"to={tmp_path / 'again'}" for word in words]
+    assert recommend.main([*again, *wide]) == 0
+    assert "0 of" in capsys.readouterr().out
+    assert accel.load_recipe(tmp_path / "again").recipe == loaded.recipe
+
+
+def test_nothing_that_holds_is_an_exit_code_of_its_own(words, tmp_path, capsys):
+    narrow = [f"evaluation.margins.{name}=0.0" for name in ("fid", "fid_least", "recall", "accuracy")]
+    code = recommend.main([*words, *narrow, "search.budget=1500"])
+    study = Comparison.load(Results(tmp_path / "out"), "recommend_digits")
+    cheaper = [row for row in study.done if row.role == "cell" and study.macs_ratio(row) < 1]
+    held = [row for row in cheaper if holds(study, row)]
+    assert (code == 3) == (not held)
+    assert (tmp_path / "fast").exists() == bool(held)
+
+
+def test_the_plan_writes_nothing(words, tmp_path, capsys):
+    assert recommend.main([*words, "plan=true"]) == 0
+    said = capsys.readouterr().out
+    assert "Nothing was run or written." in said
+    assert "sampler=dpmpp_2m" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_and_a_refusal_at_the_door(monkeypatch, capsys):
+    assert recommend.main(["--help"]) == 0
+    assert "budget=60m" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["accel", "recommend", "prompts=absent.txt"])
+    with pytest.raises(SystemExit) as stop:
+        program()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "no model is given" in error
+    assert "no such file" in error
