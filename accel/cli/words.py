@@ -18,6 +18,8 @@ COMMANDS = {
     "rebuild": "accel.cli.rebuild",
     "claims": "accel.cli.claims",
     "recipe": "accel.cli.recipe",
+    "generate": "accel.cli.generate",
+    "verify": "accel.cli.verify",
     "bench": "accel.cli.bench",
     "train": "accel.cli.train",
     "reference": "accel.cli.reference",

@@ -7,6 +7,7 @@ that no training picture has. Distances between images are taken of the 8-bit pi
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -75,6 +76,9 @@ class ShapesSuite(Suite):
 
     def conditions(self, start: int, stop: int) -> dict[str, Any]:
         return {"prompt": [prompt(i) for i in range(start, stop)]}
+
+    def asked(self, words: Sequence[str]) -> dict[str, Any]:
+        return {"prompt": list(words)}
 
     def notes(self, pipe: Any, n: int) -> dict[str, Any]:
         """`captions`: the first prompts, to be shown beside the pictures."""
