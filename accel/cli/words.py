@@ -20,6 +20,7 @@ COMMANDS = {
     "recipe": "accel.cli.recipe",
     "generate": "accel.cli.generate",
     "verify": "accel.cli.verify",
+    "gate": "accel.cli.gate",
     "bench": "accel.cli.bench",
     "train": "accel.cli.train",
     "reference": "accel.cli.reference",

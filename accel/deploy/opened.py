@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,13 @@ class Opened:
         """ConfigError or IncompatibleError, with the reason, if this model or machine is not the recipe's."""
         self.saved.check_suite(self.suite)
         self.saved.recipe.check(self.pipe, self.models)
+
+    def beside(self, saved: SavedRecipe, path: Path) -> Opened:
+        """Another recipe of the same model, on the same networks. ConfigError if it was measured on another."""
+        saved.check(self.pipe, self.models)
+        other = replace(self, saved=saved, path=path)
+        other._loaded = self._loaded
+        return other
 
     def apply(self, strict: bool = True) -> Applied:
         """The recipe on the pipeline until `.remove()`, as accel.apply puts it there; `.pipe` is the pipeline."""
