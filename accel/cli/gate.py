@@ -4,8 +4,8 @@
     accel gate baseline.yaml candidate.yaml --to gate.md               for a comment on a pull request
     accel gate baseline.yaml candidate.yaml --n 2000 --margin fid=0.05 --margin clip_score=0.3
 
-Refuses recipes of different models. Exit codes: 0 pass (non-inferior in every value), 1 fail (worse in one), 3 undecided,
-2 the request is wrong. See docs/deploy.md.
+Refuses recipes of different models. Exit codes: 0 pass (non-inferior in every value), 1 fail (worse in one), 3
+undecided, 2 the request is wrong. See docs/deploy.md.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "accel.cli.generate",
     "verify": "accel.cli.verify",
     "gate": "accel.cli.gate",
+    "export": "accel.cli.export",
     "bench": "accel.cli.bench",
     "train": "accel.cli.train",
     "reference": "accel.cli.reference",

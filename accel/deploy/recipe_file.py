@@ -97,7 +97,7 @@ def save_recipe(
     fingerprint; `suite`: words that open it; `samples`: what accel.deploy.first_images makes. ConfigError, before
     anything is written, for a method that is not registered, a missing artefact, and a recipe that is there already.
     """
-    target = _yaml(Path(path))
+    target = yaml_of(Path(path))
     if target.exists():
         raise ConfigError(f"{target} is there already; choose another folder, or delete it.")
     beside: dict[str, Path] = {}
@@ -134,7 +134,7 @@ def load_recipe(path: Path | str, *, strict: bool = True) -> SavedRecipe:
     for files that are not what was saved, and for a file that was edited but still says that it was measured. `strict`
     false: of the last two of these a warning.
     """
-    source = _yaml(Path(path))
+    source = yaml_of(Path(path))
     content = text.read(source)
     schema.check(content, source)
     with Refusals() as refusals:
@@ -149,8 +149,19 @@ def load_recipe(path: Path | str, *, strict: bool = True) -> SavedRecipe:
     return SavedRecipe(recipe, artefacts or None, *about, samples)
 
 
-def _yaml(path: Path) -> Path:
+def yaml_of(path: Path) -> Path:
+    """The .yaml file that `path`, a folder or that file, stands for."""
     return path if path.suffix in YAML else path / NAME
+
+
+def copy_files(path: Path, folder: Path) -> None:
+    """Copy a recipe that was loaded, with all that lies beside it, into `folder`, where it is recipe.yaml."""
+    source = yaml_of(path)
+    content = text.read(source)
+    listed = [*content.get("artefacts", {}).values(), *content.get("files", {}).values()]
+    for own in [*listed, *([content["samples"]] if "samples" in content else [])]:
+        write_atomic(folder / own["file"], source.with_name(own["file"]).read_bytes())
+    write_atomic(folder / NAME, source.read_bytes())
 
 
 def _recipe(data: Mapping[str, Any], files: Mapping[str, Path], strict: bool) -> Recipe:

@@ -42,6 +42,16 @@ class Reference:
         return {"name": self.name, "n": len(self.features), "sha256": self.sha256}
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where diffusers itself loads a pipeline from: its class `name`, the folder or hub id `model`, and `options` of
+    from_pretrained."""
+
+    name: str
+    model: str
+    options: Mapping[str, Any]
+
+
 class Suite(ABC):
     """A benchmark task. Subclasses are frozen dataclasses, so that a suite is its configuration.
 
@@ -59,6 +69,10 @@ class Suite(ABC):
     @abstractmethod
     def pipeline(self) -> Any:
         """A freshly loaded diffusers pipeline."""
+
+    def origin(self) -> Origin | None:
+        """Where diffusers loads the same pipeline from by itself; None: its class is accel's own."""
+        return None
 
     def models(self) -> dict[str, nn.Module]:
         """Further denoisers by name, for stitching and autoguidance."""

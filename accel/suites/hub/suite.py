@@ -28,12 +28,12 @@ from accel.metrics.networks import NETWORKS
 from accel.metrics.statistics import Estimate
 from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
-from accel.suites.base import Reference, Suite, labels, load_pipeline, to_uint8
+from accel.suites.base import Origin, Reference, Suite, labels, load_pipeline, to_uint8
 from accel.suites.hub import configs as hub_configs
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import index as hub_index
 from accel.suites.hub import models as hub_models
-from accel.suites.hub.kinds import Kind
+from accel.suites.hub.kinds import PIXEL, Kind
 from accel.suites.hub.prompts import Prompts
 from accel.suites.hub.real_images import RealImages
 
@@ -107,6 +107,15 @@ class HubSuite(Suite):
         options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant)
         pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], **options)
         return hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
+
+    def origin(self) -> Origin | None:
+        kind = self.kind
+        if kind.name in PIXEL:
+            return None
+        local, said = Path(self.model).expanduser(), {"revision": self.revision, "variant": self.variant}
+        options = {"torch_dtype": DTYPES[self.dtype], "use_safetensors": True, **kind.loading()}
+        options |= {name: value for name, value in said.items() if value is not None}
+        return Origin(kind.name, str(local.absolute()) if local.is_dir() else self.model, options)
 
     def models(self) -> dict[str, nn.Module]:
         return {

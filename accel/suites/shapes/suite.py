@@ -22,6 +22,7 @@ from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid
 from accel.suites.base import (
     ASSETS,
+    Origin,
     Reference,
     Suite,
     beside,
@@ -63,6 +64,10 @@ class ShapesSuite(Suite):
 
         check_manifest(Path(self.weights), REMEDY)
         return load_pipeline(StableDiffusionPipeline, Path(self.weights) / "large", torch_dtype=torch.float32)
+
+    def origin(self) -> Origin:
+        options = {"torch_dtype": torch.float32, "use_safetensors": True}
+        return Origin("StableDiffusionPipeline", str((Path(self.weights) / "large").absolute()), options)
 
     def models(self) -> dict[str, torch.nn.Module]:
         from diffusers import UNet2DConditionModel
