@@ -44,7 +44,14 @@ command again computes only what is missing: an interrupted run resumes, a large
 Exit codes: 0 done; 1 some cells failed (the others are there); 2 the request is wrong, nothing was written;
 130 interrupted, 143 terminated: finished shards are kept.
 
-Other commands: `accel recipe <study> <row> --to <folder>` (a measured row as a file that accel.apply runs),
+From measurement to deployment (accel <command>; docs/deploy.md)
+  recipe <study> <row> --to <folder>   a measured row as a file that accel.apply runs
+  generate <recipe> "prompt" ...       images, from the noise of the study; of labels: accel generate <recipe> 3 5
+  verify <recipe>                      whether files, model, first images, quality and speed still hold; exit code
+  export <recipe> --to code|folder     a plain diffusers script (where it can be), or a pipeline folder with the recipe
+  gate <baseline> <candidate>          pass, fail or undecided on common seeds, for CI: exit code and table
+
+Other commands:
 `accel rebuild tables|figures|plain`, `accel claims` (what the records say of the papers' claims),
 `accel bench <name>`, `accel train`, `accel reference` (features of a folder of real images), `accel convert` (pickled
 weights to safetensors); each explains itself with --help.

@@ -9,15 +9,19 @@ See docs/deploy.md.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accel.benches.options import parser
-from accel.config import compose, groups, instantiate
+from accel.core.devices import resolved
+from accel.deploy.first_images import COUNT, first_samples
 from accel.deploy.measured import Measured, of_row
 from accel.deploy.model import file_differences
+from accel.deploy.opened import NAME_IT
 from accel.deploy.recipe_file import save_recipe
-from accel.errors import ConfigError
+from accel.deploy.suite_words import check_words, suite_of
+from accel.errors import ConfigError, IncompatibleError, check_int
 from accel.records import Results
 
 
@@ -31,9 +35,13 @@ def main(words: Sequence[str]) -> int:
     options.add_argument(
         "--without-model", action="store_true", help="keep the sha256 of its files alone; load nothing"
     )
+    options.add_argument("--images", type=int, default=COUNT, help=f"first images to keep (default: {COUNT}; 0: none)")
+    options.add_argument("--device", default="auto", help="where to make them: auto, cpu, cuda ...")
     args = options.parse_intermixed_args(words)
+    check_int("--images", args.images, 0)
     measured = of_row(Results(args.results), args.study, args.row)
-    about: Mapping[str, Any] = {} if args.without_model else _model(measured, args.suite)
+    count, device = args.images, resolved(args.device, "--device")
+    about: Mapping[str, Any] = {} if args.without_model else _model(measured, args.suite, count, device)
     path = save_recipe(
         measured.recipe,
         args.to,
@@ -46,19 +54,22 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _model(measured: Measured, words: Sequence[str]) -> dict[str, Any]:
-    """Pipeline and networks of the suite that the row was measured on. ConfigError if it is another model."""
-    if strange := [word for word in words if not word.startswith(("suite=", "suite.", "+suite."))]:
-        raise ConfigError(f"accel recipe takes settings of the suite, and {strange[0]!r} is none; leave it out.")
-    if not words and measured.suite not in groups()["suite"]:
-        raise ConfigError(
-            f"the row is of suite {measured.suite!r}, which has no file in conf/suite; name the suite as it was "
-            "measured: suite=... suite.model=..., or add --without-model."
-        )
-    suite = instantiate(compose(list(words) or [f"suite={measured.suite}"])["suite"])
-    if said := file_differences(measured.weights, suite.fingerprint()):
+def _model(measured: Measured, words: Sequence[str], count: int, device: str) -> dict[str, Any]:
+    """Pipeline and networks of the suite that the row was measured on, and its first images. ConfigError if it is
+    another model."""
+    check_words(words, "accel recipe")
+    suite = suite_of(words, measured.suite, f"{NAME_IT}, or add --without-model")
+    if said := file_differences(measured.weights, suite.model_fingerprint()):
         raise ConfigError(
             f"the row was measured on another model than that of suite {suite.name!r} as it is here: "
             f"{'; '.join(said)}. Name the suite as it was measured: suite=... suite.model=..., or add --without-model."
         )
-    return {"pipe": suite.pipeline(), "models": suite.networks()}
+    pipe, models = suite.pipeline().to(device), {name: net.to(device) for name, net in suite.networks().items()}
+    found = {"pipe": pipe, "models": models, "suite": words}
+    if count:
+        seed = measured.said["seeds"][0]
+        try:
+            found["samples"] = first_samples(pipe, suite, measured.recipe, models, measured.artefacts, seed, count)
+        except IncompatibleError as error:  # measured on another machine
+            print(f"without its first images: {error}", file=sys.stderr)
+    return found

@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 
+from accel.errors import ConfigError
+
 PINNING = ("cuda", "xpu")  # from page-locked memory these copy while the host goes on
+DEVICES = re.compile(r"auto|cpu|(cuda|xpu|mps)(:\d+)?")
 LOCKS = "ACCEL_LOCKS"  # the environment variable that names the folder of locks
 
 
@@ -22,6 +25,27 @@ def send(values: Any, device: torch.device | str | None, dtype: torch.dtype | No
     if device.type not in PINNING or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def resolved(device: Any, name: str) -> str:
+    """The device that is meant by `auto`, a kind or a numbered one; ConfigError, which calls it `name`, if it is not
+    here."""
+    if not isinstance(device, str) or not DEVICES.fullmatch(device):
+        raise ConfigError(f"{name} is {device!r}; allowed: auto, cpu, cuda or cuda:<number>, xpu, mps.")
+    if device == "auto":
+        return "cuda" if device_count("cuda") else "cpu"
+    kind, _, number = device.partition(":")
+    if kind != "cpu" and not (count := device_count(kind)):
+        raise ConfigError(f"{name}={device}, but torch sees no GPU of that kind; use {name}=cpu.")
+    if number and int(number) >= count:
+        raise ConfigError(f"{name}={device}; allowed: {kind}:0 to {kind}:{count - 1}.")
+    return device
+
+
+def device_count(kind: str) -> int:
+    """How many devices of a kind (cuda, xpu, mps) torch can use here."""
+    module = torch.get_device_module(kind)
+    return module.device_count() if module.is_available() else 0
 
 
 def device_lock(device: torch.device | str) -> Path:

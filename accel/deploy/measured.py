@@ -7,13 +7,16 @@ margins that were stated and the verdict, and speed-ups with device, threads and
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from accel.core.recipe import Recipe
-from accel.deploy.methods import recorded
+from accel.deploy.methods import recorded, written
+from accel.deploy.schema import AXES
 from accel.errors import ConfigError, unknown
 from accel.metrics.statistics import Estimate
 from accel.records import Results
@@ -73,21 +76,34 @@ def _said(comparison: Comparison, row: Row) -> dict[str, Any]:
         "n": record["n"],
         "seeds": record.get("seeds") or [record["seed"]],
         "values": values,
+        "reference": record.get("reference") or {},
         "cost": {key: value for key, value in (record.get("cost") or {}).items() if value is not None},
         "margins": {key: value for key, value in comparison.margins.to_dict().items() if value is not None},
     }
     if base is not None and row.quality["id"] != base.quality["id"]:
         judged = dict.fromkeys([metric_of(record), *comparison.compared])
         differences = {key: _difference(comparison, row, base, key) for key in judged if key in values}
-        said["against"] = {
+        against = {
             "baseline": base.label,
+            "recipe": _data(base),
             "differences": {key: value for key, value in differences.items() if value is not None},
         }
+        said["against"] = {key: value for key, value in against.items() if value is not None}
     speed = [_speed(comparison, row, timing) for timing in row.timings]
     said["speed"] = [one for one in speed if one is not None]
     said["made_by"] = {key: value for key in MADE_BY if (value := record.get("environment", {}).get(key)) is not None}
     said["records"] = {"quality": record["id"], "timing": [timing["id"] for timing in row.timings]}
     return {key: value for key, value in said.items() if value not in ([], {})}
+
+
+def _data(row: Row) -> dict[str, Any] | None:
+    """The recipe of a row as plain data; None for one that needs more than these, or cannot be made again."""
+    files: dict[str, Path] = {}
+    with suppress(ConfigError):
+        recipe = recorded(row.quality["recipe"])
+        made = {axis: written(axis, own, files) for axis in AXES if (own := getattr(recipe, axis)) is not None}
+        return None if files or recipe.calibrated else made
+    return None
 
 
 def _interval(value: Mapping[str, Any]) -> dict[str, float]:

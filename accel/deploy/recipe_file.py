@@ -7,7 +7,7 @@ saved, or an error says what differs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from accel.core.recipe import Recipe
 from accel.deploy import schema, text
 from accel.deploy.methods import EpochError, recipe_of, written
 from accel.deploy.model import SCALE, differences, file_differences, of_pipeline
+from accel.deploy.samples import Samples
 from accel.errors import ConfigError, IntegrityError, Refusals, check_name
 from accel.files import file_hash, load_tensors, save_tensors, write_atomic
 
@@ -28,19 +29,27 @@ YAML = (".yaml", ".yml")
 HEAD = (
     "# A recipe of accel (docs/deploy.md). Who edits it drops `sha256` and `measured`: what was measured was another.\n"
 )
+SAMPLES = "samples"  # of the file that holds them
 AGAIN = "Get the whole folder again from where it was saved."
+
+
+class OtherModelError(ConfigError):
+    """A model that is not the one which a recipe was measured on."""
 
 
 @dataclass(frozen=True)
 class SavedRecipe:
     """What a recipe file holds. `artefacts`: as `accelerate` takes them; `model`: what it was measured on (empty: not
-    said); `measured`: what records say of it; `accel`: the version that wrote it."""
+    said); `measured`: what records say of it; `accel`: the version that wrote it; `suite`: words that open the suite
+    (empty: the one that `measured` names); `samples`: its first images, if the file has them."""
 
     recipe: Recipe
     artefacts: Mapping[str, Mapping[str, torch.Tensor]] | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
     accel: str = accel.__version__
+    suite: Sequence[str] = ()
+    samples: Samples | None = None
 
     @property
     def guidance_scale(self) -> float | None:
@@ -58,11 +67,11 @@ class SavedRecipe:
         """The same of a suite, by the sha256 of its files and the settings that decide its images, as records have
         them."""
         if files := self.model.get("files"):
-            self._same(file_differences(files, suite.fingerprint()), f"suite {suite.name!r}")
+            self._same(file_differences(files, suite.model_fingerprint()), f"suite {suite.name!r}")
 
     def _same(self, said: list[str], what: str) -> None:
         if said:
-            raise ConfigError(
+            raise OtherModelError(
                 f"the recipe {self.recipe.label} was measured on another model than that of this {what}: "
                 f"{'; '.join(said)}. Load the model that it was measured on, measure the recipe on this one, or apply "
                 "it with strict=False, which warns in place of this error."
@@ -78,15 +87,17 @@ def save_recipe(
     artefacts: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     measured: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
+    suite: Sequence[str] = (),
+    samples: Samples | None = None,
 ) -> Path:
     """Write `recipe` into the folder `path` (or to a .yaml file, with the rest beside it); returns the YAML file.
 
     `pipe` and `models`: what it runs on, plain; their digests are kept, and asked for when it is applied. `artefacts`:
     what its calibrated methods need. `measured`: plain data, as accel.deploy.measured makes them; `files`: a suite's
-    fingerprint. ConfigError, before anything is written, for a method that is not registered, a missing artefact, and a
-    recipe that is there already.
+    fingerprint; `suite`: words that open it; `samples`: what accel.deploy.first_images makes. ConfigError, before
+    anything is written, for a method that is not registered, a missing artefact, and a recipe that is there already.
     """
-    target = _yaml(Path(path))
+    target = yaml_of(Path(path))
     if target.exists():
         raise ConfigError(f"{target} is there already; choose another folder, or delete it.")
     beside: dict[str, Path] = {}
@@ -103,7 +114,11 @@ def save_recipe(
         raise ConfigError(f"the recipe {recipe.label} would not be the same when it is loaded; a setting has no YAML.")
     model = of_pipeline(pipe, recipe, models) if pipe is not None else {}
     content |= {"model": model | ({"files": dict(files)} if files else {})} if model or files else {}
+    content |= {"suite": list(suite)} if suite else {}
     content |= {"measured": dict(measured)} if measured else {}
+    schema.check(content, target)
+    if samples is not None:
+        content["samples"] = _artefact(target, SAMPLES, {"images": samples.images}) | samples.said()
     content["artefacts"] = {name: _artefact(target, name, own) for name, own in sorted((artefacts or {}).items())}
     content["files"] = {name: _copied(target, name, source) for name, source in sorted(beside.items())}
     content = {name: value for name, value in content.items() if value != {}}
@@ -119,23 +134,34 @@ def load_recipe(path: Path | str, *, strict: bool = True) -> SavedRecipe:
     for files that are not what was saved, and for a file that was edited but still says that it was measured. `strict`
     false: of the last two of these a warning.
     """
-    source = _yaml(Path(path))
+    source = yaml_of(Path(path))
     content = text.read(source)
     schema.check(content, source)
     with Refusals() as refusals:
         refusals.ask(_check_whole, source, content, strict)
         files = refusals.ask(_files, source, content.get("files", {})) or {}
         artefacts = refusals.ask(_artefacts, source, content.get("artefacts", {}))
+        samples = refusals.ask(_samples, source, content.get("samples"))
         recipe = refusals.ask(_recipe, content["recipe"], files, strict)
     with Refusals() as refusals:
         refusals.ask(_check_artefacts, recipe, artefacts or {})
-    return SavedRecipe(
-        recipe, artefacts or None, content.get("model", {}), content.get("measured", {}), content["accel"]
-    )
+    about = content.get("model", {}), content.get("measured", {}), content["accel"], content.get("suite", ())
+    return SavedRecipe(recipe, artefacts or None, *about, samples)
 
 
-def _yaml(path: Path) -> Path:
+def yaml_of(path: Path) -> Path:
+    """The .yaml file that `path`, a folder or that file, stands for."""
     return path if path.suffix in YAML else path / NAME
+
+
+def copy_files(path: Path, folder: Path) -> None:
+    """Copy a recipe that was loaded, with all that lies beside it, into `folder`, where it is recipe.yaml."""
+    source = yaml_of(path)
+    content = text.read(source)
+    listed = [*content.get("artefacts", {}).values(), *content.get("files", {}).values()]
+    for own in [*listed, *([content["samples"]] if "samples" in content else [])]:
+        write_atomic(folder / own["file"], source.with_name(own["file"]).read_bytes())
+    write_atomic(folder / NAME, source.read_bytes())
 
 
 def _recipe(data: Mapping[str, Any], files: Mapping[str, Path], strict: bool) -> Recipe:
@@ -207,6 +233,16 @@ def _artefacts(source: Path, listed: Mapping[str, Mapping[str, str]]) -> dict[st
         found[name] = load_tensors(path) if path.suffix == ".safetensors" else None
         if found[name] is None:
             raise IntegrityError(f"{path} is no safetensors file of accel; artefacts are nothing else. {AGAIN}")
+    return found
+
+
+def _samples(source: Path, said: Mapping[str, Any] | None) -> Samples | None:
+    if said is None:
+        return None
+    tensors = _artefacts(source, {SAMPLES: said})[SAMPLES]
+    found = Samples(tensors.get("images", torch.empty(0)), said["seed"], said["environment"])
+    if found.digests != said["images"]:
+        raise IntegrityError(f"{source.with_name(said['file'])} holds other images than {source} says. {AGAIN}")
     return found
 
 

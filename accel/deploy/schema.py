@@ -13,6 +13,8 @@ from accel.errors import ConfigError, Refusals, unknown
 VERSION = 1
 AXES = tuple(field.name for field in fields(Recipe))
 _SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+# Settings of a suite by name: nothing that names code, nothing that is looked up elsewhere.
+_WORD = {"type": "string", "pattern": r"^\+?suite(\.(?!_)[A-Za-z0-9_]+)*=(?!.*(_target_|\$\{))"}
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 _METHOD = {
     "type": "object",
@@ -29,6 +31,18 @@ _FILE = {
     "required": ["file", "sha256"],
     "additionalProperties": False,
     "properties": {"file": {"type": "string"}, "sha256": _SHA256},
+}
+_SAMPLES = {
+    "type": "object",
+    "required": ["file", "sha256", "seed", "images", "environment"],
+    "additionalProperties": False,
+    "properties": {
+        "file": {"type": "string"},
+        "sha256": _SHA256,
+        "seed": {"type": "integer"},
+        "images": {"type": "array", "items": _SHA256, "description": "sha256 of each image: type, shape, bytes"},
+        "environment": {"type": "object", "description": "what they were made in: device, threads, versions"},
+    },
 }
 _MODEL = {
     "type": "object",
@@ -60,6 +74,12 @@ SCHEMA: dict[str, Any] = {
         "artefacts": {"type": "object", "additionalProperties": _FILE},
         "files": {"type": "object", "additionalProperties": _FILE},
         "model": _MODEL,
+        "suite": {
+            "type": "array",
+            "items": _WORD,
+            "description": "words that open the suite: suite=<name> suite.<setting>=<value>",
+        },
+        "samples": _SAMPLES | {"description": "the first images, which accel verify makes again"},
         "measured": {"type": "object", "description": "what records say of the recipe; see docs/deploy.md"},
         "sha256": _SHA256 | {"description": "of all the rest"},
     },
@@ -88,6 +108,8 @@ def _check(value: Any, schema: Mapping[str, Any], where: str, path: str, refusal
         return
     if "pattern" in schema and not re.search(schema["pattern"], value):
         refusals.add(ConfigError(f"{path}: {where} is {value!r}; allowed: text like {schema['pattern']}."))
+    for i, inner in enumerate(value if kind == "array" else ()):
+        _check(inner, schema["items"], f"{where}[{i}]", path, refusals)
     if kind != "object":
         return
     for name in schema.get("required", ()):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
@@ -14,12 +15,48 @@ from accel.errors import AccelError, ConfigError, DivergedError
 from accel.suites.base import Suite
 
 
+class Shown(Protocol):
+    """What is asked of a suite here: which conditions samples have, and after how many they repeat."""
+
+    @property
+    def period(self) -> int: ...
+
+    def conditions(self, start: int, stop: int) -> dict[str, Any]: ...
+
+    def guidance_arguments(self, recipe: Recipe) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A suite's model, asked for `words` (labels or prompts, one or more): sample i shows words[i mod their number].
+    ConfigError for words that it cannot show."""
+
+    suite: Suite
+    words: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self.suite.asked(self.words)
+
+    @property
+    def period(self) -> int:
+        """After so many samples the words repeat."""
+        return len(self.words)
+
+    def conditions(self, start: int, stop: int) -> dict[str, Any]:
+        """Pipeline arguments for samples start..stop-1."""
+        return self.suite.asked([self.words[i % self.period] for i in range(start, stop)])
+
+    def guidance_arguments(self, recipe: Recipe) -> dict[str, Any]:
+        """Those of the suite."""
+        return self.suite.guidance_arguments(recipe)
+
+
 def batches(start: int, stop: int, batch: int) -> Iterator[tuple[int, int]]:
     for a in range(start, stop, batch):
         yield a, min(a + batch, stop)
 
 
-def generate(pipe: Any, suite: Suite, recipe: Recipe, seed: int, start: int, stop: int, batch: int) -> torch.Tensor:
+def generate(pipe: Any, suite: Shown, recipe: Recipe, seed: int, start: int, stop: int, batch: int) -> torch.Tensor:
     """Final images (stop - start, C, H, W), unclipped, on the CPU; `pipe` must be accelerated with `recipe` already."""
     group = recipe.sampler.group(suite.period) if recipe.sampler else 1
     if start % group or (batch % group and batch < stop - start):

@@ -178,4 +178,5 @@ def _fixed(set_timesteps: Callable[..., None], **values: list[float]) -> Callabl
         given = {k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
         set_timesteps(device=device, **(given or values), **kwargs)
 
+    with_grid.fixed = values
     return with_grid

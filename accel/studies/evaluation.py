@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-
+from accel.core.devices import resolved
 from accel.errors import ConfigError, Refusals, check_bool, check_float, check_int
 from accel.evaluation.intervals import LEAST
 from accel.metrics.similarity import Similarity, check_metrics
@@ -18,7 +16,6 @@ MIN_N = 60
 WHY_N = "20 jackknife groups of three samples, or 6 of a period of ten classes, which every interval comes from"
 WHY_ROUNDS = "fewer rounds have no 95 % interval of the median: even their range covers it with 1 - 2^(1-n)"
 AUTO = "auto"
-DEVICES = re.compile(r"auto|cpu|(cuda|xpu|mps)(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -142,23 +139,4 @@ class Evaluation:
 
     def resolve_device(self) -> str:
         """The device that is meant; ConfigError if there is none of that name here."""
-        if not isinstance(self.device, str) or not DEVICES.fullmatch(self.device):
-            raise ConfigError(
-                f"evaluation.device is {self.device!r}; allowed: auto, cpu, cuda or cuda:<number>, xpu, mps."
-            )
-        if self.device == "auto":
-            return "cuda" if device_count("cuda") else "cpu"
-        kind, _, number = self.device.partition(":")
-        if kind != "cpu" and not (count := device_count(kind)):
-            raise ConfigError(
-                f"evaluation.device={self.device}, but torch sees no GPU of that kind; use evaluation.device=cpu."
-            )
-        if number and int(number) >= count:
-            raise ConfigError(f"evaluation.device={self.device}; allowed: {kind}:0 to {kind}:{count - 1}.")
-        return self.device
-
-
-def device_count(kind: str) -> int:
-    """How many devices of a kind (cuda, xpu, mps) torch can use here."""
-    module = torch.get_device_module(kind)
-    return module.device_count() if module.is_available() else 0
+        return resolved(self.device, "evaluation.device")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,16 @@ class Reference:
         return {"name": self.name, "n": len(self.features), "sha256": self.sha256}
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where diffusers itself loads a pipeline from: its class `name`, the folder or hub id `model`, and `options` of
+    from_pretrained."""
+
+    name: str
+    model: str
+    options: Mapping[str, Any]
+
+
 class Suite(ABC):
     """A benchmark task. Subclasses are frozen dataclasses, so that a suite is its configuration.
 
@@ -59,6 +69,10 @@ class Suite(ABC):
     @abstractmethod
     def pipeline(self) -> Any:
         """A freshly loaded diffusers pipeline."""
+
+    def origin(self) -> Origin | None:
+        """Where diffusers loads the same pipeline from by itself; None: its class is accel's own."""
+        return None
 
     def models(self) -> dict[str, nn.Module]:
         """Further denoisers by name, for stitching and autoguidance."""
@@ -78,9 +92,18 @@ class Suite(ABC):
     def fingerprint(self) -> dict[str, str]:
         """Hashes of everything that decides what the pipeline generates."""
 
+    def model_fingerprint(self) -> dict[str, str]:
+        """`fingerprint` without what is shown: of the model alone."""
+        return {name: value for name, value in self.fingerprint().items() if name != "prompts"}
+
     @abstractmethod
     def conditions(self, start: int, stop: int) -> dict[str, Any]:
         """Pipeline arguments that say what to generate for samples start..stop-1; a function of the index only."""
+
+    def asked(self, words: Sequence[str]) -> dict[str, Any]:
+        """Pipeline arguments for as many samples as there are words, each of which shows what its word names: a class
+        label, or a prompt. ConfigError for what this model cannot show."""
+        raise ConfigError(f"suite {self.name!r} shows nothing that could be asked for; leave {words[0]!r} out.")
 
     def strata(self, conditions: dict[str, Any]) -> list[int] | None:
         """The class, 0..K-1, of samples under these conditions, where samples rotate over K classes of equal weight (K
@@ -162,6 +185,14 @@ class Suite(ABC):
     def stored(self, images: torch.Tensor) -> torch.Tensor:
         """What shards keep of pipeline output, and distances are taken of: -1..1 as it is, or uint8 to save space."""
         return images
+
+
+def labels(words: Sequence[str], allowed: Collection[int]) -> list[int]:
+    """The class labels that words name; ConfigError for one that the model does not have."""
+    known = {str(label): label for label in allowed}
+    if strange := [word for word in words if word.strip() not in known]:
+        raise ConfigError(f"class label is {strange[0]!r}; allowed: {min(allowed)}..{max(allowed)}.")
+    return [known[word.strip()] for word in words]
 
 
 def beside(net: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from accel.core.guidance import Guidance
 from accel.core.recipe import Recipe
 from accel.errors import unknown
 from accel.registry import method
-from accel.suites.base import Suite
+from accel.suites.base import Suite, labels
 from accel.suites.pipeline import PixelPipeline
 
 CLASSES = 10
@@ -59,6 +59,9 @@ class TinySuite(Suite):
 
     def conditions(self, start: int, stop: int) -> dict[str, Any]:
         return {"class_labels": [i % CLASSES for i in range(start, stop)]}
+
+    def asked(self, words: Sequence[str]) -> dict[str, Any]:
+        return {"class_labels": labels(words, range(CLASSES))}
 
     def converged(self, guidance: Guidance | None) -> Recipe:
         return Recipe(method("sampler", "flow_euler" if self.kind == "flow" else "ddim", steps=50), None, guidance)

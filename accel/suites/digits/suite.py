@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,17 @@ from accel.core.recipe import Recipe
 from accel.errors import IntegrityError
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid
-from accel.suites.base import ASSETS, Reference, Suite, beside, check_manifest, load_frozen, load_pipeline, remedy
+from accel.suites.base import (
+    ASSETS,
+    Reference,
+    Suite,
+    beside,
+    check_manifest,
+    labels,
+    load_frozen,
+    load_pipeline,
+    remedy,
+)
 from accel.suites.digits import data
 from accel.suites.digits.models import DigitClassifier, PixelClassifier
 from accel.suites.pipeline import PixelPipeline
@@ -61,6 +72,9 @@ class DigitsSuite(Suite):
 
     def conditions(self, start: int, stop: int) -> dict[str, Any]:
         return {"class_labels": [i % data.CLASSES for i in range(start, stop)]}
+
+    def asked(self, words: Sequence[str]) -> dict[str, Any]:
+        return {"class_labels": labels(words, range(data.CLASSES))}
 
     def strata(self, conditions: dict[str, Any]) -> list[int]:
         return conditions["class_labels"]

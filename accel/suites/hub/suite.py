@@ -28,12 +28,12 @@ from accel.metrics.networks import NETWORKS
 from accel.metrics.statistics import Estimate
 from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
-from accel.suites.base import Reference, Suite, load_pipeline, to_uint8
+from accel.suites.base import Origin, Reference, Suite, labels, load_pipeline, to_uint8
 from accel.suites.hub import configs as hub_configs
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import index as hub_index
 from accel.suites.hub import models as hub_models
-from accel.suites.hub.kinds import Kind
+from accel.suites.hub.kinds import PIXEL, Kind
 from accel.suites.hub.prompts import Prompts
 from accel.suites.hub.real_images import RealImages
 
@@ -108,6 +108,15 @@ class HubSuite(Suite):
         pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], **options)
         return hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
 
+    def origin(self) -> Origin | None:
+        kind = self.kind
+        if kind.name in PIXEL:
+            return None
+        local, said = Path(self.model).expanduser(), {"revision": self.revision, "variant": self.variant}
+        options = {"torch_dtype": DTYPES[self.dtype], "use_safetensors": True, **kind.loading()}
+        options |= {name: value for name, value in said.items() if value is not None}
+        return Origin(kind.name, str(local.absolute()) if local.is_dir() else self.model, options)
+
     def models(self) -> dict[str, nn.Module]:
         return {
             name: hub_models.denoiser(hub_files.folder_of(source, None, self.variant), DTYPES[self.dtype], self.variant)
@@ -115,12 +124,14 @@ class HubSuite(Suite):
         }
 
     def fingerprint(self) -> dict[str, str]:
+        shown = {"prompts": self.prompts.sha256()} if self.kind.condition == "prompt" else {}
+        return self.model_fingerprint() | shown
+
+    def model_fingerprint(self) -> dict[str, str]:
         found = hub_files.hashes(self.folder, self.variant)
         for name, source in self.stitch_models:
             files = hub_files.hashes(hub_files.folder_of(source, None, self.variant), self.variant)
             found |= {f"stitch {name}/{file}": value for file, value in files.items()}
-        if self.kind.condition == "prompt":
-            found["prompts"] = self.prompts.sha256()
         return found | {f"setting {k}": str(v) for k, v in self._settings().items() if v is not None}
 
     def _settings(self) -> dict[str, Any]:
@@ -176,18 +187,31 @@ class HubSuite(Suite):
         return len(self._classes) if kind == "label" else 1
 
     def conditions(self, start: int, stop: int) -> dict[str, Any]:
-        kind, count = self.kind, range(start, stop)
-        common = dict(kind.call) | self._sizes()
-        if kind.condition == "label":
-            classes = self._classes
-            return common | {"class_labels": [classes[i % len(classes)] for i in count]}
-        if kind.condition == "none":
-            return common | {"batch_size": len(count)}
+        kind, count = self.kind.condition, range(start, stop)
+        if kind == "none":
+            return self._common(len(count)) | {"batch_size": len(count)}
+        if kind == "prompt":
+            return self._common(len(count)) | {"prompt": [self.prompts.at(i) for i in count]}
+        classes = self._classes
+        return self._common(len(count)) | {"class_labels": [classes[i % len(classes)] for i in count]}
+
+    def asked(self, words: Sequence[str]) -> dict[str, Any]:
+        kind = self.kind.condition
+        if kind == "none":
+            return super().asked(words)
+        own = {"prompt": list(words)} if kind == "prompt" else {"class_labels": labels(words, range(self._class_count))}
+        return self._common(len(words)) | own
+
+    def _common(self, count: int) -> dict[str, Any]:
+        """What is the same for all of `count` samples."""
+        common = dict(self.kind.call) | self._sizes()
+        if self.kind.condition != "prompt":
+            return common
         if self.max_sequence_length is not None:
             common["max_sequence_length"] = self.max_sequence_length
-        if self.prompts.negative is not None and not kind.separate:
-            common["negative_prompt"] = [self.prompts.negative] * len(count)
-        return common | {"prompt": [self.prompts.at(i) for i in count]}
+        if self.prompts.negative is not None and not self.kind.separate:
+            common["negative_prompt"] = [self.prompts.negative] * count
+        return common
 
     def guidance_arguments(self, recipe: Recipe) -> dict[str, Any]:
         return {"guidance_scale": self.distilled_guidance if self._distilled else recipe.guidance_scale}

@@ -7,6 +7,7 @@ that no training picture has. Distances between images are taken of the 8-bit pi
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid
 from accel.suites.base import (
     ASSETS,
+    Origin,
     Reference,
     Suite,
     beside,
@@ -63,6 +65,10 @@ class ShapesSuite(Suite):
         check_manifest(Path(self.weights), REMEDY)
         return load_pipeline(StableDiffusionPipeline, Path(self.weights) / "large", torch_dtype=torch.float32)
 
+    def origin(self) -> Origin:
+        options = {"torch_dtype": torch.float32, "use_safetensors": True}
+        return Origin("StableDiffusionPipeline", str((Path(self.weights) / "large").absolute()), options)
+
     def models(self) -> dict[str, torch.nn.Module]:
         from diffusers import UNet2DConditionModel
 
@@ -75,6 +81,9 @@ class ShapesSuite(Suite):
 
     def conditions(self, start: int, stop: int) -> dict[str, Any]:
         return {"prompt": [prompt(i) for i in range(start, stop)]}
+
+    def asked(self, words: Sequence[str]) -> dict[str, Any]:
+        return {"prompt": list(words)}
 
     def notes(self, pipe: Any, n: int) -> dict[str, Any]:
         """`captions`: the first prompts, to be shown beside the pictures."""

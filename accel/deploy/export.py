@@ -1,0 +1,175 @@
+"""A recipe as a script, of diffusers alone where it can be, else with accel; or as a pipeline folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import accel
+from accel.deploy.opened import Opened
+from accel.deploy.plain import Plain, needed, plain_of, source
+from accel.deploy.recipe_file import copy_files
+from accel.errors import ConfigError
+from accel.files import write_atomic, writing
+from accel.suites.base import Suite
+
+SCRIPT = '''\
+"""{title}
+
+    python {name} {example}    writes 0-000000.png, 0-000001.png ...
+"""
+
+import hashlib
+import sys
+
+import torch
+{imports}from PIL import Image
+
+{load}
+
+
+def noise(seed, samples):
+    """Sample i starts from the noise of (seed, i), as it did when the recipe was measured."""
+    seeds = [hashlib.sha256(f"{{seed}}:{{i}}".encode()).digest()[:8] for i in samples]
+    return [torch.Generator().manual_seed(int.from_bytes(own, "big") >> 1) for own in seeds]
+
+
+def images(shown, seed=0):
+    """A picture of each of `shown`: uint8 (N, C, H, W)."""
+{begin}    made = pipe(
+{call}
+        generator=noise(seed, range(len(shown))),
+        output_type="pt",
+    ).images
+    return (({scaled}.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+if __name__ == "__main__":
+    for i, picture in enumerate(images(sys.argv[1:])):
+        Image.fromarray(picture.permute(1, 2, 0).squeeze(-1).numpy()).save(f"0-{{i:06d}}.png")
+'''
+SHOWN = {"prompt": "shown", "class_labels": "list(map(int, shown))", "batch_size": "len(shown)"}
+LOAD = """\
+pipe = {cls}.from_pretrained(
+    {arguments},
+)
+pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+pipe.set_progress_bar_config(disable=True)
+{setup}"""
+WITH_ACCEL = """\
+pipe = open_recipe({arguments}).apply().pipe
+pipe.set_progress_bar_config(disable=True)"""
+
+
+def code(opened: Opened, name: str) -> tuple[str, list[str]]:
+    """A script called `name` that makes the recipe's images, and which parts of the recipe need accel (none: it needs
+    diffusers alone). ConfigError or IncompatibleError for a recipe that this model or machine cannot run, and for a
+    model that shows nothing that can be asked for."""
+    opened.check()
+    found, suite = plain_of(opened), opened.suite
+    if not suite.pictures:
+        raise ConfigError(f"suite {suite.name!r} makes points, no pictures; there is nothing to export.")
+    asked = _asked(suite)
+    key = next(own for own in SHOWN if own in asked)
+    call = {key: SHOWN[key]} | {name: _every(value) for name, value in asked.items() if name != key}
+    if found.reasons:
+        title, imports, load = _with_accel(opened, found)
+        begin: list[str] = []
+    else:
+        title, imports, load = _alone(opened, found)
+        begin = found.begin
+        call |= {k: source(v) for k, v in (found.call | suite.guidance_arguments(opened.saved.recipe)).items()}
+    signed = bool(suite.to_uint8(torch.zeros(1, 3, 1, 1)).max())  # 0 is grey: -1..1
+    text = SCRIPT.format(
+        title=title,
+        name=name,
+        example='"a prompt" "another"' if key == "prompt" else "3 5",
+        imports=imports,
+        load=load.rstrip(),
+        begin="".join(f"{lines}\n" for lines in begin),
+        call="\n".join(f"        {name}={value}," for name, value in call.items()),
+        scaled="made.float().cpu()" if signed else "(made.float().cpu() * 2 - 1)",
+    )
+    compile(text, name, "exec")
+    return text, found.reasons
+
+
+def _asked(suite: Suite) -> dict[str, Any]:
+    try:
+        return suite.asked(["0"])
+    except ConfigError:  # an unconditional model, for which words are so many images
+        return suite.conditions(0, 1)
+
+
+def write_code(opened: Opened, path: Path) -> list[str]:
+    """Write `code` to a file; which parts of the recipe need accel. ConfigError for a file that is there."""
+    check_new(path)
+    text, reasons = code(opened, path.name)
+    write_atomic(path, text.encode())
+    return reasons
+
+
+def write_folder(opened: Opened, folder: Path) -> None:
+    """The pipeline as `save_pretrained` writes it, plain, and the recipe beside its parts: whole or absent.
+
+        pipe = StableDiffusionPipeline.from_pretrained(folder)
+        accel.apply(pipe, folder)
+
+    ConfigError for a folder that is there, and a recipe that needs networks beside the pipeline's.
+    """
+    check_new(folder)
+    opened.check()
+    if names := sorted(needed(opened.saved.recipe)):
+        raise ConfigError(
+            f"the recipe {opened.saved.recipe.label} needs {', '.join(names)} beside the pipeline, and a pipeline "
+            "folder holds no further networks; use --to code."
+        )
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            opened.pipe.save_pretrained(temporary, safe_serialization=True)
+            copy_files(opened.path, temporary)
+            os.chmod(temporary, 0o755)
+            os.replace(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def check_new(path: Path) -> None:
+    """ConfigError if something is there already."""
+    if path.exists():
+        raise ConfigError(f"{path} is there already; choose another name with --output, or delete it.")
+
+
+def _alone(opened: Opened, found: Plain) -> tuple[str, str, str]:
+    import diffusers
+
+    origin, recipe = opened.suite.origin(), opened.saved.recipe
+    title = (
+        f"{recipe.label}, as accel {accel.__version__} measured it on {opened.suite.name}: torch and diffusers "
+        f"{diffusers.__version__}\nalone, no accel."
+    )
+    imports = f"from diffusers import {', '.join(sorted({origin.name, *found.imports}))}\n"
+    given = ",\n    ".join([repr(origin.model), *(f"{name}={source(value)}" for name, value in origin.options.items())])
+    return title, imports, LOAD.format(cls=origin.name, arguments=given, setup="\n".join(found.setup))
+
+
+def _with_accel(opened: Opened, found: Plain) -> tuple[str, str, str]:
+    title = (
+        f"{opened.saved.recipe.label}, with accel {accel.__version__}, which it needs for\n{'; '.join(found.reasons)}."
+    )
+    words = f", {list(opened.words)!r}" if opened.words and tuple(opened.saved.suite) != opened.words else ""
+    load = WITH_ACCEL.format(arguments=f"{str(opened.path.absolute())!r}{words}")
+    return title, "from accel.deploy.opened import open_recipe\n", load
+
+
+def _every(value: Any) -> str:
+    """An argument that is the same for every sample; of a list, one for each of them."""
+    return f"[{source(value[0])}] * len(shown)" if isinstance(value, list) else source(value)

@@ -1,0 +1,185 @@
+"""What of a recipe diffusers runs by itself, as lines of Python; and what needs accel, with the reason.
+
+A recipe is plain if its scheduler is a class of diffusers, its guidance the pipeline's own (none, or CFG), its cache
+one of diffusers' hooks, and its precision none, or a cast of a UNet. The lines make the images that accel makes:
+settings of the scheduler are those of what the sampler builds, timesteps those of its grid.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from accel.caching.diffusers_hooks import HOOKS, DiffusersCache
+from accel.core import pipelines
+from accel.core.denoiser import denoiser_name
+from accel.core.recipe import Recipe
+from accel.deploy.opened import Opened
+from accel.precision.executed.cast import DTYPES, Cast
+
+CAST = '''
+
+def narrow(value):
+    """Floating-point inputs of the denoiser in {dtype}; noise, sampler and timestep stay in {before}."""
+    if isinstance(value, torch.Tensor):
+        return value.to({dtype}) if value.is_floating_point() else value
+    return {{name: narrow(own) for name, own in value.items()}} if isinstance(value, dict) else value
+
+
+def before(net, args, kwargs):
+    sample, timestep, *others = args
+    return (narrow(sample), timestep, *map(narrow, others)), {{name: narrow(own) for name, own in kwargs.items()}}
+
+
+pipe.{net}.to({dtype})
+pipe.{net}.register_forward_pre_hook(before, with_kwargs=True)
+pipe.{net}.register_forward_hook(lambda net, args, output: (output[0].to({before}),))
+'''
+HOOKED = """\
+hooks.{function}(pipe.{net}, hooks.{config}({options}))
+"""
+FRESH = """\
+    registry = hooks.HookRegistry.check_if_exists_or_initialize(pipe.{net})
+    registry.reset_stateful_hooks()  # nothing is reused from the images before
+    {context}
+"""
+
+
+@dataclass
+class Plain:
+    """A recipe in diffusers' own words: `setup`, lines after `pipe` is loaded; `begin`, lines before each call of it;
+    `call`, its arguments; `imports`, names of diffusers; `reasons`: what needs accel, nothing if the recipe is
+    plain."""
+
+    setup: list[str] = field(default_factory=list)
+    begin: list[str] = field(default_factory=list)
+    call: dict[str, Any] = field(default_factory=dict)
+    imports: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+
+def plain_of(opened: Opened) -> Plain:
+    """`opened`, whose recipe was checked on its pipeline, in diffusers' words."""
+    recipe, found = opened.saved.recipe, Plain()
+    if opened.suite.origin() is None:
+        found.reasons.append(f"the pipeline, a {type(opened.pipe).__name__} of accel")
+    _scheduler(opened, found)
+    if recipe.guidance is not None and not recipe.guidance.plain:
+        found.reasons.append(f"guidance {recipe.guidance.label}")
+    for axis in ("stitch", "skip"):
+        if (method := getattr(recipe, axis)) is not None:
+            found.reasons.append(f"{axis} {method.label}")
+    _cache(opened, found)
+    _precision(opened, found)
+    _execution(opened, found)
+    return found
+
+
+def source(value: Any) -> str:
+    """Python that makes a plain value, a dtype of torch among them."""
+    if isinstance(value, torch.dtype):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        inner = ", ".join(map(source, value))
+        return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' * (len(value) == 1)})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {source(own)}" for key, own in value.items()) + "}"
+    return repr(value)
+
+
+def arguments(values: Mapping[str, Any]) -> str:
+    """The same as keyword arguments."""
+    return ", ".join(f"{name}={source(value)}" for name, value in values.items())
+
+
+def _scheduler(opened: Opened, found: Plain) -> None:
+    recipe, pipe = opened.saved.recipe, opened.pipe
+    sampler = recipe.sampler
+    if sampler is None:
+        return
+    if sampler.calibrated or not hasattr(sampler, "scheduler_class"):
+        found.reasons.append(f"sampler {sampler.label}")
+        return
+    built = sampler.build(pipe.scheduler.config, recipe.grid)
+    cls = type(built)
+    if not cls.__module__.startswith("diffusers."):
+        found.reasons.append(f"sampler {sampler.label}, whose scheduler {cls.__name__} is not of diffusers")
+        return
+    plain = dict(cls.from_config(pipe.scheduler.config).config)
+    own = {k: v for k, v in built.config.items() if not k.startswith("_") and (k not in plain or plain[k] != v)}
+    found.imports.append(cls.__name__)
+    found.setup.append(f"pipe.scheduler = {cls.__name__}.from_config({_joined('pipe.scheduler.config', own)})")
+    found.call["num_inference_steps"] = sampler.steps
+    for name, values in getattr(built.set_timesteps, "fixed", {}).items():
+        if pipelines.layout(pipe) == "separate":  # which gives sigmas of its own, under accel, too
+            continue
+        if name in inspect.signature(type(pipe).__call__).parameters:
+            found.call[name] = values
+            continue
+        found.setup += [
+            "set_timesteps = pipe.scheduler.set_timesteps",
+            "pipe.scheduler.set_timesteps = lambda *steps, device=None, **more: "
+            f"set_timesteps({name}={source(values)}, device=device, **more)",
+        ]
+
+
+def _cache(opened: Opened, found: Plain) -> None:
+    recipe, name = opened.saved.recipe, denoiser_name(opened.pipe)
+    cache = recipe.cache
+    if cache is None:
+        return
+    several = recipe.sampler is not None and recipe.sampler.evaluations != recipe.sampler.steps
+    if not isinstance(cache, DiffusersCache) or cache.hook == "pab" or several:
+        found.reasons.append(f"cache {cache.label}")
+        return
+    ready = cache.prepared(opened.pipe, recipe, (opened.saved.artefacts or {}).get("cache"))
+    config, function, _ = HOOKS[cache.hook]
+    found.setup.append(
+        HOOKED.format(net=name, function=function, config=config, options=arguments(ready.options)).rstrip()
+    )
+    found.begin.append(FRESH.format(net=name, context=_context(name)).rstrip())
+    found.imports.append("hooks")
+
+
+def _context(name: str) -> str:
+    from diffusers.hooks import hooks
+
+    if hasattr(hooks, "_set_cache_context"):
+        return f'hooks.hooks._set_cache_context(pipe.{name}, hooks.hooks.CacheContext("all"))'
+    return 'registry._set_context("all")'  # before diffusers 0.42
+
+
+def _precision(opened: Opened, found: Plain) -> None:
+    recipe, name = opened.saved.recipe, denoiser_name(opened.pipe)
+    precision, net = recipe.precision, getattr(opened.pipe, denoiser_name(opened.pipe))
+    if precision is None:
+        return
+    if not isinstance(precision, Cast) or type(net).__name__ != "UNet2DConditionModel":
+        found.reasons.append(f"precision {precision.label}")
+    elif DTYPES[precision.dtype] != net.dtype:
+        found.setup.append(CAST.format(net=name, dtype=DTYPES[precision.dtype], before=net.dtype).rstrip())
+
+
+def _execution(opened: Opened, found: Plain) -> None:
+    name, used = denoiser_name(opened.pipe), opened.suite.execution()
+    if used.get("vae_slicing"):
+        found.setup.append("pipe.vae.enable_slicing()")
+    if used.get("channels_last"):
+        parts = [name, *(["vae"] if getattr(opened.pipe, "vae", None) is not None else [])]
+        found.setup += [f"pipe.{part}.to(memory_format=torch.channels_last)" for part in parts]
+    if used.get("compile"):
+        found.setup.append(f"pipe.{name}.compile_repeated_blocks()")
+
+
+def _joined(first: str, options: Mapping[str, Any]) -> str:
+    return f"{first}, {arguments(options)}" if options else first
+
+
+def needed(recipe: Recipe) -> set[str]:
+    """Names of the networks that a recipe needs beside the pipeline's."""
+    names = {*(recipe.stitch.models if recipe.stitch else ()), *(recipe.guidance.models if recipe.guidance else ())}
+    return names | ({"classifier"} if recipe.guidance and recipe.guidance.uses_classifier else set())

@@ -1,0 +1,200 @@
+"""`accel export`: scripts, run in a process of their own, and folders make the images that the recipe makes."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import hub_tiny
+import pytest
+import torch
+from saved import DPM, FAST, PLAIN, pixels, saved
+
+import accel
+from accel.caching import DeepCache, DiffusersCache
+from accel.cli import export as cli
+from accel.cli import generate
+from accel.core.recipe import Recipe
+from accel.deploy import export
+from accel.deploy.opened import open_recipe
+from accel.deploy.plain import source
+from accel.errors import AccelError, ConfigError
+from accel.guidance import CFG, IntervalCFG
+from accel.precision import Cast
+from accel.samplers import DiffusersSampler
+from accel.samplers.grids import Grid, PowerGrid
+from accel.stitching import TStitch
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = ["a red cat", "the sea"]
+NO_ACCEL = "import sys; sys.modules['accel'] = None; import runpy; sys.argv = sys.argv[1:]; "
+NO_ACCEL += "runpy.run_path(sys.argv[0], run_name='__main__')"  # an import of accel would raise
+
+
+def run_here(script: Path, words: list[str]) -> list[torch.Tensor]:
+    """The pictures that a script writes, in this process, where accel cannot be imported meanwhile."""
+    folder = script.parent / "run"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "accel", None)
+        patch.setattr(sys, "argv", [str(script), *words])
+        patch.chdir(folder)
+        runpy.run_path(str(script), run_name="__main__")
+    return [pixels(path) for path in sorted(folder.glob("*.png"))]
+
+
+def run(script: Path, words: list[str], plain: bool = True) -> list[torch.Tensor]:
+    """The same in a process of its own; `plain`: where accel cannot be imported."""
+    start = [sys.executable, "-c", NO_ACCEL, str(script)] if plain else [sys.executable, str(script)]
+    own = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    folder = script.parent / "run"
+    folder.mkdir()
+    done = subprocess.run([*start, *words], cwd=folder, env=own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [pixels(path) for path in sorted(folder.glob("*.png"))]
+
+
+def same(folder: Path, words: list[str], tmp_path: Path, run=run_here) -> str:
+    """The text of the recipe's script, whose pictures are those of `accel generate`."""
+    script = tmp_path / "generate.py"
+    assert cli.main([str(folder), "--to", "code", "--output", str(script)]) == 0
+    assert generate.main([str(folder), *words, "--to", str(tmp_path / "own")]) == 0
+    made, own = run(script, words), [pixels(path) for path in sorted((tmp_path / "own").glob("*.png"))]
+    assert len(made) == len(own) == len(words)
+    assert all(torch.equal(a, b) for a, b in zip(made, own, strict=True))
+    return script.read_text()
+
+
+def test_a_plain_recipe_is_a_script_without_accel(sd, tmp_path, capsys):
+    text = same(sd, PROMPTS, tmp_path, run)
+    assert "accel." not in text.partition('"""\n')[2]
+    assert "from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline\n" in text
+    assert "guidance_scale=3.0," in text
+    assert "num_inference_steps=4," in text
+    assert "generate.py: plain diffusers, no accel" in capsys.readouterr().out
+
+
+def quadratic():
+    sampler = DiffusersSampler("DPMSolverMultistepScheduler", 4, "dpmpp_2m", DPM)
+    return Recipe(sampler, PowerGrid(), CFG(2.0), precision=Cast("bfloat16"))
+
+
+def test_timesteps_and_a_cast_are_plain(sd_words, tmp_path):
+    words = [*sd_words, "suite.prompts.negative=a dog", "suite.vae_slicing=true"]
+    folder = saved(tmp_path / "r", words, quadratic(), samples=None).parent
+    text = same(folder, PROMPTS, tmp_path)
+    assert "timesteps=[999," in text
+    assert "negative_prompt=['a dog'] * len(shown)," in text
+    assert "pipe.unet.to(torch.bfloat16)" in text
+    assert "pipe.vae.enable_slicing()" in text
+
+
+def test_diffusers_own_cache_and_labels_are_plain(tmp_path):
+    model = hub_tiny.save("dit", tmp_path / "dit")
+    cache = DiffusersCache("first_block", {"threshold": 0.3})
+    sampler = DiffusersSampler("DPMSolverMultistepScheduler", 6, "dpmpp_2m", DPM)
+    recipe = Recipe(sampler, PowerGrid(), CFG(2.0), cache=cache)
+    folder = saved(tmp_path / "r", ["suite=hub", f"suite.model={model}"], recipe, samples=None).parent
+    text = same(folder, ["7", "207"], tmp_path)
+    assert "hooks.apply_first_block_cache(pipe.transformer, hooks.FirstBlockCacheConfig(threshold=0.3))" in text
+    assert "class_labels=list(map(int, shown))," in text
+
+
+@pytest.mark.parametrize(("kind", "guidance"), [("sd3", CFG(2.0)), ("flux", None)])
+def test_a_flow_is_plain(kind, guidance, tmp_path):
+    model = hub_tiny.save(kind, tmp_path / kind)
+    (tmp_path / "p.txt").write_text("\n".join(hub_tiny.PROMPTS))
+    recipe = Recipe(DiffusersSampler("FlowMatchEulerDiscreteScheduler", 3, "flow_euler"), guidance=guidance)
+    words = ["suite=hub", f"suite.model={model}", f"suite.prompts.path={tmp_path / 'p.txt'}"]
+    text = same(saved(tmp_path / "r", words, recipe, samples=None).parent, PROMPTS, tmp_path)
+    assert ("sigmas=[1.0, 0.66" in text) == (kind == "sd3"), "Flux gives its scheduler sigmas of its own"
+    assert ("guidance_scale=3.5," in text) == (kind == "flux"), "which its network is told"
+
+
+def test_what_needs_accel_is_three_lines_with_it_and_says_for_what(fast, tmp_path, capsys):
+    text = same(fast, ["3", "5"], tmp_path, partial(run, plain=False))
+    assert "the pipeline, a PixelPipeline of accel; cache deepcache2b1." in text
+    assert f"pipe = open_recipe({str(fast)!r}).apply().pipe" in text
+    assert "needs accel for the pipeline, a PixelPipeline of accel; cache deepcache2b1" in capsys.readouterr().out
+
+
+REASONS = {
+    "cache deepcache2b1": {"cache": DeepCache(2, 1)},
+    "sampler unipc_accel-3, whose scheduler DCSolverScheduler is not of diffusers": {
+        "sampler": DiffusersSampler("DCSolverScheduler", 3, "unipc_accel")
+    },
+    "guidance cfg2(1,5]": {"guidance": IntervalCFG(2.0, 1.0, 5.0)},
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_each_part_that_needs_accel_is_named(reason, sd_words, tmp_path):
+    parts = {"sampler": PLAIN.sampler} | REASONS[reason]
+    path = saved(tmp_path / "r", sd_words, Recipe(**parts), samples=None)
+    text, reasons = export.code(open_recipe(path), "x.py")
+    assert reasons == [reason]
+    assert reason in text
+    assert "from accel.deploy.opened import open_recipe" in text
+
+
+def test_a_folder_holds_the_pipeline_and_the_recipe(sd, sd_words, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    folder = tmp_path / "deployed"
+    assert cli.main([str(sd), "--to", "folder", "--output", str(folder)]) == 0
+    assert {path.name for path in folder.iterdir()} >= {"model_index.json", "recipe.yaml", "unet", "vae"}
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    with accel.apply(pipe, folder):
+        made = pipe(PROMPTS, generator=[torch.Generator().manual_seed(i) for i in (1, 2)], output_type="pt").images
+    with open_recipe(sd).apply() as applied:
+        call = {"generator": [torch.Generator().manual_seed(i) for i in (1, 2)], "output_type": "pt"}
+        assert torch.equal(made, applied.pipe(PROMPTS, **call).images)
+    assert accel.load_recipe(folder).samples.digests == accel.load_recipe(sd).samples.digests
+
+
+def test_a_folder_holds_no_further_networks(light_words, tmp_path):
+    stitched = Recipe(FAST.sampler, stitch=TStitch(("small",), (0.5,)))
+    path = saved(tmp_path / "r", light_words, stitched, samples=None)
+    with pytest.raises(ConfigError, match=r"needs small beside the pipeline.*use --to code"):
+        cli.main([str(path), "--to", "folder", "--output", str(tmp_path / "f")])
+    assert {own.name for own in tmp_path.iterdir()} == {"r"}
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["{fast}"], "the following arguments are required: --to"),
+        (["{fast}", "--to", "cod"], "invalid choice: 'cod'"),
+        (["{tmp}/nowhere", "--to", "code"], "cannot read .*nowhere"),
+        (["{fast}", "--to", "code", "suite=digits_dit"], "another model than that of this suite 'digits_dit'"),
+        (["{fast}", "--to", "code", "sampler=ddim"], "accel export takes settings of the suite"),
+        (["{fast}", "--to", "folder", "--device", "gpu"], "--device is 'gpu'"),
+    ],
+)
+def test_bad_requests_are_one_error(words, reason, fast, tmp_path):
+    words = [word.format(fast=fast, tmp=tmp_path) for word in words]
+    with pytest.raises(AccelError, match=reason):
+        cli.main([*words, "--output", str(tmp_path / "made")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_is_kept(fast, tmp_path):
+    (tmp_path / "x.py").write_text("mine")
+    with pytest.raises(ConfigError, match="is there already; choose another name with --output"):
+        cli.main([str(fast), "--to", "code", "--output", str(tmp_path / "x.py")])
+
+
+def test_values_are_python_again():
+    value = {"a": [1, 2.5], "b": ("x",), "c": None, "d": torch.float16, "e": {"'": True}}
+    assert eval(source(value), {"torch": torch}) == value
+
+
+def test_points_are_not_exported(tmp_path):
+    path = saved(tmp_path / "m", ["suite=mixture"], Recipe(FAST.sampler, Grid("karras")), samples=None)
+    with pytest.raises(ConfigError, match="makes points, no pictures"):
+        cli.main([str(path), "--to", "code", "--output", str(tmp_path / "x.py")])
