@@ -17,9 +17,9 @@ What people type
   accel search=timesteps sampler=ddim_accel sampler.steps=4    search on this model, and print how to run what was found
   accel list                                                   the axes; `accel list sampler`: a line for each choice
 
-Your own checkpoint: accel recommend model=<folder or hub id> prompts=prompts.txt reference=<images> budget=60m searches,
-validates, and writes the best recipe as a file (docs/recommend.md). One recipe or a study on it: accel suite=hub
-suite.model=<folder or hub id> suite.prompts.path=prompts.txt ... (docs/hub.md).
+Your own checkpoint: accel recommend model=<folder or hub id> prompts=prompts.txt reference=<images> budget=60m
+searches, validates, and writes the best recipe as a file (docs/recommend.md). One recipe or a study on it: accel
+suite=hub suite.model=<folder or hub id> suite.prompts.path=prompts.txt ... (docs/hub.md).
 
 Axes of a recipe (<axis>=<choice>, settings as <axis>.<setting>=<value>; what is not named keeps its default)
 {axes}

@@ -25,11 +25,10 @@ from typing import Any
 
 from rich.console import Console
 
+from accel.cli import recipe
 from accel.cli.build import build
 from accel.config import compose, instantiate
 from accel.core.silence import silence_libraries
-from accel.deploy.measured import of_row
-from accel.deploy.recipe_file import save_recipe
 from accel.recommend.answer import answer, told
 from accel.recommend.axes import propose
 from accel.recommend.request import Wanted, read
@@ -65,12 +64,10 @@ def main(words: Sequence[str]) -> int:
     say(told(comparison, found, searched))
     if found.recommended is None:
         return NOTHING
-    measured = of_row(study.results, study.name, found.recommended.quality["id"])
-    suite = study.suite
-    path = save_recipe(measured.recipe, wanted.to, artefacts=measured.artefacts, measured=measured.said,
-                       files=measured.weights, pipe=suite.pipeline(), models=suite.networks())  # fmt: skip
-    say(f"Written: {path}")
-    say(f"Next, in Python: accel.apply(pipe, {str(wanted.to)!r}), and call pipe as before (docs/deploy.md).")
+    row = found.recommended.quality["id"]
+    recipe.main([study.name, row, "--results", wanted.results, "--to", str(wanted.to), *wanted.suite])
+    say(f"Next: accel verify {wanted.to}; accel generate {wanted.to}; accel export {wanted.to} --to code")
+    say(f"In Python: accel.apply(pipe, {str(wanted.to)!r}), and call pipe as before (docs/deploy.md).")
     return 1 if failed else 0
 
 
