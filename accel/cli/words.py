@@ -16,6 +16,7 @@ COMMANDS = {
     "list": "accel.cli.listing",
     "completion": "accel.cli.completion",
     "rebuild": "accel.cli.rebuild",
+    "report": "accel.cli.report",
     "claims": "accel.cli.claims",
     "recipe": "accel.cli.recipe",
     "bench": "accel.cli.bench",
