@@ -43,7 +43,8 @@ Exit codes: 0 done; 1 some cells failed (the others are there); 2 the request is
 130 interrupted, 143 terminated: finished shards are kept.
 
 Other commands: `accel recipe <study> <row> --to <folder>` (a measured row as a file that accel.apply runs),
-`accel report <study> ...` (one HTML page to look at and to send), `accel rebuild tables|figures|plain`,
+`accel report <study> ...` (one HTML page to look at and to send), `accel table <study> --format latex|csv|md|html`,
+`accel rebuild tables|figures|plain` (figures also with --format pdf|svg),
 `accel claims` (what the records say of the papers' claims),
 `accel bench <name>`, `accel train`, `accel reference` (features of a folder of real images), `accel convert` (pickled
 weights to safetensors); each explains itself with --help.

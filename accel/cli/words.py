@@ -17,6 +17,7 @@ COMMANDS = {
     "completion": "accel.cli.completion",
     "rebuild": "accel.cli.rebuild",
     "report": "accel.cli.report",
+    "table": "accel.cli.table",
     "claims": "accel.cli.claims",
     "recipe": "accel.cli.recipe",
     "bench": "accel.cli.bench",
