@@ -8,5 +8,8 @@ conf = find_namespace_packages("conf", exclude=["local", "local.*"])
 setup(
     packages=[*code, "accel.conf", *(f"accel.conf.{group}" for group in conf)],
     package_dir={"accel.conf": "conf"},
-    package_data={"": ["*.yaml", "*.json", "*.txt", "*.safetensors"], "accel.conf": ["claims.csv"]},
+    package_data={
+        "": ["*.yaml", "*.json", "*.txt", "*.safetensors", "*.html", "*.css", "*.js"],
+        "accel.conf": ["claims.csv"],
+    },
 )

@@ -118,7 +118,7 @@ def test_the_wheel_has_every_module_configuration_and_weight(wheel):
     def those(folder: Path, suffixes: tuple[str, ...]) -> set[Path]:
         return {path for path in folder.rglob("*") if path.suffix in suffixes}
 
-    own = those(ROOT / "accel", (".py", ".json", ".txt", ".safetensors"))
+    own = those(ROOT / "accel", (".py", ".json", ".txt", ".safetensors", ".html", ".css", ".js"))
     conf = {path for path in those(ROOT / "conf", (".yaml", ".csv")) if "local" not in path.parts}
     expected = {str(path.relative_to(ROOT)) for path in own} | {f"accel/{path.relative_to(ROOT)}" for path in conf}
     assert len(conf) > 100

@@ -20,6 +20,7 @@ DOCUMENTS = [
     "docs/extending.md",
     "docs/deploy.md",
     "docs/recommend.md",
+    "docs/review.md",
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from accel.files import write_atomic
 from accel.records import Results
-from accel.results.canvas import GREY, INK, new_figure, png
+from accel.results.canvas import GREY, INK, new_figure, rendered
 
 HEAD = """# Convergence on `mixture`
 
@@ -29,15 +29,15 @@ SHOWN = ("tab r=0", "tab r=1", "tab r=2", "tab r=3", "rhork heun", "rhork rk4", 
          "dpmpp_3m (diffusers)", "dpmpp_3m corrected")  # fmt: skip
 
 
-def write_convergence(results: Results) -> list[Path]:
-    """Write tables/convergence.{md,csv} and figures/convergence.png; nothing without records."""
+def write_convergence(results: Results, kind: str = "png") -> list[Path]:
+    """Write tables/convergence.{md,csv} and figures/convergence.png (or of another format); nothing without records."""
     records = sorted(results.all("convergence"), key=lambda r: (r["place"], r["id"]))
     if not records:
         return []
     outputs = {
         results.root / "tables" / "convergence.md": _markdown(records).encode(),
         results.root / "tables" / "convergence.csv": _csv(records).encode(),
-        results.root / "figures" / "convergence.png": png(_figure(records)),
+        results.root / "figures" / f"convergence.{kind}": rendered(_figure(records), kind),
     }
     for path, content in outputs.items():
         write_atomic(path, content)

@@ -53,7 +53,7 @@ def build_search(cfg: Any, overrides: list[str] | None = None) -> Any:
         _look_further(cfg, parts, [c.recipe for c in cells], refusals)
     plain = _study(cfg, parts, [])
     shown = (plain.name, plain.title, plain.suite, plain.evaluation, plain.results, plain.baseline)
-    return SearchStudy(*shown, cells, merge=not cfg.cells, **parts["plain"])
+    return SearchStudy(*shown, cells, merge=not cfg.cells, wandb=cfg.wandb, **parts["plain"])
 
 
 def searches(cfg: Any) -> bool:

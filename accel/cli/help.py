@@ -51,8 +51,9 @@ From measurement to deployment (accel <command>; docs/deploy.md)
   export <recipe> --to code|folder     a plain diffusers script (where it can be), or a pipeline folder with the recipe
   gate <baseline> <candidate>          pass, fail or undecided on common seeds, for CI: exit code and table
 
-Other commands:
-`accel rebuild tables|figures|plain`, `accel claims` (what the records say of the papers' claims),
+Other commands: `accel report <study> ...` (one HTML page to look at and to send), `accel table <study> --format
+latex|csv|md|html`, `accel rebuild tables|figures|plain` (figures also with --format pdf|svg), `accel claims` (what the
+records say of the papers' claims),
 `accel bench <name>`, `accel train`, `accel reference` (features of a folder of real images), `accel convert` (pickled
 weights to safetensors); each explains itself with --help.
 More: `accel list <group>`; `accel <overrides> --cfg job` prints every setting; `accel completion bash` makes TAB

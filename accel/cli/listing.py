@@ -14,7 +14,7 @@ from pathlib import Path
 
 from accel.config import AXES, NO_METHOD, groups
 from accel.errors import ConfigError, unknown
-from accel.registry import file_of, folders
+from accel.registry import Folder, file_of, folders
 
 DEFINED = (ast.ClassDef, ast.FunctionDef)
 ABOUT = {
@@ -83,6 +83,24 @@ def _described(file: Path, target: str | None, shared: bool) -> str:
     # A class of its own speaks for itself; where several choices are one class, their files say what tells them apart.
     docstring = docstring_of(target) if target else None
     return (own or docstring if shared else docstring or own) or ""
+
+
+def meaning(axis: str, name: str, kind: str, package: str | None = None) -> str | None:
+    """What a method is, in a sentence: by the name of its choice on an axis, or else by its class, `kind`, of accel or
+    of `package`. None where nothing of the sort is registered, or nobody says."""
+    targets = _targets(axis, folders())
+    top = package or "accel"
+    fits = {c: t for c, t in targets.items() if t and t.partition(".")[0] == top and t.rpartition(".")[2] == kind}
+    if name in fits:
+        shared = sum(t == fits[name] for t in targets.values()) > 1
+        return _described(file_of(axis, name)[0], fits[name], shared) or None
+    return docstring_of(next(iter(fits.values()))) if fits else None
+
+
+@lru_cache(maxsize=16)
+def _targets(axis: str, there: tuple[Folder, ...]) -> dict[str, str | None]:
+    """The class of each choice of an axis in the config folders `there`, which are those of this process."""
+    return {choice: _target(axis, choice) for choice in groups().get(axis, [])}
 
 
 def _target(group: str, name: str) -> str | None:

@@ -17,6 +17,7 @@ from accel.benches.precision_table import write_precision
 from accel.cli.plain import write_plain
 from accel.errors import ConfigError
 from accel.records import Results
+from accel.results.canvas import FORMATS
 from accel.results.claims_table import write_claims
 from accel.results.composition_table import write_composition
 from accel.results.figures import write_figures
@@ -44,7 +45,13 @@ def main(words: Sequence[str]) -> int:
     """`accel rebuild tables`, `figures` or `plain`."""
     options = parser(__doc__, "rebuild")
     options.add_argument("what", choices=["tables", "figures", "plain"])
+    options.add_argument("--format", choices=[*FORMATS], default="png", help="of figures (default: png)")
     args = options.parse_args(words)
+    if args.what != "figures" and args.format != "png":
+        raise ConfigError(
+            f"--format {args.format} is of figures: accel rebuild figures --format {args.format}. A table in another "
+            "format: accel table <study> --format latex|csv|md|html."
+        )
     results = Results(args.results)
     if not results.studies():
         raise ConfigError(f"no study in {args.results}/studies; run one first, e.g. accel experiment=demo.")
@@ -53,11 +60,12 @@ def main(words: Sequence[str]) -> int:
             print(path)
         return 0
     for study in results.studies():
-        for path in STUDY[args.what](results, study):
+        own = (args.format,) if args.what == "figures" else ()
+        for path in STUDY[args.what](results, study, *own):
             print(path)
     for write in TABLES if args.what == "tables" else ():
         for path in write(results):
             print(path)
-    for path in write_convergence(results):  # a table and a figure
+    for path in write_convergence(results, args.format):  # a table and a figure
         print(path)
     return 0

@@ -16,6 +16,8 @@ COMMANDS = {
     "list": "accel.cli.listing",
     "completion": "accel.cli.completion",
     "rebuild": "accel.cli.rebuild",
+    "report": "accel.cli.report",
+    "table": "accel.cli.table",
     "claims": "accel.cli.claims",
     "recommend": "accel.cli.recommend",
     "recipe": "accel.cli.recipe",

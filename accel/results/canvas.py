@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
+from accel.errors import unknown
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
 INK, GREY, FAINT = "#1f2328", "#6e7781", "#d8dee4"
 DPI = 160
+# Formats of figures, each with what it would say of when and by what a file was made.
+FORMATS = {"png": ("Software",), "pdf": ("Creator", "Producer", "CreationDate"), "svg": ("Creator", "Date")}
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -30,7 +34,13 @@ def fit(text: Text, inches: float) -> None:
         text.set_fontsize(text.get_fontsize() * min(pixels / wide, 0.99))
 
 
-def png(figure: Figure) -> bytes:
+def rendered(figure: Figure, kind: str = "png") -> bytes:
+    """The figure as a file of one of FORMATS; the same figure gives the same bytes. ConfigError for another."""
+    from matplotlib import rc_context
+
+    if kind not in FORMATS:
+        raise unknown("format of figures", kind, FORMATS)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+    with rc_context({"svg.hashsalt": "accel"}):  # else the names within an SVG are drawn by chance
+        figure.savefig(file, format=kind, dpi=DPI, metadata=dict.fromkeys(FORMATS[kind]))
     return file.getvalue()

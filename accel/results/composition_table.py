@@ -77,10 +77,15 @@ LINE_COLUMNS = (
 def composition_section(study: Comparison) -> str | None:
     """What the page of a study says of its compositions: a line for MACs, each device's speed-up and each value of a
     combined recipe; None without any."""
+    lines = composition_lines(study)
+    return f"{RULE}\n\n{grid(LINE_COLUMNS, lines)}" if lines else None
+
+
+def composition_lines(study: Comparison) -> list[Line]:
+    """The lines of that section, as LINE_COLUMNS has them."""
     found = [Found(study, own) for own in compositions(study)]
     survive = marks(found)
-    lines = [line for each in found for line in _lines(each, survive)]
-    return f"{RULE}\n\n{grid(LINE_COLUMNS, lines)}" if lines else None
+    return [line for each in found for line in _lines(each, survive)]
 
 
 def _lines(each: Found, survive: Mapping[tuple, str]) -> Iterator[Line]:

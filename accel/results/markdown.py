@@ -28,7 +28,7 @@ VERDICTS = (
 
 def markdown(study: Comparison) -> str:
     """The study as a page: how it was made, ranking, equal-cost controls, refused cells, notes."""
-    page, several = [f"# {study.title}", _made(study)], not study.side_by_side
+    page, several = [f"# {study.title}", head_text(study)], not study.side_by_side
     for group in study.groups:
         if len(study.groups) > 1:
             _, n, seed, metric, sha256, own = group
@@ -52,10 +52,11 @@ def markdown(study: Comparison) -> str:
     if refused := [row for row in study.rows if row.refused]:
         columns = [Column("recipe", lambda row: row.label), Column("reason", lambda row: row.refused)]
         page += ["## Refused or failed cells", grid(columns, refused)]
-    return "\n\n".join([*page, "## Notes", "\n".join(f"* {note}" for note in _notes(study))]) + "\n"
+    return "\n\n".join([*page, "## Notes", "\n".join(f"* {note}" for note in notes_of(study))]) + "\n"
 
 
-def _made(study: Comparison) -> str:
+def head_text(study: Comparison) -> str:
+    """How a study was made, in one sentence."""
     records = [row.quality for row in study.competing]
     made = [f"Suite {study.suite}"]
     if records:
@@ -108,7 +109,8 @@ def _instructions(study: Comparison) -> list[str]:
     return sorted({", ".join(isa) for row in study.done if (isa := (row.timing or {}).get("isa"))})
 
 
-def _notes(study: Comparison) -> list[str]:
+def notes_of(study: Comparison) -> list[str]:
+    """What has to be known to read the tables of a study, a sentence each."""
     names = ", ".join(metric_name(key) for key in study.gates)
     where = f" in that of these values in which most are: {names}" if len(study.gates) > 1 else ""
     notes = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,13 @@ def differences(strips: Sequence[tuple[Row, list[Any]]], count: int) -> tuple[di
         if row is not exact[0] and row.quality.get("converged") == exact[0].quality["samples"]:
             pairs = zip(samples[:count], exact[1][:count], strict=True)
             found[id(row)] = [np.abs(np.asarray(a).astype(int) - np.asarray(b)) for a, b in pairs]
+    return brightened(found)
+
+
+def brightened(found: Mapping[int, Sequence[Any]]) -> tuple[dict[int, list[Any]], int]:
+    """Differences (arrays of 0..255, by any key) brightened by the largest of GAINS that cuts off little."""
+    import numpy as np
+
     if not found:
         return {}, 1
     every = np.concatenate([picture.ravel() for own in found.values() for picture in own])

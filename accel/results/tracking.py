@@ -1,8 +1,9 @@
-"""wandb runs of records and studies, for browsing: offline unless asked, and never in the way of a benchmark.
+"""wandb runs of cells, studies and searches, for browsing: offline unless asked, and never in the way of a benchmark.
 
-Records are the truth and wandb is a view of them. Every run is made from records, under an id that is a hash of what
-it shows, so that it can be made again and is not made twice. A problem with wandb is one warning line. Files go to
-<results>/wandb; `upload_command` says how to send them.
+Records are the truth and wandb is a view of them. A run is made from records under an id that says what it is of
+(`accel.results.tracked`), so that it can be made again, is not made twice, and is updated where there is more to show:
+of runs that wait for their upload only the newest is kept, and one that is there already is resumed. A problem with
+wandb is one warning line. Files go to <results>/wandb; `upload_command` says how to send them.
 """
 
 from __future__ import annotations
@@ -11,22 +12,24 @@ import inspect
 import logging
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from accel.errors import joined, unknown
-from accel.records import Results, digest
-from accel.results.comparison import Comparison, metric_of
-from accel.results.figures import FIGURES, figure_path
-from accel.results.frame import AXES, column_of, spread, study_frame
+from accel.errors import unknown
+from accel.files import locked
+from accel.records import Results
+from accel.results.comparison import Comparison
+from accel.results.tracked import Shown, record_run, scalars, search_run, study_run
+
+__all__ = ["LiveSearch", "log_record", "log_study", "scalars", "track_search", "upload_command"]
 
 PROJECT = "accel"
 MODES = ("offline", "online", "disabled")
 INIT_SECONDS = 20  # the longest that an unreachable server may hold up one online run
-MOST_OF_A_TAG = 64  # characters that wandb allows
+CONTENT = "content.txt"  # in a run's folder, once it is whole: the digest of what it shows
 logger = logging.getLogger(__name__)
 
 
@@ -37,24 +40,34 @@ def log_record(
     timing: Mapping[str, Any] | None = None,
     mode: str = "offline",
 ) -> Path | None:
-    """Make the wandb run of one recipe in a study; its folder, or None where there is none.
+    """Make or update the wandb run of one recipe in a study; its folder, or None where there is none.
 
-    Project `accel`, group = study, job type `quality` or `timing`, name = label, tags = the axes in use; config =
-    recipe, axes, environment; scalars fid, fid_lo, fid_hi, ..., ms, speedup, nfe, macs; a picture of the first samples.
+    Project `accel`, group = study, job type `quality` or `timing`, name = label and seeds, tags = the axes in use;
+    config, flat: axes, role, seed, N, device, command, versions; scalars fid, fid_lo, fid_hi, delta, ..., ms, speedup,
+    nfe, macs, macs_ratio; in the summary verdicts in words; a picture of the first samples.
     """
     with _harmless(quality.get("label"), mode) as allowed:
-        return _log(results, mode, *_record_run(results, study_name, quality, timing)) if allowed else None
+        return _log(results, mode, record_run(results, study_name, quality, timing)) if allowed else None
 
 
 def log_study(results: Results, study_name: str, mode: str = "offline", records: bool = False) -> Path | None:
-    """Make the wandb run of a study: its table and figures; with `records`, first the run of each of its records."""
+    """Make or update the wandb run of a study: its table and figures, also as versioned artifacts that came of weights
+    and reference; with `records`, first the run of each of its cells."""
     with _harmless(study_name, mode) as allowed:
         if not allowed:
             return None
         study = Comparison.load(results, study_name)
-        for row in study.done if records else ():
-            log_record(results, study_name, row.quality, row.timing, mode)
-        return _log(results, mode, *_study_run(results, study))
+        for quality, timing in _cells(results, study) if records else ():
+            log_record(results, study_name, quality, timing, mode)
+        return _log(results, mode, study_run(results, study))
+
+
+def _cells(results: Results, study: Comparison) -> Iterable[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """The records of each cell's run, once: of several N the largest."""
+    found: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {}
+    for row in sorted(study.done, key=lambda row: row.quality["n"]):
+        found[record_run(results, study.name, row.quality, row.timing).id] = row.quality, row.timing
+    return found.values()
 
 
 def upload_command(root: Path) -> str:
@@ -65,66 +78,52 @@ def upload_command(root: Path) -> str:
     return f"wandb sync {shlex.quote(str(root / 'wandb'))}/offline-run-*"
 
 
-def scalars(quality: Mapping[str, Any], timing: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """Flat numbers of a record: the FID that it is ranked by as fid, fid_lo, fid_hi; the others as in the table.
+class LiveSearch:
+    """The wandb run of a search while it runs; whatever goes wrong with it is one warning, and then it is silent."""
 
-    ConfigError if two of them have one name.
-    """
-    metric = metric_of(quality)
-    values = [("fid" if k == metric and k.startswith("fid") else column_of(k), x) for k, x in quality["values"].items()]
-    if timing and not quality.get("simulated"):
-        values += [("ms", timing["ms_per_image"]), ("speedup", timing["speedup"])]
-    costs = {k: v for k, v in (quality.get("cost") or {}).items() if v is not None}
-    return joined(f"the scalars of {quality['label']}", *(spread(name, x) for name, x in values), costs)
+    def __init__(self, run: Any = None) -> None:
+        self._run = run
 
+    def log(self, row: Mapping[str, Any]) -> None:
+        """A trial: its place, score, N, the best so far, and what all of them have cost."""
+        self._try(lambda run: run.log({key: value for key, value in row.items() if value is not None}))
 
-Fill = Callable[[Any, Any], None]  # logs to a run: (wandb, run)
+    def found(self, summary: Mapping[str, Any]) -> None:
+        """What the search has found."""
+        self._try(lambda run: run.summary.update(dict(summary)))
 
-
-def _record_run(
-    results: Results, study_name: str, quality: Mapping[str, Any], timing: Mapping[str, Any] | None
-) -> tuple[dict[str, Any], Fill]:
-    axes = quality.get("axes") or {}
-    keys = ("id", "suite", "n", "seed", "simulated", "reference", "recipe", "environment", "strip")
-    config = {"study": study_name, "metric": metric_of(quality), "axes": axes} | {k: quality.get(k) for k in keys}
-    if timing:
-        config["timing"] = {k: timing.get(k) for k in ("id", "device_name", "threads", "batch", "repetitions")}
-    picture = results.path("quality", quality["id"]).with_suffix(".png")
-
-    def fill(wandb: Any, run: Any) -> None:
-        images = {"samples": wandb.Image(str(picture))} if picture.exists() else {}
-        run.log(joined(f"the run of {quality['label']}", flat, images))
-
-    flat = scalars(quality, timing)
-    arguments = {
-        "id": digest([study_name, quality["id"], timing and timing["id"], flat]),
-        "group": study_name,
-        "job_type": "timing" if timing else "quality",
-        "name": quality["label"],
-        "tags": [f"{a}:{axes[a]}"[:MOST_OF_A_TAG] for a in AXES if axes.get(a, "none") != "none"],
-        "config": config,
-    }
-    return arguments, fill
+    def _try(self, act: Any) -> None:
+        if self._run is not None:
+            try:
+                act(self._run)
+            except Exception as error:
+                self._run = None
+                _warn("the search", error)
 
 
-def _study_run(results: Results, study: Comparison) -> tuple[dict[str, Any], Fill]:
-    frame = study_frame(results, study.name).drop(columns="strip", errors="ignore")
-    rows = frame.astype(object).where(frame.notna(), None).values.tolist()
-    figures = {name: figure_path(results, study.name, name) for name in FIGURES}
+@contextmanager
+def track_search(
+    results: Results, study_name: str, key: str, label: str, settings: Mapping[str, Any], mode: str = "offline"
+) -> Iterator[LiveSearch]:
+    """The wandb run of a search, open within the context: job type `search`, one step of its history a trial. A search
+    that is begun again replaces what waits for its upload; one that ends in an error keeps its trials."""
+    run = None
+    with _harmless(label, mode) as allowed:
+        if allowed:
+            run = _opened(results, mode, search_run(study_name, key, label, settings))
+    live = LiveSearch(run)
+    try:
+        yield live
+    except BaseException:
+        _finished(run, 1)
+        raise
+    _finished(run, 0)
 
-    def fill(wandb: Any, run: Any) -> None:
-        table = wandb.Table(columns=list(frame.columns), data=rows, allow_mixed_types=True)
-        images = {name: wandb.Image(str(path)) for name, path in figures.items() if path.exists()}
-        run.log({"table": table} | images)
 
-    arguments = {
-        "id": digest([study.name, study.title, frame.to_csv(index=False)]),
-        "group": study.name,
-        "job_type": "study",
-        "name": study.name,
-        "config": {"study": study.name, "title": study.title, "suite": study.suite, "margins": study.margins.to_dict()},
-    }
-    return arguments, fill
+def _finished(run: Any, code: int) -> None:
+    if run is not None:
+        with suppress(Exception):
+            run.finish(exit_code=code)
 
 
 @contextmanager
@@ -135,31 +134,74 @@ def _harmless(name: Any, mode: str) -> Iterator[bool]:
     try:
         yield mode in MODES and mode != "disabled"
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        logger.warning("wandb did not log %s (%s: %s); the records are complete", name, type(error).__name__, reason)
+        _warn(name, error)
 
 
-def _log(results: Results, mode: str, arguments: dict[str, Any], fill: Fill) -> Path:
-    """Open a run, let `fill` log to it, finish it. A run of this id that is there already stays as it is."""
+def _warn(name: Any, error: Exception) -> None:
+    reason = (str(error).splitlines() or [""])[0]
+    logger.warning("wandb did not log %s (%s: %s); the records are complete", name, type(error).__name__, reason)
+
+
+def _log(results: Results, mode: str, shown: Shown) -> Path:
+    """Open a run, let it be filled, finish it. A run that shows the same already stays as it is."""
     import wandb
 
-    mode = "online" if mode == "online" and _online(results.root) else "offline"
-    pattern = f"{'offline-' * (mode == 'offline')}run-*-{arguments['id']}"
-    if existing := sorted((results.root / "wandb").glob(pattern)):
-        return existing[-1]
+    with _alone(results, shown):
+        if (there := _there(results, _mode(results, mode), shown)) and _content(there[-1]) == shown.content:
+            return there[-1]
+        run = _opened(results, mode, shown)
+        folder = Path(run.dir).parent
+        try:
+            shown.fill(wandb, run)
+        except BaseException:
+            _finished(run, 1)
+            shutil.rmtree(folder, ignore_errors=True)  # or it would count as logged
+            raise
+        run.finish()
+        (folder / CONTENT).write_text(shown.content)
+        return folder
+
+
+@contextmanager
+def _alone(results: Results, shown: Shown) -> Iterator[None]:
+    """While it lasts no other process logs this run."""
+    path = results.root / "wandb" / f".{shown.id}.lock"
+    with locked(path):
+        yield
+        with suppress(OSError):
+            path.unlink()
+
+
+def _opened(results: Results, mode: str, shown: Shown) -> Any:
+    """The run, begun or resumed; of its folders those that would be uploaded beside it are gone."""
+    import wandb
+
+    mode = _mode(results, mode)
+    for folder in _there(results, mode, shown) if mode == "offline" else ():
+        if not any(folder.glob("*.synced")):
+            shutil.rmtree(folder, ignore_errors=True)
     results.root.mkdir(parents=True, exist_ok=True)
     where = {"project": PROJECT, "dir": str(results.root), "mode": mode, "reinit": "finish_previous"}
-    run = wandb.init(**where, **arguments, settings=_settings())
-    folder = Path(run.dir).parent
+    run = wandb.init(**where, **shown.arguments, resume="allow", settings=_settings())
+    if mode == "online":  # what a resumed run says of itself is of before
+        run.config.update(shown.arguments["config"], allow_val_change=True)
+    return run
+
+
+def _there(results: Results, mode: str, shown: Shown) -> list[Path]:
+    """The folders of a run, the newest last."""
+    return sorted((results.root / "wandb").glob(f"{'offline-' * (mode == 'offline')}run-*-{shown.id}"))
+
+
+def _content(folder: Path) -> str | None:
     try:
-        fill(wandb, run)
-    except BaseException:
-        with suppress(Exception):
-            run.finish(exit_code=1)
-        shutil.rmtree(folder, ignore_errors=True)  # or it would count as logged
-        raise
-    run.finish()
-    return folder
+        return (folder / CONTENT).read_text()
+    except OSError:
+        return None
+
+
+def _mode(results: Results, mode: str) -> str:
+    return "online" if mode == "online" and _online(results.root) else "offline"
 
 
 def _settings() -> Any:

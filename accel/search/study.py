@@ -27,10 +27,12 @@ from accel.grammar import command
 from accel.records import check_writable, describe, digest
 from accel.results.progress import Progress
 from accel.results.search import write_searches
+from accel.results.tracking import track_search, upload_command
 from accel.search.base import Room, Search
 from accel.search.objective import Objective
 from accel.search.optimisers.base import Optimiser
 from accel.search.recipes import conclude
+from accel.search.trials import Trials
 from accel.studies.estimate import seconds_per_row
 from accel.studies.manifest import natural
 from accel.studies.request import Request
@@ -64,6 +66,7 @@ class SearchStudy(Request):
 
     cells: Sequence[Cell]
     brief: bool = False
+    wandb: str = "disabled"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,6 +94,9 @@ class SearchStudy(Request):
             if len(self.cells) <= 3 and record is not None:
                 text = f"to run what {cell.name} found:\n  {record['command']}"
                 self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if self.wandb == "offline" and (self.results.root / "wandb").is_dir():
+            hint = f"offline wandb runs; to upload them: {upload_command(self.results.root)}"
+            self.console.print(hint, markup=False, highlight=False, soft_wrap=True)
         self.console.print(f"{time.perf_counter() - started:.1f} s.")
         return failed
 
@@ -142,20 +148,28 @@ class SearchStudy(Request):
         """The record of the cell's search, made now if it is not there."""
         if record := self.results.load("search", room.key):
             return record
-        label = f"{cell.recipe.label} {cell.name}"[:44]
-        bar = progress.add_task(label, total=cell.search.budget, unit="NFE", best="")
+        label = f"{cell.recipe.label} {cell.name}"
+        bar = progress.add_task(label[:44], total=cell.search.budget, unit="NFE", best="")
+        settings = {"suite": self.suite.name, "base": cell.recipe.label, "optimiser": cell.optimiser.label,
+                    "method": cell.search.name, "budget": cell.search.budget, "settings": cell.search.identity(),
+                    **provenance()}  # fmt: skip
+        with track_search(self.results, self.name, room.key, label, settings, self.wandb) as live:
+            trials = Trials(room.ledger)
 
-        def on_trial(objective: Objective) -> None:
-            best = objective.best
-            name = objective.space.label(best.vector) if best.vector else best.recipe.label
-            shown = f"best {objective.relative(best, best.n):+.4g}: {name}"
-            progress.update(bar, completed=room.ledger.nfe, best=shown)
+            def on_trial(objective: Objective) -> None:
+                best = objective.best
+                name = objective.space.label(best.vector) if best.vector else best.recipe.label
+                shown = f"best {objective.relative(best, best.n):+.4g}: {name}"
+                progress.update(bar, completed=room.ledger.nfe, best=shown)
+                for row in trials.new(objective):
+                    live.log(row)
 
-        room.on_trial = on_trial
-        record = cell.search.run(room)
-        record["command"] = deployed(cell, record)
-        record["environment"] = provenance()
-        self.results.save(record)
+            room.on_trial = on_trial
+            record = cell.search.run(room)
+            record["command"] = deployed(cell, record)
+            record["environment"] = provenance()
+            self.results.save(record)
+            live.found({"found": record.get("label"), "run_found": record["command"], "cost": record["cost"]})
         self._forget(room)
         progress.remove_task(bar)
         cost = record["cost"]
@@ -224,7 +238,7 @@ class SearchStudy(Request):
         recipes = cell.search.recipes_of(record)
         study = Study(self.name, self.title, self.suite, self.evaluation, self.results, self.baseline, recipes,
                       console=self.console, front=self.front, conventional=self.conventional,
-                      wandb="disabled")  # fmt: skip
+                      wandb=self.wandb)  # fmt: skip
         failed = study.run()
         suite = [o for o in spelled_out(list(cell.overrides)) if o.lstrip("+").startswith("suite")]
         conclude(self.results, self.name, record, self.evaluation, suite)

@@ -137,7 +137,9 @@ def test_a_search_of_nothing_is_one_error(kind, word, refused):
     refused(*QUICK, f"search={kind}", *SEARCH, word)
 
 
-COMMANDS = ["rebuild", "rebuild nope", "rebuild tables --results /nope", "rebuild tables --foo", "claims",
+COMMANDS = ["report", "report nope", "report nope --to page.pdf", "report --foo", "table", "table nope",
+            "table x --format docx", "rebuild", "rebuild nope", "rebuild tables --results /nope",
+            "rebuild tables --foo", "rebuild tables --format svg", "rebuild figures --format gif", "claims",
             "claims --foo", "claims --ledger /nope", "claims x", "reference",
             "reference x",
             "reference /nope --size 8 --out a.safetensors", "reference . --size x --out a",

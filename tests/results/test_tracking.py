@@ -13,8 +13,10 @@ import pytest
 
 import accel.results.tracking as tracking
 from accel.records import Results
+from accel.results.comparison import Comparison
 from accel.results.figures import write_figures
-from accel.results.tracking import log_record, log_study, scalars, upload_command
+from accel.results.tracked import record_run, search_run, study_run
+from accel.results.tracking import log_record, log_study, scalars, track_search, upload_command
 
 
 def read_run(folder, patience=10):
@@ -26,12 +28,13 @@ def read_run(folder, patience=10):
 
 
 def parse_run(folder):
-    """Run, scalars, config and exit code in a run's binary log (LevelDB log format of protocol buffers)."""
+    """Run, scalars (and by step), config, summary, artifacts by name and exit code in a run's binary log (LevelDB log
+    format of protocol buffers)."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob("run-*.wandb")
     data, at, pieces = path.read_bytes(), 7, []
-    found = {"history": {}, "exit": None}
+    found = {"history": {}, "rows": [], "summary": {}, "artifacts": {}, "exit": None}
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:
             at += 32768 - at % 32768
@@ -45,8 +48,14 @@ def parse_run(folder):
             if record.HasField("run"):
                 found["run"] = record.run
                 found["config"] = {item.key: json.loads(item.value_json) for item in record.run.config.update}
-            for item in record.history.item:
-                found["history"][item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+            if record.HasField("history"):
+                items = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
+                found["rows"].append(items)
+                found["history"] |= items
+            for item in record.summary.update:
+                found["summary"][item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+            if record.HasField("artifact"):
+                found["artifacts"][record.artifact.name] = record.artifact
             if record.HasField("exit"):
                 found["exit"] = record.exit.exit_code
     return found
@@ -66,6 +75,7 @@ def no_account(tmp_path, monkeypatch):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     tracking._online.cache_clear()
     yield
     tracking._online.cache_clear()
@@ -85,7 +95,7 @@ def test_an_offline_run_holds_what_the_record_says(demo, capfd):
     found = read_run(folder)
     run, history, config = found["run"], found["history"], found["config"]
     assert (run.project, run.run_group, run.job_type) == ("accel", "demo", "timing")
-    assert run.display_name == "deis3-20+deepcache3"
+    assert run.display_name == "deis3-20+deepcache3 · seed 0"
     assert set(run.tags) == {"sampler:deis3", "steps:20", "cache:deepcache"}
     assert config["id"] == quality["id"]
     assert config["recipe"] == quality["recipe"]
@@ -106,15 +116,204 @@ def test_an_offline_run_holds_what_the_record_says(demo, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_same_record_is_logged_once_and_a_new_value_again(demo):
+def runs_of(results):
+    """What each offline run of a folder holds, by its name."""
+    return {(found := read_run(f))["run"].display_name: found for f in (results.root / "wandb").glob("offline-run-*")}
+
+
+def test_a_cell_says_its_place_in_the_study_in_flat_keys(demo, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/accel", "experiment=demo", "title=a b"])
+    study = Comparison.load(demo.results, "demo")
+    row = next(row for row in study.done if row.label == "deis3-20+deepcache3")
+    quality, timing = record_of(demo, row.label)
+    quality["environment"] = quality["environment"] | {"accel": "1.2.3", "commit": "abc"}
+    found = read_run(log_record(demo.results, "demo", quality, timing))
+    config, history, summary = found["config"], found["history"], found["summary"]
+    said = {"role": "cell", "seed": 0, "sampler": "deis3", "steps": 20, "cache": "deepcache", "precision": "none"}
+    said |= {"accel": "1.2.3", "commit": "abc", "label": row.label, "suite": "digits", "batch": 8}
+    said |= {"command": "accel experiment=demo 'title=a b'"}
+    assert {key: config[key] for key in said} == said
+    assert history["macs_ratio"] == study.macs_ratio(row)
+    for end, key in (("", "fid_digits"), ("_distance", "distance"), ("_accuracy", "accuracy")):
+        delta = study.delta(row, study.baseline, key)
+        ends = [history[f"delta{end}{part}"] for part in ("", "_lo", "_hi")]
+        assert ends == pytest.approx([delta.value, delta.lo, delta.hi])
+        assert summary[f"verdict{end}"] == study.verdict(row, study.baseline, key)
+    assert summary["all_values"]
+    base = read_run(log_record(demo.results, "demo", *record_of(demo, "ddim-50")))
+    assert base["config"]["role"] == "baseline"
+    assert base["history"]["macs_ratio"] == 1
+    assert "delta" not in base["history"]
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    assert log_record(demo.results, "demo", quality, timing).is_dir()
+    assert len(runs_of(demo.results)) == 2, "another command line is nothing new to show"
+
+
+def test_the_same_record_is_logged_once_and_more_of_it_updates_its_run(demo):
     quality, timing = record_of(demo, "deis3-10")
     first = log_record(demo.results, "demo", quality)
     assert log_record(demo.results, "demo", quality) == first
-    assert log_record(demo.results, "demo", quality, timing) != first
-    assert log_record(demo.results, "other", quality) != first
+    timed = log_record(demo.results, "demo", quality, timing)
+    assert read_run(timed)["history"]["speedup"] == timing["speedup"]["value"]
+    other = log_record(demo.results, "other", quality)
     quality["values"]["fid_digits"]["value"] += 0.1
-    assert log_record(demo.results, "demo", quality) != first
-    assert len(list((demo.results.root / "wandb").glob("offline-run-*"))) == 4
+    last = log_record(demo.results, "demo", quality, timing)
+    assert sorted((demo.results.root / "wandb").glob("offline-run-*")) == sorted([other, last])
+    assert read_run(last)["history"]["fid"] == quality["values"]["fid_digits"]["value"]
+    ids = {read_run(folder)["run"].run_id for folder in (last, other)}
+    assert len(ids) == 2
+    assert first.name.endswith(read_run(last)["run"].run_id)
+
+
+def test_a_larger_n_updates_and_other_seeds_do_not(fabric):
+    def one(n, **more):
+        record = fabric.quality("a", 2.0, macs=1e9, n=n) | more
+        return record_run(fabric.results, "demo", record, None)
+
+    assert one(1000).id == one(2000).id
+    assert one(1000).content != one(2000).content
+    assert one(1000).id != one(1000, seed=1).id
+    assert one(1000, seeds=[0, 1]).id == one(1000, seeds=[0, 1, 2]).id != one(1000).id
+    assert one(1000, seeds=[0, 1, 2]).arguments["name"] == "a · seed 0, 1, 2"
+    assert one(1000).id != record_run(fabric.results, "other", fabric.quality("a", 2.0, macs=1e9), None).id
+    for n in (1000, 2000, 1000):
+        record = fabric.quality("a", 2.0, macs=1e9, n=n)
+        fabric.line("baseline" if not fabric.lines else "cell", record)
+    fabric.save()
+    log_study(fabric.results, "demo", records=True)
+    assert runs_of(fabric.results)["a · seed 0"]["config"]["n"] == 2000
+
+
+def test_what_was_uploaded_is_kept_and_its_update_has_the_same_id(demo):
+    quality, timing = record_of(demo, "deis3-10")
+    first = log_record(demo.results, "demo", quality)
+    read_run(first)
+    (path,) = first.glob("run-*.wandb")
+    path.with_name(path.name + ".synced").touch()
+    time.sleep(1.1)  # folders are named by the second
+    second = log_record(demo.results, "demo", quality, timing)
+    assert first.is_dir()
+    assert second != first
+    assert len({read_run(folder)["run"].run_id for folder in (first, second)}) == 1
+
+
+def test_runs_are_resumed_where_they_are_there_already(demo, monkeypatch):
+    import wandb
+
+    asked = []
+    init = wandb.init
+
+    def spy(**arguments):
+        asked.append(arguments)
+        return init(**arguments)
+
+    monkeypatch.setattr(wandb, "init", spy)
+    log_study(demo.results, "demo")
+    demo.line("cell", demo.quality("more-10", fid=3.0, macs=1e9))
+    demo.save()
+    log_study(demo.results, "demo")
+    assert len({one["id"] for one in asked}) == 1
+    assert all(one["resume"] == "allow" for one in asked)
+    [found] = runs_of(demo.results).values()
+    assert found["summary"]["rows"] == len(demo.lines)
+
+
+def test_table_and_figures_are_artifacts_that_came_of_weights_and_reference(fabric, tmp_path):
+    base = fabric.quality("base", 2.0, macs=1e9) | {"weights": {"unet": "ab" * 32}}
+    fabric.results.save(base)
+    fabric.line("baseline", base)
+    fabric.save()
+    write_figures(fabric.results, "demo")
+    folder = log_study(fabric.results, "demo")
+    found = read_run(folder)["artifacts"]
+    own = {name: one for name, one in found.items() if not name.startswith("run-")}  # those of run.log itself
+    kinds = {name: (one.type, one.use_after_commit) for name, one in own.items()}
+    assert kinds == {
+        "digits-weights": ("weights", True), "digits-reference": ("reference", True),
+        "demo-table": ("table", False), "demo-figures": ("figures", False),
+    }  # fmt: skip
+    metadata = json.loads(own["demo-table"].metadata)
+    assert metadata["weights"] == [{"unet": "ab" * 32}]
+    assert metadata["reference"] == [base["reference"]]
+    for one in own.values():
+        for entry in one.manifest.contents:
+            path = Path(entry.local_path)
+            assert path.is_relative_to(folder)
+            assert path.stat().st_size == entry.size
+    files = {entry.path for entry in own["demo-table"].manifest.contents}
+    assert files == {"table.csv", "table.md"}
+    first = own["demo-table"].digest
+    fabric.line("cell", fabric.quality("more", 3.0, macs=1e9))
+    fabric.save()
+    again = read_run(log_study(fabric.results, "demo"))["artifacts"]
+    assert again["demo-table"].digest != first
+    assert again["digits-reference"].digest == own["digits-reference"].digest
+
+
+ROWS = [{"trial": 1, "score": 0.2, "best": None, "nfe": 10}, {"trial": 2, "score": 0.1, "best": 0.1, "nfe": 20}]
+
+
+def test_a_search_is_logged_trial_by_trial(fabric):
+    with track_search(fabric.results, "found", "key", "ddim-4 nsga2", {"budget": 900}) as live:
+        for row in ROWS:
+            live.log(row)
+        live.found({"found": "ddim-4@searched"})
+    [found] = runs_of(fabric.results).values()
+    assert (found["run"].display_name, found["run"].job_type, found["exit"]) == ("ddim-4 nsga2", "search", 0)
+    assert found["config"]["budget"] == 900
+    shown = [{k: v for k, v in row.items() if not k.startswith("_")} for row in found["rows"]]
+    assert shown == [{k: v for k, v in row.items() if v is not None} for row in ROWS]
+    assert found["summary"]["found"] == "ddim-4@searched"
+
+
+def test_a_search_that_ends_early_keeps_its_trials_and_is_replaced(fabric, warnings):
+    def searched(count):
+        with track_search(fabric.results, "found", "key", "x", {}) as live:
+            for row in ROWS[:count]:
+                live.log(row)
+            if count == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        searched(1)
+    [found] = runs_of(fabric.results).values()
+    assert (len(found["rows"]), found["exit"]) == (1, 1)
+    searched(2)
+    [found] = runs_of(fabric.results).values()
+    assert (len(found["rows"]), found["exit"]) == (2, 0)
+    assert warnings() == []
+
+
+def test_a_search_goes_on_without_wandb(fabric, monkeypatch, warnings):
+    import wandb
+
+    class Run:
+        def log(self, row):
+            raise OSError("gone")
+
+        def finish(self, exit_code=0):
+            raise OSError("gone")
+
+    monkeypatch.setattr(wandb, "init", lambda **arguments: Run())
+    with track_search(fabric.results, "found", "key", "x", {}) as live:
+        for row in ROWS:
+            live.log(row)
+    assert len(warnings()) == 1
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with track_search(fabric.results, "found", "key", "x", {}) as live:
+        live.log(ROWS[0])
+    assert len(warnings()) == 2
+    with track_search(fabric.results, "found", "key", "x", {}, mode="disabled") as live:
+        live.log(ROWS[0])
+    assert len(warnings()) == 2
+
+
+def test_ids_are_of_what_runs_are(demo):
+    study = Comparison.load(demo.results, "demo")
+    runs = [study_run(demo.results, study), search_run("demo", "k", "x", {}), search_run("demo", "other", "x", {})]
+    runs += [record_run(demo.results, "demo", row.quality, row.timing) for row in study.competing]
+    assert len({run.id for run in runs}) == len(runs)
+    assert all(run.id.isalnum() for run in runs)
 
 
 def test_a_study_is_one_run_with_its_table_and_figures(demo):
@@ -163,7 +362,7 @@ def test_all_records_can_be_logged_again_from_the_folder(fabric):
     fabric.save()
     log_study(fabric.results, "demo", records=True)
     folders = (fabric.results.root / "wandb").glob("offline-run-*")
-    assert sorted(read_run(folder)["run"].display_name for folder in folders) == ["b", "base", "demo"]
+    assert sorted(read_run(folder)["run"].display_name for folder in folders) == ["b · seed 0", "base · seed 0", "demo"]
 
 
 def test_simulated_records_never_log_a_time(fabric):
