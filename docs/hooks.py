@@ -10,6 +10,8 @@ import messages
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
+DIAGRAM = re.compile(r"```mermaid\n(.*?)```", re.DOTALL)
+NODE = re.compile(r"(\w+)[\[(]+\"([^\"]+)\"[\])]+")
 OUTSIDE = re.compile(r"\]\(\.\./(results/[^)#]+)")
 
 
@@ -34,6 +36,23 @@ def contents(tables: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def drawn(found: re.Match[str]) -> str:
+    """A flowchart of Mermaid in plain text, a line for each arrow: to draw it would take a script from elsewhere."""
+    names, lines, depth = dict(NODE.findall(found[1])), [], 0
+    for line in NODE.sub(r"\1", found[1]).splitlines()[1:]:
+        text = line.strip()
+        if text in ("end", "") or text.startswith(("%%", "flowchart")):
+            depth -= text == "end"
+            continue
+        arrow = re.sub(r" -- \"(.*?)\" --> | -\. \"(.*?)\" \.-> ", lambda a: f" ──({a[1] or a[2]})──▶ ", text).replace(
+            "-->", "──▶"
+        )
+        shown = re.sub(r"\b\w+\b(?![^(]*\))", lambda word: names.get(word[0], word[0]), arrow)
+        lines.append("  " * depth + (shown.removeprefix("subgraph ") + ":" if text.startswith("subgraph") else shown))
+        depth += text.startswith("subgraph")
+    return "```text\n" + "\n".join(lines) + "\n```"
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links out of docs/ as links within the site. Tables are not searched: their numbers would bury the pages."""
     if page.file.src_uri.startswith("results/tables/"):
@@ -41,4 +60,5 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return re.sub(r"\]\(\.\./(figures/[^)]*)\)", r"]", markdown)
     up = "../" * page.file.src_uri.count("/")
     markdown = markdown.replace("](../results/tables)", f"]({up}results/index.md)").replace("](example_package)", "]")
+    markdown = DIAGRAM.sub(drawn, markdown)
     return OUTSIDE.sub(lambda found: f"]({up}{found[1]}", markdown)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from accel.config import compose, expand_cells
+from accel.config import choice_of, compose, expand_cells
 from accel.registry import groups
 
 ROOT = Path(__file__).parents[2]
@@ -113,3 +113,12 @@ def locate(path: str):
     except ModuleNotFoundError:
         owner, _, name = path.rpartition(".")
         return getattr(import_module(owner), name)
+
+
+def test_the_class_of_every_registered_method_is_in_the_api():
+    known = groups()
+    shown = {word for name, page in PAGES.items() if name.startswith("api/") for word in re.findall(r"\w+", page)}
+    axes = ("sampler", "grid", "guidance", "cache", "stitch", "skip", "precision")
+    made = {type(choice_of(axis, choice)).__name__ for axis in axes for choice in known[axis] if choice != "none"}
+    assert len(made) > 25
+    assert made - shown == set()
