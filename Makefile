@@ -10,6 +10,7 @@ LOWEST  ?= tests/samplers tests/caching tests/metrics tests/results tests/suites
 # In a crowded figure the text of matplotlib 3.8 leaves no room for one label.
 LABELS  := tests/results/test_figures.py::test_panels_show_cost_and_time_and_simulated_rows_have_no_time
 READY   := $(VENV)/.ready
+DOCS    := $(VENV)/.docs
 .DEFAULT_GOAL := help
 
 $(READY): pyproject.toml constraints.txt
@@ -19,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-.PHONY: help setup demo test test-lowest lint train sweep plan tables figures results convergence cascade bench gpu gpu-bundle clean
+.PHONY: help setup demo test test-lowest lint docs train sweep plan tables figures results convergence cascade bench gpu gpu-bundle clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +41,13 @@ test-lowest: ## tests with the lowest versions that pyproject.toml allows, in .v
 lint: $(READY) ## ruff: rules and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+$(DOCS): $(READY)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(DOCS) ## the site of docs/ into site/, strictly: a dead link or a page without a place in it is an error
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet $(ARGS)
 
 train: $(READY) ## train the shipped weights again: make train SUITE=digits ARGS="--part small"
 	$(PY) -m accel train --suite $(SUITE) $(ARGS)
@@ -98,4 +106,4 @@ gpu-bundle: $(READY) ## wheels/ for a GPU machine without network that has torch
 	@echo 'there: python -m pip install --no-index --no-deps $(WHEELS)/*.whl && accel bench device'
 
 clean: ## remove the environment, caches and everything under outputs/
-	rm -rf $(VENV) $(VENV)-lowest outputs .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest outputs site .pytest_cache .ruff_cache *.egg-info

@@ -43,9 +43,9 @@ class RealImages:
 
     def __post_init__(self) -> None:
         if self.n is not None:
-            check_int("suite.reference.n", self.n, LEAST)
+            check_int("suite.reference_images.n", self.n, LEAST)
         if self.size is not None:
-            check_int("suite.reference.size", self.size, 1)
+            check_int("suite.reference_images.size", self.size, 1)
 
     def load(self, network: Any, height: int, width: int) -> Reference:
         """The reference in the space of `network`. Raises ConfigError for what is missing, unreadable or of another."""
@@ -72,7 +72,7 @@ class RealImages:
             return path
         found = f"{path} is no .safetensors or .npz file" if path.is_file() else f"there is no {path}"
         raise ConfigError(
-            f"suite.reference.path: {found}; allowed: a folder of images, a .safetensors file that "
+            f"suite.reference_images.path: {found}; allowed: a folder of images, a .safetensors file that "
             "`accel reference` made of one, or an .npz file of features or of mu and sigma."
         )
 
@@ -87,7 +87,9 @@ class RealImages:
             return self.n or found
         n = stated.get("n") or self.n
         if not n:
-            raise ConfigError(f"{path} does not say of how many images its moments are; say it: suite.reference.n=<N>.")
+            raise ConfigError(
+                f"{path} does not say of how many images its moments are; say it: suite.reference_images.n=<N>."
+            )
         return int(n)
 
 
@@ -119,8 +121,8 @@ def _check_network(path: Path, stated: str | None, network: Any, unchecked: bool
     if stated is None and not unchecked:
         raise ConfigError(
             f"{path} does not say which feature network it is of. If you know that it is {network.name} with the very "
-            "weights and preprocessing in use, say so: suite.reference.unchecked=true. Otherwise make a file with "
-            "`accel reference`."
+            "weights and preprocessing in use, say so: suite.reference_images.unchecked=true. Otherwise make a file "
+            "with `accel reference`."
         )
     if stated is not None and stated != (own := canonical(network.identity())):
         raise ConfigError(

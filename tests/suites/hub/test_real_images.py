@@ -167,7 +167,7 @@ def test_folder_as_reference(folder):
     ]
     assert len({identity["sha256"], *(o["sha256"] for o in others)}) == 4
     assert others[0]["n"] == 60
-    with pytest.raises(ConfigError, match=r"suite.reference.n is 59; allowed: an integer >= 60"):
+    with pytest.raises(ConfigError, match=r"suite.reference_images.n is 59; allowed: an integer >= 60"):
         RealImages(str(folder), n=59)
 
 
@@ -192,7 +192,7 @@ def test_moments_give_fid_and_nothing_else(folder, tmp_path):
     generated = features[:60] * 0.9 + 0.01
     path = tmp_path / "statistics.npz"
     np.savez(path, mu=features.mean(0).numpy(), sigma=features.T.cov().numpy())
-    with pytest.raises(ConfigError, match=r"does not say of how many images.*suite\.reference\.n=<N>"):
+    with pytest.raises(ConfigError, match=r"does not say of how many images.*suite\.reference_images\.n=<N>"):
         RealImages(str(path)).load(Colours(), 8, 8)
     with pytest.raises(ConfigError, match=r"which feature network it is of.*suite\.reference\.unchecked=true"):
         RealImages(str(path), n=62).load(Colours(), 8, 8)
