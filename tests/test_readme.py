@@ -15,6 +15,7 @@ FINDINGS = (ROOT / "docs/findings.md").read_text()
 DOCUMENTS = [
     "README.md",
     "docs/findings.md",
+    "docs/in_short.md",
     "docs/design.md",
     "docs/hub.md",
     "docs/extending.md",
