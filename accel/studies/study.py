@@ -120,6 +120,7 @@ class Study(Request):
             rows.add_floor(floor.floor(runner))
             progress.advance(bar)
             waiting: list[Measured] = []  # for a time
+            untracked: list[tuple[dict[str, Any], dict[str, Any] | None]] = []  # until the manifest has the baseline
             while jobs or waiting:
                 if len(waiting) == TOGETHER or not jobs:
                     progress.update(bar, description="timing")
@@ -149,12 +150,15 @@ class Study(Request):
                             progress.update(bar, there=progress.tasks[bar].fields["there"] + 1)
                         else:
                             computed += 1
-                            self._track(quality, first)
+                            untracked.append((quality, first))
                         if new := self._controls(runner, job, quality, first):
                             jobs[:0] = new
                             progress.update(bar, total=progress.tasks[bar].total + len(new))
                     progress.advance(bar)
                 rows.save()
+                if not (jobs or waiting) or any(row["role"] == "baseline" for row in rows.own):
+                    while untracked:
+                        self._track(*untracked.pop(0))
             for recipe, reason in refused:
                 rows.add_refusal(recipe, reason)
             rows.save(whole=True)

@@ -21,7 +21,7 @@ from accel.cli.listing import meaning
 from accel.files import write_atomic
 from accel.records import Results
 from accel.results.comparison import Comparison
-from accel.results.panels import competitors, cost_panel, front
+from accel.results.panels import competitors, cost_panel, front, time_panels
 from accel.results.report.fronts import front_data
 from accel.results.report.legend import entries
 from accel.results.report.page import inlined, marked, page
@@ -250,9 +250,51 @@ def test_the_front_is_the_figures(demo):
     for results, name in ((demo.results, "demo"), (Results(ROOT / "results"), "caching_digits")):
         study = Comparison.load(results, name)
         data, rows = front_data(study), competitors(study)
-        code = "(() => { const s = data.study, x = s.x[0], y = s.y[0], p = Report.shown(s, x, y);"
-        found = evaluated(code + " return Report.front(p, x, y).map((i) => p[i].label); })()", study=data)
-        assert found == [point.row.label for point in front(cost_panel(study, rows).points)], name
+        code = (
+            "data.study.x.map((x) => { const s = data.study, y = s.y[0], p = Report.shown(s, x, y);"
+            " return [x.key, Report.front(p, x, y).map((i) => p[i].label)]; })"
+        )
+        found = dict(evaluated(code, study=data))
+        assert found["macs_ratio"] == [point.row.label for point in front(cost_panel(study, rows).points)], name
+        for panel in time_panels(study, rows):
+            labels = [point.row.label for point in front(panel.points)]
+            assert found["ms0"] == labels
+            assert found["speedup0"] == labels, "what is faster costs less"
+
+
+def test_each_device_has_its_axes_and_its_table_of_speeds(fabric):
+    base = fabric.quality("base", 2.0, macs=1e9)
+    fabric.line("baseline", base)
+    for label, device in (("a", "CPU"), ("b", "GPU"), ("c", "CPU")):
+        cell = fabric.quality(label, 3.0, macs=1e8)
+        fabric.line("cell", cell, fabric.timing(cell, base, 2.0, device=device))
+    fabric.save()
+    study = Comparison.load(fabric.results, "demo")
+    names = {axis["key"]: axis["name"] for axis in front_data(study)["x"]}
+    assert names["speedup0"] == "speed-up (CPU, 1 thread, batch 8)"
+    assert names["ms1"] == "ms/image (GPU, 1 thread, batch 8)"
+    points = {point["label"]: point["x"].keys() for point in front_data(study)["points"]}
+    assert {"ms0", "ms1"} <= points["base"]
+    assert "ms1" not in points["a"]
+    speeds = [table for table in tables(study) if table.title == "Speed"]
+    assert [{line.cells[0].text for line in table.lines} for table in speeds] == [
+        {"base (baseline)", "a", "c"},
+        {"base (baseline)", "b"},
+    ]
+    html = made(fabric.results)
+    assert "Speed on GPU, 1 thread, batch 8" in html
+
+
+def test_prompts_and_what_is_left_out_are_said(fabric):
+    for i in range(32):
+        record = fabric.quality(f"r{i}-9", 2.0 + i, macs=1e9) | {"notes": {"captions": ["a <red> disc", "a star"]}}
+        fabric.results.save(record)
+        fabric.line("cell" if i else "baseline", record)
+    fabric.save()
+    html = made(fabric.results)
+    assert "<li>a &lt;red&gt; disc</li>" in html
+    assert "2 are left out." in html
+    assert len([e for e in Page(html).all("img") if e["alt"].startswith("16 samples of")]) == 30
 
 
 @needs_node

@@ -194,7 +194,7 @@ def test_moments_give_fid_and_nothing_else(folder, tmp_path):
     np.savez(path, mu=features.mean(0).numpy(), sigma=features.T.cov().numpy())
     with pytest.raises(ConfigError, match=r"does not say of how many images.*suite\.reference_images\.n=<N>"):
         RealImages(str(path)).load(Colours(), 8, 8)
-    with pytest.raises(ConfigError, match=r"which feature network it is of.*suite\.reference\.unchecked=true"):
+    with pytest.raises(ConfigError, match=r"which feature network it is of.*suite\.reference_images\.unchecked=true"):
         RealImages(str(path), n=62).load(Colours(), 8, 8)
     reference = RealImages(str(path), n=62, unchecked=True).load(Colours(), 8, 8)
     assert reference.identity()["n"] == 62
