@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import hub_tiny
 import pytest
+import torch
 
 from accel import Recipe
 from accel.caching import DeepCache
@@ -48,7 +50,6 @@ def test_both_files_are_on_the_page():
 
 def test_the_script_draws_each_prompt_from_its_own_noise(here):
     import numpy as np
-    import torch
     from diffusers import StableDiffusionPipeline
     from PIL import Image
 
@@ -83,16 +84,25 @@ def ask(service):
     return ask
 
 
-def test_requests_of_four_threads_get_the_images_that_each_gets_alone(ask):
+def tensors() -> int:
+    """How many tensors live."""
+    gc.collect()
+    return sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+
+
+def test_a_hundred_requests_of_four_threads_get_the_images_that_each_gets_alone(ask):
     from PIL import Image
 
     alone = [ask(wanted) for wanted in WANTED]
     assert {status for status, _ in alone} == {200}
     assert len({png for _, png in alone}) == len(WANTED)
     assert Image.open(io.BytesIO(alone[0][1])).size == (16, 16)
+    before = tensors()
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(ask, WANTED * 4))
+        answers = list(pool.map(ask, WANTED * 25))
+    assert len(answers) == 100
     assert all(answer == alone[i % len(WANTED)] for i, answer in enumerate(answers))
+    assert tensors() <= before, "memory is flat"
 
 
 def test_who_finds_no_seat_hears_503_at_once_and_a_seat_is_free_again(service, ask, monkeypatch):
