@@ -198,7 +198,7 @@ def _check_artefacts(recipe: Recipe, artefacts: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"the recipe {recipe.label} needs what was searched, fitted or learned for its {' and '.join(missing)}, "
             "and has no such artefact; give it as artefacts={...} (as accelerate takes it), or save a row that was "
-            "measured: accel recipe <results> <study> <row>."
+            "measured: accel recipe <study> <row> --to <folder>."
         )
 
 
