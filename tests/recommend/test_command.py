@@ -6,10 +6,11 @@ import pytest
 
 import accel
 from accel.__main__ import main as program
-from accel.cli import recommend
+from accel.cli import recommend, verify
 from accel.records import Results
 from accel.results.comparison import Comparison
 from accel.results.recipe_search import holds
+from accel.testing.elsewhere import DEVICE, Elsewhere
 
 FEW = [
     "steps=6", "budget=60m", "evaluation.n=60", "evaluation.distance_n=60", "evaluation.timing=false",
@@ -78,3 +79,16 @@ def test_help_and_a_refusal_at_the_door(monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "no model is given" in error
     assert "no such file" in error
+
+
+def test_on_another_device(words, tmp_path, capsys):
+    """The pretended one: nothing is left on the CPU, and the file it writes verifies there."""
+    there = [word if not word.startswith("evaluation.device") else f"evaluation.device={DEVICE}" for word in words]
+    few = ["search.budget=500", 'search.axes.stitch=["stitch=none"]', "suite.converged_steps=3", "steps=4"]
+    few += [f"evaluation.margins.{name}=1000.0" for name in ("fid", "recall", "accuracy")]
+    kept = [word for word in there if not word.startswith(("search.budget", "search.axes.stitch", "steps="))]
+    kept.remove("suite.converged_steps=8")
+    with Elsewhere():
+        assert recommend.main([*kept, *few]) == 0
+        assert verify.main([str(tmp_path / "fast"), "--no-quality", "--no-speed", "--device", DEVICE]) == 0
+    assert "verified" in capsys.readouterr().out
