@@ -465,6 +465,13 @@ def test_settings_of_any_shape_are_text():
     described = {"type": "X", "epoch": 1, "a": 1.5, "b": None, "c": {"type": "Y", "n": 2}, "d": [1, "two"], "e": {}}
     assert settings_text(described) == "a = 1.5, c = Y(n = 2), d = [1, two]"
     assert meaning("cache", "nothing_of_this_name", "Nothing") is None
+    assert meaning("cache", "fora2", "FeatureInheritance").startswith("FORA")
+    assert meaning("cache", "inherit2(unit)", "FeatureInheritance").startswith("Feature inheritance")
+    assert meaning("cache", "harmonica(beta=0.005,>0.5)", "LearnedRouter").startswith("HarmoniCa")
+    assert meaning("sampler", "dmcmc8[dpmpp_2m]", "DenoisingLangevinGibbs").startswith("Denoising MCMC")
+    assert "uniform" not in meaning("cache", "deepcache3c12p1.4rb3", "DeepCache"), "its schedule is another one"
+    assert "min-max" not in meaning("precision", "w8a8(sim,wL2.4)", "FakeQuant"), "its range is another one"
+    assert meaning("guidance", "cfg++0.2", "CFGPlusPlus").startswith("CFG++")
     assert meaning("cache", "halving", "DeepCache", "somebody") is None
 
 
