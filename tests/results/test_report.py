@@ -306,7 +306,9 @@ def test_no_axis_goes_below_0_unless_a_value_does():
     assert scales[1]["low"] < -0.02
     assert scales[2]["log"]
     assert scales[2]["low"] > 0
-    for scale in scales:
+    shares = evaluated("Report.scale(data.set, 0, 500, false)", set=[[1, 0.9, 1.1], [90, 89, 91]])
+    assert (shares["log"], shares["low"]) == (False, 0)
+    for scale in [*scales, shares]:
         assert len(scale["ticks"]) >= 2
         assert all(scale["low"] <= tick <= scale["high"] for tick in scale["ticks"])
 
@@ -356,6 +358,10 @@ def test_axes_are_chosen_and_the_drawing_fits(used):
     assert "ms/image" in time["points"][0]
     assert time["told"] == first["told"] == "ddim-50"
     assert (first["svg"], narrow["svg"]) == ("900", "330")
+    bands = ["converged: heun-100", "floor: held-out digits"]
+    assert sorted(first["names"]) == bands
+    assert narrow["names"] == [], "where they would cover the points"
+    assert set(bands) <= set(first["key"]) & set(narrow["key"])
 
 
 @needs_node
