@@ -100,7 +100,10 @@ def needed(plan: Sequence[int], step: int) -> list[int]:
 
 @dataclass(frozen=True)
 class DeepCache(BranchCache):
-    """DeepCache of one branch. interval >= 1 (1: no caching); `schedule`, if given, takes the interval's place."""
+    """DeepCache of one branch: a UNet's features below skip `branch`, made at every `interval`-th step, reused between.
+
+    interval >= 1 (1: no caching); `schedule`, if given, takes the interval's place.
+    """
 
     interval: int = 3
     branch: int = 1

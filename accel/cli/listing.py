@@ -16,6 +16,7 @@ from accel.config import AXES, NO_METHOD, groups
 from accel.errors import ConfigError, unknown
 from accel.registry import Folder, file_of, folders
 
+NUMBERS = r"(\d*|(\d+)?\[\w+\]|\((beta=)?[\d.]+(,>?[\d.-]+)*\))"  # what a label may have after a choice's name
 DEFINED = (ast.ClassDef, ast.FunctionDef)
 ABOUT = {
     "sampler": "the scheduler that takes the steps",
@@ -85,15 +86,19 @@ def _described(file: Path, target: str | None, shared: bool) -> str:
     return (own or docstring if shared else docstring or own) or ""
 
 
-def meaning(axis: str, name: str, kind: str, package: str | None = None) -> str | None:
-    """What a method is, in a sentence: by the name of its choice on an axis, or else by its class, `kind`, of accel or
-    of `package`. None where nothing of the sort is registered, or nobody says."""
-    targets = _targets(axis, folders())
-    top = package or "accel"
-    fits = {c: t for c, t in targets.items() if t and t.partition(".")[0] == top and t.rpartition(".")[2] == kind}
-    if name in fits:
-        shared = sum(t == fits[name] for t in targets.values()) > 1
-        return _described(file_of(axis, name)[0], fits[name], shared) or None
+def meaning(axis: str, label: str, kind: str, package: str | None = None) -> str | None:
+    """What a method is, in a sentence: of the choice that its label names, or else of its class, `kind`, of accel or of
+    `package`. None where nothing of the sort is registered, or nobody says."""
+    targets, top = _targets(axis, folders()), package or "accel"
+    own = {c: t for c, t in targets.items() if t and t.partition(".")[0] == top}
+    fits = {c: t for c, t in own.items() if t.rpartition(".")[2] == kind}
+    # Several choices may be one class, and what tells them apart be a setting: their words hold only where the label is
+    # a choice's name and numbers. What a function makes has no class of its own.
+    named = next((choice for choice in fits or own if re.fullmatch(rf"{re.escape(choice)}{NUMBERS}", label)), None)
+    if named is not None:
+        file = file_of(axis, named)[0]
+        shared = sum(target == own[named] for target in targets.values()) > 1
+        return (_described(file, own[named], shared) if fits else _comment(file)) or None
     return docstring_of(next(iter(fits.values()))) if fits else None
 
 

@@ -19,6 +19,7 @@ from accel.errors import ConfigError, Refusals, unknown
 from accel.records import Results
 from accel.results.columns import ABSENT, Column, grid, main_columns, speed_columns
 from accel.results.comparison import Comparison, Row
+from accel.results.find import named
 from accel.results.frame import study_frame
 from accel.results.markdown import head_text
 from accel.results.text import device_text, metric_name, significant
@@ -45,7 +46,7 @@ def export(results: Results, name: str, kind: str, columns: Sequence[str] = ()) 
     """The table of study `name` as one of FORMATS. ConfigError for an unknown study, format or column."""
     if kind not in FORMATS:
         raise unknown("format of tables", kind, FORMATS)
-    study = Comparison.load(results, name)
+    study = named(results, name)
     if kind == "csv" and not columns:
         return study_frame(results, name).to_csv(index=False, lineterminator="\n")
     return FORMATS[kind](study, _parts(study, columns, _frame(results, name, columns)))

@@ -83,6 +83,8 @@ const seen = () => ({
   told: (front.querySelector("[data-part=told]").querySelector("strong") || { textContent: null }).textContent,
   stops: front.querySelectorAll(".point").filter((p) => p.attributes.tabindex === "0").length,
   focus: document.activeElement && document.activeElement.attributes["aria-label"],
+  names: front.querySelectorAll("text.name").map((t) => t.textContent),
+  key: front.querySelector("[data-part=key]").children.map((item) => item.textContent),
   svg: front.querySelector("svg") && front.querySelector("svg").attributes.width,
 });
 const acts = {

@@ -114,6 +114,15 @@ def test_the_command(demo, monkeypatch, capsys, tmp_path):
     assert err.startswith("error: unknown study 'dmeo'. Did you mean demo?")
 
 
+def test_a_study_of_searches_is_refused_with_where_its_table_is(fabric):
+    record = {"kind": "search_study", "id": "steps", "title": "S", "suite": "digits", "n": 60, "seed": 0, "rows": []}
+    fabric.results.save(record)
+    with pytest.raises(ConfigError, match=r"^steps is a study of searches.*tables/steps\.md"):
+        export(fabric.results, "steps", "md")
+    with pytest.raises(ConfigError, match=r"^unknown study 'stps'"):
+        export(fabric.results, "stps", "md")
+
+
 # --- figures
 
 

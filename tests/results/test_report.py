@@ -306,7 +306,9 @@ def test_no_axis_goes_below_0_unless_a_value_does():
     assert scales[1]["low"] < -0.02
     assert scales[2]["log"]
     assert scales[2]["low"] > 0
-    for scale in scales:
+    shares = evaluated("Report.scale(data.set, 0, 500, false)", set=[[1, 0.9, 1.1], [90, 89, 91]])
+    assert (shares["log"], shares["low"]) == (False, 0)
+    for scale in [*scales, shares]:
         assert len(scale["ticks"]) >= 2
         assert all(scale["low"] <= tick <= scale["high"] for tick in scale["ticks"])
 
@@ -356,6 +358,10 @@ def test_axes_are_chosen_and_the_drawing_fits(used):
     assert "ms/image" in time["points"][0]
     assert time["told"] == first["told"] == "ddim-50"
     assert (first["svg"], narrow["svg"]) == ("900", "330")
+    bands = ["converged: heun-100", "floor: held-out digits"]
+    assert sorted(first["names"]) == bands
+    assert narrow["names"] == [], "where they would cover the points"
+    assert set(bands) <= set(first["key"]) & set(narrow["key"])
 
 
 @needs_node
@@ -465,6 +471,13 @@ def test_settings_of_any_shape_are_text():
     described = {"type": "X", "epoch": 1, "a": 1.5, "b": None, "c": {"type": "Y", "n": 2}, "d": [1, "two"], "e": {}}
     assert settings_text(described) == "a = 1.5, c = Y(n = 2), d = [1, two]"
     assert meaning("cache", "nothing_of_this_name", "Nothing") is None
+    assert meaning("cache", "fora2", "FeatureInheritance").startswith("FORA")
+    assert meaning("cache", "inherit2(unit)", "FeatureInheritance").startswith("Feature inheritance")
+    assert meaning("cache", "harmonica(beta=0.005,>0.5)", "LearnedRouter").startswith("HarmoniCa")
+    assert meaning("sampler", "dmcmc8[dpmpp_2m]", "DenoisingLangevinGibbs").startswith("Denoising MCMC")
+    assert "uniform" not in meaning("cache", "deepcache3c12p1.4rb3", "DeepCache"), "its schedule is another one"
+    assert "min-max" not in meaning("precision", "w8a8(sim,wL2.4)", "FakeQuant"), "its range is another one"
+    assert meaning("guidance", "cfg++0.2", "CFGPlusPlus").startswith("CFG++")
     assert meaning("cache", "halving", "DeepCache", "somebody") is None
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from accel.errors import needs
 from accel.records import Results
 from accel.results.comparison import Comparison
+from accel.results.find import named
 from accel.results.headline import sentences
 from accel.results.markdown import head_text, notes_of
 from accel.results.report.fronts import front_data
@@ -42,7 +43,7 @@ def page(results: Results, names: Sequence[str], describe: Describe, version: st
     )  # fmt: skip
     environment.filters |= {"inlined": lambda data: Markup(inlined(data)),
                             "marked": lambda text: Markup(marked(text))}  # fmt: skip
-    studies = [Comparison.load(results, name) for name in dict.fromkeys(names)]
+    studies = [named(results, name) for name in dict.fromkeys(names)]
     shown = [_study(study, results) for study in studies]
     headings = [heading for study in shown for table in study["tables"] for heading in table.headings]
     axes = [axis for study in shown if (front := study["front"]) for axis in (*front["x"], *front["y"])]

@@ -10,7 +10,7 @@ const Report = (() => {
     skip: polygon(3, 7, Math.PI / 2),
     combined: star(5, 8, 3.4),
   };
-  const MOST_LOG = 4; // axes that span more than this factor are logarithmic, where nothing on them is 0 or below
+  const MOST_LOG = 4; // costs and losses that span more than this factor are logarithmic, where none is 0 or below
 
   function polygon(corners, radius, turn) {
     const at = (i) => [radius * Math.cos(turn + (2 * Math.PI * i) / corners), radius * Math.sin(turn + (2 * Math.PI * i) / corners)];
@@ -43,11 +43,11 @@ const Report = (() => {
   }
 
   /* Where an axis begins and ends. Only a value can pull it below 0, never the end of an interval that is symmetric about
-     a small value. */
-  function scale(intervals, from, to) {
+     a small value. What is better when higher has a best value, near which a logarithmic scale would hide everything. */
+  function scale(intervals, from, to, losses = true) {
     const values = intervals.map((x) => x[0]), least = Math.min(...values), most = Math.max(...values);
     let low = Math.min(...intervals.map((x) => x[1])), high = Math.max(...intervals.map((x) => x[2]));
-    const log = least > 0 && most > MOST_LOG * least;
+    const log = losses && least > 0 && most > MOST_LOG * least;
     if (log) {
       low = Math.max(low, 0.7 * least);
       const room = Math.pow(high / low, 0.06);
@@ -107,7 +107,7 @@ const Report = (() => {
     const edge = { left: 58, right: 14, top: 12, bottom: 46 };
     const bands = study.bands.filter((b) => y.key in b.y);
     const h = scale(points.map((p) => p.x[x.key]), edge.left, width - edge.right);
-    const v = scale([...points, ...bands].map((p) => p.y[y.key]), height - edge.bottom, edge.top);
+    const v = scale([...points, ...bands].map((p) => p.y[y.key]), height - edge.bottom, edge.top, y.higher === false);
     const out = [];
     for (const t of h.ticks) {
       const at = short(h.place(t));
@@ -139,7 +139,7 @@ const Report = (() => {
       out.push(`<g transform="translate(${short(cx)} ${short(cy)})"><circle class="reach" r="12"/>`);
       out.push(`${p.role === "baseline" ? '<circle class="ring" r="9.5"/>' : ""}${mark(p, SHAPES[p.kind])}</g></g>`);
     });
-    for (const band of bands) {
+    for (const band of width < 500 ? [] : bands) {
       const at = `x="${width - edge.right - 3}" y="${short(v.place(band.y[y.key][0]) - 4)}"`;
       out.push(`<text class="name ${band.role}" ${at} text-anchor="end">${esc(band.label)}</text>`);
     }
@@ -155,15 +155,16 @@ const Report = (() => {
     return "k-" + point.kind.split(" ")[0];
   }
 
-  function legend(points) {
+  function legend(points, bands) {
     const kinds = Object.keys(SHAPES).filter((kind) => points.some((p) => p.kind === kind));
     const item = (cls, inner, text) =>
-      `<li class="${cls}"><svg viewBox="-11 -11 22 22" width="22" height="22" aria-hidden="true">${inner}</svg>${esc(text)}</li>`;
+      `<li><svg class="${cls}" viewBox="-11 -11 22 22" width="22" height="22" aria-hidden="true">${inner}</svg>${esc(text)}</li>`;
     const items = kinds.map((kind) => item("k-" + kind.split(" ")[0], mark({}, SHAPES[kind]), kind));
     if (points.some((p) => p.role === "control")) items.push(item("k-plain", mark({ hollow: true }, SHAPES["plain sampler"]), "equal-cost control"));
     if (points.some((p) => p.simulated)) items.push(item("k-precision", mark({ hollow: true }, SHAPES.precision), "simulated, not timed"));
     if (points.some((p) => p.role === "baseline")) items.push(item("", '<circle class="ring" r="9.5"/>', "baseline"));
-    return items.join("");
+    const line = '<line x1="-11" x2="11" y1="0" y2="0"/>';
+    return [...items, ...bands.map((band) => item(band.role, line, band.label))].join("");
   }
 
   function detail(point) {
@@ -209,7 +210,7 @@ const Report = (() => {
       points = shown(study, x, y);
       const focused = drawing.contains(document.activeElement);
       drawing.innerHTML = plot(study, x, y, width, Math.round(Math.max(280, Math.min(480, 0.62 * width))));
-      key.innerHTML = legend(points);
+      key.innerHTML = legend(points, study.bands.filter((band) => y.key in band.y));
       const there = points.indexOf(last);
       tell(there >= 0 ? there : Math.max(0, points.findIndex((p) => p.role === "baseline")), focused);
     }
