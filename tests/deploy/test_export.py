@@ -35,12 +35,13 @@ NO_ACCEL = "import sys; sys.modules['accel'] = None; import runpy; sys.argv = sy
 NO_ACCEL += "runpy.run_path(sys.argv[0], run_name='__main__')"  # an import of accel would raise
 
 
-def run_here(script: Path, words: list[str]) -> list[torch.Tensor]:
-    """The pictures that a script writes, in this process, where accel cannot be imported meanwhile."""
+def run_here(script: Path, words: list[str], plain: bool = True) -> list[torch.Tensor]:
+    """The pictures that a script writes, in this process; `plain`: where accel cannot be imported meanwhile."""
     folder = script.parent / "run"
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "accel", None)
+        if plain:
+            patch.setitem(sys.modules, "accel", None)
         patch.setattr(sys, "argv", [str(script), *words])
         patch.chdir(folder)
         runpy.run_path(str(script), run_name="__main__")
@@ -138,7 +139,12 @@ def test_each_part_that_needs_accel_is_named(reason, sd_words, tmp_path):
     text, reasons = export.code(open_recipe(path), "x.py")
     assert reasons == [reason]
     assert reason in text
-    assert "from accel.deploy.opened import open_recipe" in text
+    assert text.count("accel.apply(pipe, ") == 1
+    script = tmp_path / "x.py"
+    script.write_text(text)
+    generate.main([str(path), *PROMPTS, "--to", str(tmp_path / "own")])
+    made, own = run_here(script, PROMPTS, plain=False), sorted((tmp_path / "own").glob("*.png"))
+    assert all(torch.equal(a, pixels(b)) for a, b in zip(made, own, strict=True))
 
 
 def test_a_folder_holds_the_pipeline_and_the_recipe(sd, sd_words, tmp_path):
