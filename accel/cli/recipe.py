@@ -15,6 +15,7 @@ from typing import Any
 
 from accel.benches.options import parser
 from accel.core.devices import resolved
+from accel.core.silence import silence_libraries
 from accel.deploy.first_images import COUNT, first_samples
 from accel.deploy.measured import Measured, of_row
 from accel.deploy.model import file_differences
@@ -39,6 +40,7 @@ def main(words: Sequence[str]) -> int:
     options.add_argument("--device", default="auto", help="where to make them: auto, cpu, cuda ...")
     args = options.parse_intermixed_args(words)
     check_int("--images", args.images, 0)
+    silence_libraries()
     measured = of_row(Results(args.results), args.study, args.row)
     count, device = args.images, resolved(args.device, "--device")
     about: Mapping[str, Any] = {} if args.without_model else _model(measured, args.suite, count, device)

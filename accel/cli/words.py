@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": "accel.cli.verify",
     "gate": "accel.cli.gate",
     "export": "accel.cli.export",
+    "threshold": "accel.cli.threshold",
     "bench": "accel.cli.bench",
     "train": "accel.cli.train",
     "reference": "accel.cli.reference",

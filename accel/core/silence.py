@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 
 
 def silence_libraries() -> None:
-    """Say nothing of what diffusers logs below an error, nor of what will change in a library some day."""
+    """Say nothing of what diffusers and transformers log below an error, nor of what will change in a library."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

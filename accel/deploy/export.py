@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 
 import accel
@@ -16,7 +18,7 @@ from accel.deploy.plain import Plain, needed, plain_of, source
 from accel.deploy.recipe_file import copy_files
 from accel.errors import ConfigError
 from accel.files import write_atomic, writing
-from accel.suites.base import Suite
+from accel.suites.base import Origin, Suite
 
 SCRIPT = '''\
 """{title}
@@ -149,25 +151,31 @@ def check_new(path: Path) -> None:
 
 
 def _alone(opened: Opened, found: Plain) -> tuple[str, str, str]:
-    import diffusers
-
-    origin, recipe = opened.suite.origin(), opened.saved.recipe
     title = (
-        f"{recipe.label}, as accel {accel.__version__} measured it on {opened.suite.name}: torch and diffusers "
-        f"{diffusers.__version__}\nalone, no accel."
+        f"{opened.saved.recipe.label}, as accel {accel.__version__} measured it on {opened.suite.name}: torch and "
+        f"diffusers {diffusers.__version__}\nalone, no accel."
     )
-    imports = f"from diffusers import {', '.join(sorted({origin.name, *found.imports}))}\n"
-    given = ",\n    ".join([repr(origin.model), *(f"{name}={source(value)}" for name, value in origin.options.items())])
-    return title, imports, LOAD.format(cls=origin.name, arguments=given, setup="\n".join(found.setup))
+    return title, *_loaded(opened.suite.origin(), found.imports, found.setup + found.execution)
 
 
 def _with_accel(opened: Opened, found: Plain) -> tuple[str, str, str]:
-    title = (
-        f"{opened.saved.recipe.label}, with accel {accel.__version__}, which it needs for\n{'; '.join(found.reasons)}."
-    )
-    words = f", {list(opened.words)!r}" if opened.words and tuple(opened.saved.suite) != opened.words else ""
-    load = WITH_ACCEL.format(arguments=f"{str(opened.path.absolute())!r}{words}")
-    return title, "from accel.deploy.opened import open_recipe\n", load
+    """Of diffusers' pipeline and accel.apply, which needs accel's core alone; else, where networks or the pipeline
+    itself are the suite's, of the suite."""
+    recipe, origin, path = opened.saved.recipe, opened.suite.origin(), str(opened.path.absolute())
+    title = f"{recipe.label}, with accel {accel.__version__}, which it needs for\n{'; '.join(found.reasons)}."
+    if origin is not None and not needed(recipe):
+        imports, load = _loaded(origin, [], [*found.execution, f"accel.apply(pipe, {path!r})"])
+        return title, f"import accel\n{imports}", load
+    words = f", {list(opened.words)!r}" if tuple(opened.saved.suite) != opened.words else ""
+    return title, "from accel.deploy.opened import open_recipe\n", WITH_ACCEL.format(arguments=f"{path!r}{words}")
+
+
+def _loaded(origin: Origin, imports: Sequence[str], lines: Sequence[str]) -> tuple[str, str]:
+    """The import, and the lines, that load a pipeline by diffusers and then do `lines`."""
+    given = [repr(origin.model), *(f"{name}={source(value)}" for name, value in origin.options.items())]
+    names = ", ".join(sorted({origin.name, *imports}))
+    load = LOAD.format(cls=origin.name, arguments=",\n    ".join(given), setup="\n".join(lines))
+    return f"from diffusers import {names}\n", load
 
 
 def _every(value: Any) -> str:

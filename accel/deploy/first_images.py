@@ -37,7 +37,7 @@ def first_samples(
     group = recipe.sampler.group(suite.period) if recipe.sampler else 1
     whole = -(-count // group) * group
     with accelerate(pipe, recipe, models=models, artefacts=artefacts):
-        images = generate(pipe, suite, recipe, seed, 0, whole, whole)
+        images = generate(pipe, suite, recipe, seed, 0, whole, whole, "--images ")
     return Samples(suite.stored(images), seed, made_in(str(pipe.device)))
 
 

@@ -43,7 +43,7 @@ def pictures(
     opened.check()
     with accelerate(opened.pipe, recipe, models=opened.models, artefacts=saved.artefacts):
         for a, b in batches(0, total, -(-batch // group) * group):
-            images = generate(opened.pipe, shown, recipe, seed, a, b, b - a)
+            images = generate(opened.pipe, shown, recipe, seed, a, b, b - a, "--batch ")
             for i, image in zip(range(a, b), suite.to_uint8(images), strict=True):
                 said = words[i % len(words)] if words else _shown(suite.conditions(i, i + 1))
                 about = {"recipe": recipe.label, "seed": str(seed), "sample": str(i), "shows": said}

@@ -51,11 +51,12 @@ FRESH = """\
 
 @dataclass
 class Plain:
-    """A recipe in diffusers' own words: `setup`, lines after `pipe` is loaded; `begin`, lines before each call of it;
-    `call`, its arguments; `imports`, names of diffusers; `reasons`: what needs accel, nothing if the recipe is
-    plain."""
+    """A recipe in diffusers' own words: `setup`, lines after `pipe` is loaded; `execution`, lines that the suite's own
+    settings need, with or without accel; `begin`, lines before each call of it; `call`, its arguments;
+    `imports`, names of diffusers; `reasons`: what needs accel, nothing if the recipe is plain."""
 
     setup: list[str] = field(default_factory=list)
+    execution: list[str] = field(default_factory=list)
     begin: list[str] = field(default_factory=list)
     call: dict[str, Any] = field(default_factory=dict)
     imports: list[str] = field(default_factory=list)
@@ -167,12 +168,12 @@ def _precision(opened: Opened, found: Plain) -> None:
 def _execution(opened: Opened, found: Plain) -> None:
     name, used = denoiser_name(opened.pipe), opened.suite.execution()
     if used.get("vae_slicing"):
-        found.setup.append("pipe.vae.enable_slicing()")
+        found.execution.append("pipe.vae.enable_slicing()")
     if used.get("channels_last"):
         parts = [name, *(["vae"] if getattr(opened.pipe, "vae", None) is not None else [])]
-        found.setup += [f"pipe.{part}.to(memory_format=torch.channels_last)" for part in parts]
+        found.execution += [f"pipe.{part}.to(memory_format=torch.channels_last)" for part in parts]
     if used.get("compile"):
-        found.setup.append(f"pipe.{name}.compile_repeated_blocks()")
+        found.execution.append(f"pipe.{name}.compile_repeated_blocks()")
 
 
 def _joined(first: str, options: Mapping[str, Any]) -> str:

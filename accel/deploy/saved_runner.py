@@ -36,18 +36,22 @@ class SavedRunner(Runner):
         self._learned = _digest(opened.saved.artefacts or {})
 
     def artefacts(self, recipe: Recipe) -> tuple[dict[str, dict[str, torch.Tensor]] | None, float]:
-        """What the recipe's file holds, made in no time. ConfigError for another recipe that would need a
-        calibration."""
-        if recipe == self._saved.recipe:
-            return dict(self._saved.artefacts or {}) or None, 0.0
-        if recipe.calibrated:
+        """What the recipe's file holds, made in no time, for each recipe whose calibrated methods are the file's.
+        ConfigError for another one that would need a calibration."""
+        if not recipe.calibrated:
+            return None, 0.0
+        if not self._learns(recipe):
             raise ConfigError(f"{recipe.label} needs a calibration, and only the saved recipe brings what it learned.")
-        return None, 0.0
+        return dict(self._saved.artefacts or {}), 0.0
+
+    def _learns(self, recipe: Recipe) -> bool:
+        own = self._saved.recipe
+        return bool(recipe.calibrated) and all(getattr(recipe, a) == getattr(own, a) for a in recipe.calibrated)
 
     def generation_id(self, recipe: Recipe, seed: int | None = None) -> str:
         """That of a study, and for what its file learned another one: two files may have learned different numbers."""
         own = super().generation_id(recipe, seed)
-        if not self._learned or recipe != self._saved.recipe:
+        if not self._learned or not self._learns(recipe):
             return own
         return digest({"samples": own, "artefacts": self._learned})
 

@@ -14,7 +14,7 @@ VERSION = 1
 AXES = tuple(field.name for field in fields(Recipe))
 _SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 # Settings of a suite by name: nothing that names code, nothing that is looked up elsewhere.
-_WORD = {"type": "string", "pattern": r"^\+?suite(\.(?!_)[A-Za-z0-9_]+)*=(?!.*(_target_|\$\{))"}
+_WORD = {"type": "string", "pattern": r"^\+?suite(\.(?!_)[A-Za-z0-9_]+)*=(?![\s\S]*(_target_|\$\{))"}
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 _METHOD = {
     "type": "object",

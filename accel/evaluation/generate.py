@@ -14,6 +14,8 @@ from accel.core.seeds import generators
 from accel.errors import AccelError, ConfigError, DivergedError
 from accel.suites.base import Suite
 
+BATCH = "evaluation.batch="
+
 
 class Shown(Protocol):
     """What is asked of a suite here: which conditions samples have, and after how many they repeat."""
@@ -56,8 +58,12 @@ def batches(start: int, stop: int, batch: int) -> Iterator[tuple[int, int]]:
         yield a, min(a + batch, stop)
 
 
-def generate(pipe: Any, suite: Shown, recipe: Recipe, seed: int, start: int, stop: int, batch: int) -> torch.Tensor:
-    """Final images (stop - start, C, H, W), unclipped, on the CPU; `pipe` must be accelerated with `recipe` already."""
+def generate(
+    pipe: Any, suite: Shown, recipe: Recipe, seed: int, start: int, stop: int, batch: int, setting: str = BATCH
+) -> torch.Tensor:
+    """Final images (stop - start, C, H, W), unclipped, on the CPU; `pipe` must be accelerated with `recipe` already.
+
+    `setting`: what a caller is told to lower where memory runs out."""
     group = recipe.sampler.group(suite.period) if recipe.sampler else 1
     if start % group or (batch % group and batch < stop - start):
         raise ConfigError(
@@ -76,11 +82,9 @@ def generate(pipe: Any, suite: Shown, recipe: Recipe, seed: int, start: int, sto
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            remedy = f"try evaluation.batch={batch // 2}" if batch > 1 else "use a device with more memory"
-            raise AccelError(
-                f"out of memory with evaluation.batch={batch}; {remedy}. "
-                "Batch and device do not change a run's id, so finished shards are kept."
-            ) from error
+            remedy = f"try {setting}{batch // 2}" if batch > 1 else "use a device with more memory"
+            kept = " Batch and device do not change a run's id, so finished shards are kept." * (setting == BATCH)
+            raise AccelError(f"out of memory with {setting}{batch}; {remedy}.{kept}") from error
         images.append(result.images.cpu())
     stacked = torch.cat(images)
     if not torch.isfinite(stacked).all():

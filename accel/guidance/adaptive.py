@@ -75,8 +75,8 @@ class AdaptiveGuidance(Scaled):
         guided = node.memory.get("guided", list(range(inputs.rows // 2)))
         uncond, cond = self._evaluate(inputs, inner, guided)
         if guided and node.clock.step >= self.min_steps:
-            reached = self._reached(uncond, cond, guided, inputs, node)
-            if off := [i for i, over in zip(guided, reached, strict=True) if over]:
+            reached = self.agreement(uncond, cond, guided, inputs, node) >= self.threshold
+            if off := [i for i, over in zip(guided, reached.tolist(), strict=True) if over]:
                 uncond = unguided(uncond, cond, off)
                 node.clock.mark(OFF, off)
                 node.memory["guided"] = [i for i in guided if i not in off]
@@ -92,7 +92,8 @@ class AdaptiveGuidance(Scaled):
             uncond[send(guided, cond.device)] = inner(inputs.take("uncond").pick(guided))
         return uncond, cond
 
-    def _reached(self, uncond: torch.Tensor, cond: torch.Tensor, guided: list[int], inputs, node) -> list[bool]:
+    def agreement(self, uncond: torch.Tensor, cond: torch.Tensor, guided: list[int], inputs, node) -> torch.Tensor:
+        """What is held against the threshold, of each of the samples `guided` (B,): cosine of both predictions."""
         x = latents(inputs.take("cond"), cond)
         rows = [own(uncond, x), own(cond, x), x]
         if len(guided) < len(x):
@@ -100,7 +101,7 @@ class AdaptiveGuidance(Scaled):
             rows = [v[which] for v in rows]
         at = level(node.clock)
         u, c = (at.to(self.space, v.to(exactly(v)), rows[2].to(exactly(v))) for v in rows[:2])
-        return (DECISIONS[self.decision](similarity(u, c)) >= self.threshold).tolist()
+        return DECISIONS[self.decision](similarity(u, c))
 
 
 def similarity(u: torch.Tensor, c: torch.Tensor) -> torch.Tensor:

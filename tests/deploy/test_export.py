@@ -16,6 +16,7 @@ from saved import DPM, FAST, PLAIN, pixels, saved
 
 import accel
 from accel.caching import DeepCache, DiffusersCache
+from accel.caching.diffusers_hooks import HOOKS
 from accel.cli import export as cli
 from accel.cli import generate
 from accel.core.recipe import Recipe
@@ -35,12 +36,13 @@ NO_ACCEL = "import sys; sys.modules['accel'] = None; import runpy; sys.argv = sy
 NO_ACCEL += "runpy.run_path(sys.argv[0], run_name='__main__')"  # an import of accel would raise
 
 
-def run_here(script: Path, words: list[str]) -> list[torch.Tensor]:
-    """The pictures that a script writes, in this process, where accel cannot be imported meanwhile."""
+def run_here(script: Path, words: list[str], plain: bool = True) -> list[torch.Tensor]:
+    """The pictures that a script writes, in this process; `plain`: where accel cannot be imported meanwhile."""
     folder = script.parent / "run"
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "accel", None)
+        if plain:
+            patch.setitem(sys.modules, "accel", None)
         patch.setattr(sys, "argv", [str(script), *words])
         patch.chdir(folder)
         runpy.run_path(str(script), run_name="__main__")
@@ -93,14 +95,24 @@ def test_timesteps_and_a_cast_are_plain(sd_words, tmp_path):
     assert "pipe.vae.enable_slicing()" in text
 
 
-def test_diffusers_own_cache_and_labels_are_plain(tmp_path):
+RATIOS = (1.0, 0.99, 0.98, 0.97, 0.96, 0.95)
+HOOKED = {
+    "first_block": {"threshold": 0.3},
+    "taylorseer": {"cache_interval": 2, "disable_cache_before_step": 1, "max_order": 1,
+                   "cache_identifiers": (r"transformer_blocks\.\d+\.(attn1|ff)",)},
+    "mag": {"threshold": 0.5, "max_skip_steps": 2, "retention_ratio": 0.2, "mag_ratios": RATIOS,
+            "num_inference_steps": 6},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hook", HOOKED)
+def test_diffusers_own_caches_and_labels_are_plain(hook, tmp_path):
     model = hub_tiny.save("dit", tmp_path / "dit")
-    cache = DiffusersCache("first_block", {"threshold": 0.3})
     sampler = DiffusersSampler("DPMSolverMultistepScheduler", 6, "dpmpp_2m", DPM)
-    recipe = Recipe(sampler, PowerGrid(), CFG(2.0), cache=cache)
+    recipe = Recipe(sampler, PowerGrid(), CFG(2.0), cache=DiffusersCache(hook, HOOKED[hook]))
     folder = saved(tmp_path / "r", ["suite=hub", f"suite.model={model}"], recipe, samples=None).parent
     text = same(folder, ["7", "207"], tmp_path)
-    assert "hooks.apply_first_block_cache(pipe.transformer, hooks.FirstBlockCacheConfig(threshold=0.3))" in text
+    assert f"(pipe.transformer, hooks.{HOOKS[hook][0]}(" in text
     assert "class_labels=list(map(int, shown))," in text
 
 
@@ -138,7 +150,12 @@ def test_each_part_that_needs_accel_is_named(reason, sd_words, tmp_path):
     text, reasons = export.code(open_recipe(path), "x.py")
     assert reasons == [reason]
     assert reason in text
-    assert "from accel.deploy.opened import open_recipe" in text
+    assert text.count("accel.apply(pipe, ") == 1
+    script = tmp_path / "x.py"
+    script.write_text(text)
+    generate.main([str(path), *PROMPTS, "--to", str(tmp_path / "own")])
+    made, own = run_here(script, PROMPTS, plain=False), sorted((tmp_path / "own").glob("*.png"))
+    assert all(torch.equal(a, pixels(b)) for a, b in zip(made, own, strict=True))
 
 
 def test_a_folder_holds_the_pipeline_and_the_recipe(sd, sd_words, tmp_path):

@@ -99,3 +99,14 @@ def test_words_of_the_command_line_replace_those_of_the_file():
     assert combined(recorded, ["suite.model=b"]) == ["suite=hub", "suite.dtype=float16", "suite.model=b"]
     assert combined(recorded, ["suite=digits"]) == ["suite=digits"]
     assert combined(recorded, []) == recorded
+
+
+def test_memory_that_runs_out_names_the_option_of_this_command(fast, tmp_path, monkeypatch):
+    from accel.evaluation import generate as module
+
+    def full(*given):
+        raise MemoryError
+
+    monkeypatch.setattr(module, "run_pipeline", full)
+    with pytest.raises(AccelError, match=r"out of memory with --batch 4; try --batch 2\.$"):
+        cli.main([str(fast), "3", "--count", "4", "--to", str(tmp_path)])

@@ -16,6 +16,7 @@ from accel.caching import DeepCache
 from accel.core.recipe import Recipe, accelerate
 from accel.deploy import recipe_file, schema, text
 from accel.deploy.methods import EpochError
+from accel.deploy.samples import Samples, made_in
 from accel.errors import AccelError, ConfigError, IncompatibleError, IntegrityError
 from accel.guidance import CFG
 from accel.records import Results
@@ -299,6 +300,48 @@ def test_a_method_whose_numbers_have_changed_is_refused_or_said(tmp_path):
     assert all(isinstance(reason, EpochError) for reason in refused.value.reasons)
     with pytest.warns(UserWarning, match="saved with epoch 9"):
         assert accel.load_recipe(path, strict=False).recipe == FAST
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "sampler=ddim",
+        "suite._target_=os.system",
+        "suite.prompts._target_=os.system",
+        "+suite.extra={_target_: os.system}",
+        "suite.model=a\n_target_",
+        "suite.model=${oc.env:HOME}",
+        "hydra.run.dir=/",
+        "~suite",
+    ],
+)
+def test_words_that_open_a_suite_are_settings_of_it_and_name_no_code(word, tmp_path):
+    with pytest.raises(ConfigError, match=r"suite\[1\] is .*allowed: text like"):
+        FAST.save(tmp_path / "bad", suite=["suite=digits", word])
+    assert not (tmp_path / "bad").exists()
+    path = FAST.save(tmp_path / "good", suite=["suite=hub", "suite.model=a b", "+suite.stitch_models.small=c"])
+    assert accel.load_recipe(path).suite == ["suite=hub", "suite.model=a b", "+suite.stitch_models.small=c"]
+    content = yaml.safe_load(path.read_text())
+    del content["sha256"]
+    path.write_text(yaml.safe_dump(content | {"suite": ["suite=digits", word]}))
+    with pytest.raises(ConfigError, match=r"suite\[1\] is"):
+        accel.load_recipe(path)
+
+
+def test_the_first_images_lie_beside_the_recipe_whole(tmp_path):
+    made = Samples(torch.rand(2, 1, 8, 8, generator=torch.Generator()), 3, made_in("cpu"))
+    path = FAST.save(tmp_path, samples=made)
+    again = accel.load_recipe(path).samples
+    assert torch.equal(again.images, made.images)
+    assert (again.seed, again.environment, again.digests) == (3, made.environment, made.digests)
+    content = yaml.safe_load(path.read_text())
+    content["samples"]["images"][1] = "0" * 64
+    path.write_text(yaml.safe_dump(content | {"sha256": text.digest(content)}))
+    with pytest.raises(IntegrityError, match="holds other images than"):
+        accel.load_recipe(path)
+    (tmp_path / "recipe.samples.safetensors").unlink()
+    with pytest.raises(IntegrityError, match="is not there"):
+        accel.load_recipe(path)
 
 
 def test_the_schema_is_what_save_writes(tmp_path):
