@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import sys
 from contextlib import nullcontext
@@ -21,7 +22,8 @@ from accel.registry import CONF
 SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)*=", re.ASCII)  # <setting>=: not added, removed or put elsewhere
 NO_METHOD = "accel.core.recipe.nothing"  # target of every none.yaml
 AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip")
-OTHERS = {"sampler": ("ddim", "ode")}  # no sampler is `none`
+PLACED = (*AXES, "optimiser")  # what cells choose, by files that stand for themselves
+OTHERS = {"sampler": ("ddim", "ode"), "optimiser": ("coordinate", "gits")}  # no sampler is `none`, and no optimiser
 
 
 def recipe_of(cfg: Any) -> Any:
@@ -200,7 +202,7 @@ def _choices(choices: tuple[str, ...], folders: tuple[tuple[str, int, int], ...]
     """`_composed(choices)`. The cells of an experiment are many that differ in methods alone: Hydra composes the rest
     once, and the methods' own files are put in their places."""
     words = [o.partition("=") for o in choices]
-    own = {axis: choice for axis, _, choice in words if axis in AXES}
+    own = {axis: choice for axis, _, choice in words if axis in PLACED}
     rest = tuple("".join(word) for word in words if word[0] not in own)
     cell = own and len(own) + len(rest) == len(choices) and any(key == "experiment" for key, *_ in words)
     if not cell or not own.keys() <= _lone(rest, folders):
@@ -215,9 +217,9 @@ def _choices(choices: tuple[str, ...], folders: tuple[tuple[str, int, int], ...]
 def _lone(rest: tuple[str, ...], folders: tuple[tuple[str, int, int], ...]) -> set[str]:
     """Axes of which only the chosen method's own file says anything: not those that an experiment has settings for.
     They show when two methods are composed that have no setting in common, or none."""
-    found = set(AXES)
+    found = set(PLACED)
     for place in (0, 1):
-        others = {axis: OTHERS.get(axis, ("none", "none"))[place] for axis in AXES}
+        others = {axis: OTHERS.get(axis, ("none", "none"))[place] for axis in PLACED}
         cfg = _composed([*rest, *map("=".join, others.items())])
         found &= {axis for axis, other in others.items() if cfg[axis] == registry.load(axis, other)}
     return found
@@ -225,7 +227,8 @@ def _lone(rest: tuple[str, ...], folders: tuple[tuple[str, int, int], ...]) -> s
 
 def _state(folder: registry.Folder) -> tuple[str, int, int]:
     """What changes when a file of a config folder does: its name, how many files it has, and the newest one's time."""
-    written = [path.stat().st_mtime_ns for path in folder.path.rglob("*.yaml")]
+    places = ((place, name) for place, _, names in os.walk(folder.path) for name in names if name.endswith(".yaml"))
+    written = [os.stat(os.path.join(*path)).st_mtime_ns for path in places]
     return str(folder), len(written), max(written, default=0)
 
 

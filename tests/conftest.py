@@ -91,6 +91,12 @@ def models(digits):
 
 
 @pytest.fixture
+def few_ranges(monkeypatch):
+    """Eight candidates of a range in place of eighty, for tests that ask what is done with a range, not which it is."""
+    monkeypatch.setattr("accel.precision.simulated.levels.SHRINKS", 8)
+
+
+@pytest.fixture
 def run(pipe):
     """run(guidance_scale=1.0, count=2, first=0) -> images (count, 1, 16, 16) of the digits pipeline as it is now."""
 

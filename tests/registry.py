@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from accel.benches.compatibility import methods
+from accel.caching.schedules import Uniform
 from accel.precision import FakeQuant
 from accel.precision.executed.whole import Whole
+from accel.records import describe
 from accel.samplers.noise import draws_noise
 from accel.testing.quick import recipe
 
@@ -15,6 +19,22 @@ WAITS = {
     "gfcg": 1,  # which samples are taken for their class
     "diffusers_first_block": 1,  # whether the first block has changed
 }
+
+
+def _scheduled_alike() -> set[tuple[str, str]]:
+    """Caches that differ from an earlier one in the steps that are full alone, not in what is kept of them."""
+    kinds, found = set(), set()
+    for axis, choice in METHODS:
+        config = getattr(recipe(**{axis: choice}), axis)
+        if getattr(config, "schedule", None) is None:
+            continue
+        kind = type(config), str(describe(replace(config, schedule=Uniform(2))))
+        found |= {(axis, choice)} if kind in kinds else set()
+        kinds.add(kind)
+    return found
+
+
+SCHEDULED_ALIKE = _scheduled_alike()
 
 
 def _distinct() -> list[tuple[str, str]]:

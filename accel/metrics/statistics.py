@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 from scipy.stats import t as student_t
@@ -94,7 +95,7 @@ class Estimate:
             raise ConfigError(f"the statistic is {value} and not finite without groups {bad}; needed: finite numbers.")
         # The textbook form, rearranged around T_n: no cancellation of G T_n when all replicates are nearly equal.
         corrected = float(value + np.sum((1 - sizes / n) * (value - values)))
-        half = float(student_t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * standard_error(value, values, n, period)
+        half = _quantile(len(values) - 1) * standard_error(value, values, n, period)
         return cls(value, value - half, value + half, n, tuple(values.tolist()), corrected, period)
 
     @property
@@ -132,6 +133,13 @@ class Estimate:
         return cls(**{**data, "replicates": tuple(data["replicates"])})
 
 
+@lru_cache(maxsize=64)
+def _quantile(freedom: int) -> float:
+    """t(0.975, freedom): a table asks for the same thousands of times."""
+    return float(student_t.ppf(0.5 + CONFIDENCE / 2, freedom))
+
+
+@lru_cache(maxsize=256, typed=True)
 def _sizes(n: int, count: int, period: int) -> np.ndarray:
     """Sizes of exactly `count` groups."""
     sizes = group_sizes(n, count, period)
@@ -195,7 +203,7 @@ def beaten_by(estimates: Sequence[Estimate], higher: bool = False) -> list[int]:
     h = n / _sizes(n, count, period)
     pseudo = (h - 1) * (values[:, None] - np.array([x.replicates for x in estimates]))
     centred = pseudo - np.sum(pseudo / h, axis=1, keepdims=True)
-    factor = student_t.ppf(0.5 + CONFIDENCE / 2, count - 1)
+    factor = _quantile(count - 1)
     found = []
     for value, own in zip(values, centred, strict=True):
         half = factor * np.sqrt(np.mean((centred - own) ** 2 / (h - 1), axis=1))

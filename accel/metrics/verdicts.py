@@ -87,7 +87,7 @@ class Margins:
 
     def stated(self, key: str) -> float | None:
         """The setting for a record's value `key`: `fid_digits` has that of `fid`."""
-        return self.to_dict().get(_setting(key))
+        return vars(self).get(_setting(key))
 
     def of(self, key: str, baseline: float) -> float | None:
         """The margin of value `key` where the baseline has the value `baseline`; None: no gate."""

@@ -119,14 +119,20 @@ class Case:
 
     def fitting(self) -> Iterator[Bench]:
         """Where the recipe runs; AssertionError if nowhere, IncompatibleError if this machine lacks what it needs."""
-        reasons = {one.suite.name: one.refusal(self.recipe, machine=False) for one in self.all()}
-        fits = [one for one in self.all() if reasons[one.suite.name] is None]
+        reasons, lacking, ran = {}, None, False
+        for one in self.all():
+            refused = one.refusal(self.recipe)
+            if refused is None:
+                ran = True
+                yield one
+            elif (reason := one.refusal(self.recipe, machine=False)) is None:
+                lacking = lacking or refused
+            else:
+                reasons[one.suite.name] = reason
+        if lacking and not ran:
+            raise IncompatibleError(lacking)
         said = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        assert fits, f"{self.label} runs on none of the suites that it was tried on; give `suite=`. {said}"
-        lacking = [one.refusal(self.recipe) for one in fits]
-        if all(lacking):
-            raise IncompatibleError(lacking[0])
-        return iter([one for one, lack in zip(fits, lacking, strict=True) if not lack])
+        assert ran, f"{self.label} runs on none of the suites that it was tried on; give `suite=`. {said}"
 
     def first(self) -> Bench:
         return next(self.fitting())

@@ -29,7 +29,6 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from accel.testing.waits import WAITING, line_of_caller
 
@@ -75,8 +74,8 @@ class Elsewhere(ExitStack):
 
     def put(self, made: Any, place: str) -> Any:
         """`made`, with its tensors in `place`."""
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and _stored(tensor) and self.place(tensor) != place:
+        for tensor in _tensors(made):
+            if _stored(tensor) and self.place(tensor) != place:
                 storage = tensor.untyped_storage()
                 self._places.pop(storage._cdata, None)
                 if place != "cpu":
@@ -94,6 +93,17 @@ class Elsewhere(ExitStack):
     def total(self) -> int:
         """How often the host has waited since the device is there."""
         return sum(self.waits.values())
+
+
+def _tensors(made: Any) -> list[torch.Tensor]:
+    """The tensors of what an operation takes or gives."""
+    if isinstance(made, torch.Tensor):
+        return [made]
+    if isinstance(made, dict):
+        made = made.values()
+    elif not isinstance(made, (tuple, list)):
+        return []
+    return [tensor for own in made for tensor in _tensors(own)]
 
 
 def _stored(tensor: torch.Tensor) -> bool:
@@ -181,7 +191,7 @@ class _Done(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name, there = kwargs or {}, func._schema.name.partition("::")[2], self.there
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        tensors = _tensors([args, kwargs])
         places = {there.place(x) for x in tensors}
         if places <= {"cpu"}:
             return func(*args, **kwargs)

@@ -22,6 +22,8 @@ def _searched() -> str:
 
 # What learns weights layer by layer learns those of few layers.
 _FEW = "precision.keep=['down_blocks.*', 'up_blocks.*', 'transformer_blocks.1.*', 'time_emb*']"
+# What a file leaves to the class, which takes 32.
+_SEEN = "+precision.calibration={_target_: accel.precision.Trajectories, samples: 2}"
 _SEARCH = ("iterations=3", "noises=1", "held_out=1", "reference=12")
 
 QUICK = {
@@ -43,10 +45,10 @@ QUICK = {
     **{name: ["sampler.ratios=[1,1,1.1,0.9]"] for name in ("dc_ddim", "dc_dpmpp_2m")},
     "ode": ["sampler.steps=1", "sampler.rtol=0.03", "sampler.atol=0.03", "sampler.method=RK23"],  # its own steps
     "ptq4dm": ["precision.calibration.samples=2", "+" + _FEW],
-    "w8a8": [_FEW],
+    "w8a8": ["precision.calibration.samples=2", _FEW],
     "qdiffusion": ["precision.calibration.samples=2", "precision.rounding.iterations=2", _FEW],
-    "w4a8_adaround": ["precision.rounding.iterations=2", "+" + _FEW],
-    "mixdq": ["precision.samples=1", "precision.keep=['*_blocks.*', 'mid_block.*', '*time_emb*']"],
+    "w4a8_adaround": [_SEEN, "precision.rounding.iterations=2", "+" + _FEW],
+    "mixdq": [_SEEN, "precision.samples=1", "precision.keep=['*_blocks.*', 'mid_block.*', '*time_emb*']"],
     "quest": [
         "precision.calibration.samples=2",
         "precision.rounding.iterations=2",

@@ -73,8 +73,8 @@ def _random(seed: int, make: Callable[[], nn.Module]) -> Any:
         return make().eval().requires_grad_(False)
 
 
-def unet(seed: int = 0, layers: int = 2) -> nn.Module:
-    """A random class-conditional UNet2DModel of 8 x 8 pixels; with two layers it has six skip connections."""
+def unet(seed: int = 0, layers: int = 1) -> nn.Module:
+    """A random class-conditional UNet2DModel of 8 x 8 pixels; with one layer it has four skip connections."""
     from diffusers import UNet2DModel
 
     settings = {

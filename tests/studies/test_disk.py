@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import sys
@@ -56,16 +57,16 @@ def contents(root: Path) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("number", REMEDIES, ids=errno.errorcode.get)
-def test_a_disk_that_fails_in_the_middle(number, accel, tmp_path, monkeypatch):
-    """At every twelfth write, shards, records, manifest and tables among them."""
+def test_a_disk_that_fails_in_the_middle(accel, tmp_path, monkeypatch):
+    """At every twelfth write, shards, records, manifest and tables among them; full and read-only in turns."""
     assert accel(tmp_path / "whole")[0] == 0
     wanted = contents(tmp_path / "whole")
+    numbers = itertools.cycle(REMEDIES)
     replace, root, writes = os.replace, tmp_path / "full", 0
     for room in (0, *[11] * 20):
-        left = room
+        left, number = room, next(numbers)
 
-        def full(source, target):
+        def full(source, target, number=number):
             nonlocal left, writes
             if left == 0:
                 raise OSError(number, os.strerror(number))

@@ -22,6 +22,7 @@ from accel.suites.hub import HubSuite
 
 FLOWS = ("sd3", "flux")
 ids = "-".join
+pytestmark = pytest.mark.usefixtures("few_ranges")
 
 
 def recipe_for(kind: str, axis: str, choice: str) -> Recipe:
