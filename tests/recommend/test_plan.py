@@ -15,7 +15,7 @@ def validation(plan: Division, today: int, converged: int) -> float:
     return ROW * (plan.n * today * (1 + 2 * FRONT * SHARE) + plan.distance_n * converged)
 
 
-@pytest.mark.parametrize("budget", [600, 3600, 36_000])
+@pytest.mark.parametrize("budget", [900, 3600, 36_000])
 @pytest.mark.parametrize("today", [20, 100])
 def test_it_fits_and_is_spent(budget, today):
     plan = divide(budget, ROW, today, 100)

@@ -24,7 +24,7 @@ def test_a_model_is_one_of_suite_hub(tmp_path):
         "suite.dtype=float16",
     )
     assert wanted.others == (f"evaluation.batch={BATCH}", "search.budget=9")
-    assert (wanted.budget, wanted.scale, wanted.steps, wanted.name) == (7200, 5.0, None, "recommend_ö_1")
+    assert (wanted.budget, wanted.scale, wanted.steps, wanted.name) == (7200, 5.0, None, "recommend_1")
 
 
 def test_a_suite_that_ships_keeps_its_batch():
