@@ -90,8 +90,15 @@ def here(installed, monkeypatch):
     forget()
 
 
-def test_its_methods_are_explained(here, tmp_path, monkeypatch, capsys):
-    words = ["sampler=ab2", "sampler.steps=4", "cache=everyother", "cache.every=2,3", "explain=true"]
+def test_its_methods_are_explained(here, tmp_path, monkeypatch, capsys, light_digits):
+    words = [
+        f"+suite.weights={light_digits}",
+        "sampler=ab2",
+        "sampler.steps=4",
+        "cache=everyother",
+        "cache.every=2,3",
+        "explain=true",
+    ]
     monkeypatch.setattr(sys, "argv", ["accel", f"results={tmp_path}", "-m", *words])
     with pytest.raises(SystemExit) as stop:
         cli.main()
