@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from accel import __main__ as cli
+from accel import config, registry
+from accel.errors import ConfigError
+from accel.registry import config_folders
 from accel.testing import CHECKS
 
 ROOT = Path(__file__).parents[2]
@@ -56,10 +60,6 @@ def run(command: list[str], cwd: Path, site: Path | None = None) -> str:
     return done.stdout + done.stderr
 
 
-def accel(installed: Path, where: Path, *arguments: str) -> str:
-    return run([sys.executable, "-m", "accel", f"results={where}", *arguments], where, installed)
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_the_page_shows_every_file_as_it_is(name):
     shown = re.search(rf"^`{re.escape(name)}`\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -73,27 +73,50 @@ def test_the_page_names_every_point_of_the_contract():
     assert named - {"point"} == {name for checks in CHECKS.values() for name in checks}
 
 
-def test_its_methods_are_explained(installed, tmp_path):
-    every = "cache.every=2,3"
-    printed = accel(
-        installed, tmp_path, "-m", "sampler=ab2", "sampler.steps=4", "cache=everyother", every, "explain=true"
-    )
+@pytest.fixture
+def here(installed, monkeypatch):
+    """The package in this process."""
+
+    def forget():
+        config_folders._points.cache_clear()
+        config_folders._of_packages.cache_clear()
+        for module in [m for m in sys.modules if m.partition(".")[0] == "everyother"]:
+            del sys.modules[module]
+
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(installed)
+        forget()
+        yield
+    forget()
+
+
+def test_its_methods_are_explained(here, tmp_path, monkeypatch, capsys, light_digits):
+    words = [
+        f"+suite.weights={light_digits}",
+        "sampler=ab2",
+        "sampler.steps=4",
+        "cache=everyother",
+        "cache.every=2,3",
+        "explain=true",
+    ]
+    monkeypatch.setattr(sys, "argv", ["accel", f"results={tmp_path}", "-m", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0, printed
     assert "ab2-4 + everyother2" in printed
     assert "ab2-4 + everyother3" in printed
 
 
-def test_a_typo_in_its_name_is_answered(installed, tmp_path):
-    with pytest.raises(AssertionError, match=r"unknown cache 'everyothr'\. Did you mean everyother"):
-        accel(installed, tmp_path, "cache=everyothr")
+def test_a_typo_in_its_name_is_answered(here):
+    with pytest.raises(ConfigError, match=r"unknown cache 'everyothr'\. Did you mean everyother"):
+        config.compose(["cache=everyothr"])
 
 
-def test_it_is_built_without_hydra(installed, tmp_path):
-    code = (
-        "import sys; sys.modules.update(hydra=None, omegaconf=None)\n"
-        "import accel.registry\n"
-        "print(accel.registry.method('cache', 'everyother', every=3).label)\n"
-    )
-    assert run([sys.executable, "-c", code], tmp_path, installed).strip() == "everyother3"
+def test_it_is_built_without_hydra(here, monkeypatch):
+    for name in {"hydra", "omegaconf", *(m for m in sys.modules if m.startswith(("hydra.", "omegaconf.")))}:
+        monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+    assert registry.method("cache", "everyother", every=3).label == "everyother3"
 
 
 def test_its_own_test_passes(installed, tmp_path):
