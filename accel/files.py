@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -41,9 +41,9 @@ def whole(path: Path) -> Iterator[str]:
     """Gives a temporary file to be written, which becomes `path` if that goes well, and else goes."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = str(path.with_name(f".{path.name}.{secrets.token_hex(8)}"))  # known before it is there
         try:
-            os.close(handle)
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             yield temporary
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)

@@ -200,3 +200,19 @@ def test_describe_tells_methods_with_the_same_fields_apart():
 
 def test_digest_ignores_the_order_of_keys():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 2, "b": 1})
+
+
+@pytest.mark.parametrize("name", ["open", "close", "chmod", "replace"])
+def test_an_interrupt_at_any_moment_leaves_no_temporary_file(name, tmp_path, monkeypatch):
+    """Right after each call of the system, the one that makes the file among them."""
+    call = getattr(os, name)
+
+    def interrupted(*args, **kwargs):
+        call(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"accel.files.os.{name}", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(tmp_path / "file", b"x")
+    monkeypatch.undo()
+    assert {path.name for path in tmp_path.iterdir()} == ({"file"} if name == "replace" else set())
