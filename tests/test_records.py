@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_the_option(tmp_p
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("accel.files.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("accel.files.os.open", refuse)
     with pytest.raises(ConfigError, match=r"Permission denied.*results="):
         check_writable(tmp_path)
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -18,6 +19,7 @@ from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from select import select
 from threading import Thread
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -35,6 +37,7 @@ READY = "ready"
 MADE, BUSY, FAILED, BROKEN = "made", "busy", "failed", "broken"
 COUNTED, SHOWN = ("say", "on_samples"), ("on_search", "on_converged")  # listeners of a Runner, by their names
 LISTENERS = (*COUNTED, *SHOWN)
+_told: list[int] = []  # to end, with which exit code
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,9 @@ def serve(link: Connection, work: Work) -> None:
 
 
 def tell(link: Connection, *message: object) -> None:
-    """Send a message; where nobody is left who listens, end."""
+    """Send a message; where nobody is left who listens, or after being told to end, end."""
+    if _told:
+        sys.exit(_told[0])
     try:
         link.send(message)
     except OSError:
@@ -110,11 +115,14 @@ def outcome(runner: Callable[[bool], Runner], task: Task) -> tuple[str, str]:
 
 
 def _end_when_told() -> None:
-    """SIGTERM unwinds, so that no temporary file stays; it also comes when the command dies without a word."""
+    """SIGTERM unwinds, so that no temporary file stays; it also comes when the command dies without a word. Inside a
+    finaliser, where Python would print and forget whatever is raised, it waits for the next message."""
 
-    def stop(number: int, frame: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
-        sys.exit(128 + number)
+        _told.append(128 + number)
+        if not _finalising(frame):
+            sys.exit(128 + number)
 
     def watch() -> None:
         wait([parent_process().sentinel])
@@ -123,3 +131,9 @@ def _end_when_told() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     Thread(target=watch, daemon=True).start()
+
+
+def _finalising(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != weakref.__file__:
+        frame = frame.f_back
+    return frame is not None

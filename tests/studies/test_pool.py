@@ -402,3 +402,30 @@ def test_all_workers_are_on_the_study_s_device():
 def test_a_number_of_workers(workers, study):
     with pytest.raises(ConfigError, match=r"workers is .*; allowed: an integer >= 1"):
         study("s", [euler(2)], workers)
+
+
+def test_a_worker_that_is_told_to_end_inside_a_finaliser_ends_with_its_next_message(monkeypatch, capsys):
+    """What is raised in a finaliser is printed and forgotten."""
+    import weakref
+
+    ended, handlers = [], {}
+    monkeypatch.setattr(worker, "_told", ended)
+    monkeypatch.setattr(worker.signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(worker.signal, "pthread_sigmask", lambda *how: None)
+    monkeypatch.setattr(worker, "Thread", lambda **how: type("Idle", (), {"start": lambda self: None})())
+    worker._end_when_told()
+    stop = handlers[signal.SIGTERM]
+
+    class Thing:
+        pass
+
+    thing = Thing()
+    weakref.finalize(thing, lambda: stop(signal.SIGTERM, sys._getframe()))
+    del thing
+    assert ended == [143]
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit) as end:
+        worker.tell(None, "ready")
+    assert end.value.code == 143
+    with pytest.raises(SystemExit):
+        stop(signal.SIGTERM, sys._getframe())
