@@ -272,7 +272,7 @@ def test_damaged_calibration_is_made_anew(light, tmp_path):
 )
 def test_equal_cost_controls_are_added(light, tmp_path, method, label, of):
     cells = f'cells=[["sampler=euler","sampler.steps=4","{method}"]]'
-    assert light(cells, "study=s", "evaluation.controls=true")[0] == 0
+    assert light(cells, "study=s", "evaluation.controls=true", "plain.conventional=null")[0] == 0
     study = json.loads((tmp_path / "results/studies/s.json").read_text())
     cell, control = study["rows"][-2:]
     assert (control["role"], control["of"]) == ("control", f"euler-4 + {of}")

@@ -84,9 +84,14 @@ def test_help_and_a_refusal_at_the_door(monkeypatch, capsys):
 def test_on_another_device(words, tmp_path, capsys):
     """The pretended one: nothing is left on the CPU, and the file it writes verifies there."""
     there = [word if not word.startswith("evaluation.device") else f"evaluation.device={DEVICE}" for word in words]
-    few = ["search.budget=500", 'search.axes.stitch=["stitch=none"]', "suite.converged_steps=3", "steps=4"]
+    few = [
+        "search.budget=300",
+        'search.axes.stitch=["stitch=none"]',
+        'search.axes.steps=["sampler.steps=2","sampler.steps=1"]',
+    ]
+    few += ["suite.converged_steps=2", "steps=3"]
     few += [f"evaluation.margins.{name}=1000.0" for name in ("fid", "recall", "accuracy")]
-    kept = [word for word in there if not word.startswith(("search.budget", "search.axes.stitch", "steps="))]
+    kept = [word for word in there if not word.startswith(("search.budget", "search.axes.st", "steps="))]
     kept.remove("suite.converged_steps=8")
     with Elsewhere():
         assert recommend.main([*kept, *few]) == 0

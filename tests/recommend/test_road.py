@@ -54,12 +54,13 @@ def recipe(model):
     """The folder of what is recommended for it."""
     prompts = model.parent / "prompts.txt"
     prompts.write_text("".join(f"a {s}{c} {f}\n" for s in ("", "small ", "large ") for c in COLOURS for f in FORMS))
-    words = [f"model={model}", f"prompts={prompts}", "budget=60m", "steps=6", "scale=3",
+    words = [f"model={model}", f"prompts={prompts}", "budget=60m", "steps=4", "scale=3",
              f"results={model.parent / 'out'}", f"to={model.parent / 'fast'}",
              "evaluation.n=60", "evaluation.distance_n=60", "evaluation.timing=false", "evaluation.controls=false",
-             "evaluation.device=cpu", "evaluation.margins.distance=0.5", "suite.converged_steps=6",
+             "evaluation.batch=30",
+             "evaluation.device=cpu", "evaluation.margins.distance=0.5", "suite.converged_steps=4",
              "search.budget=2500", "search.halving.first=4", 'search.axes.sampler=["sampler=dpmpp_2m"]',
-             'search.axes.steps=["sampler.steps=3","sampler.steps=4"]', 'search.axes.grid=["grid=none"]',
+             'search.axes.steps=["sampler.steps=3","sampler.steps=2"]', 'search.axes.grid=["grid=none"]',
              'search.axes.guidance=["guidance=cfg guidance.scale=3"]', 'search.axes.cache=["cache=none"]']  # fmt: skip
     assert recommend.main(words) == 0
     return model.parent / "fast"
