@@ -8,19 +8,17 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+from quick_mixture import Quick
 from rich.console import Console
 
 from accel.config import compose, instantiate, recipe_of
 from accel.core.recipe import Recipe
-from accel.core.seeds import generators
 from accel.records import Results
 from accel.samplers import DiffusersSampler
-from accel.samplers.ode import initial_latents
 from accel.search.objective import Ledger
 from accel.search.study import Cell, SearchStudy
 from accel.search.trials import Trials
 from accel.studies.evaluation import Evaluation
-from accel.suites.mixture import MixtureSuite
 
 
 def objective(*scores):
@@ -52,16 +50,6 @@ def test_each_trial_is_told_once_with_the_best_so_far():
     assert [row["trial"] for row in trials.new(one)] == [6]
     [later] = trials.new(objective({16: math.inf}))
     assert (later["trial"], later["stage"], later["score"], later["best"]) == (7, 1, None, None)
-
-
-class Quick(MixtureSuite):
-    """The mixture, with an exact solution that takes no time."""
-
-    def converged(self, guidance):
-        return Recipe(DiffusersSampler("EulerDiscreteScheduler", 20, "euler"))
-
-    def solve(self, pipe, recipe, seed, a, b):
-        return initial_latents(pipe, {"batch_size": b - a, "generator": generators(seed, a, b)}).float() / 100
 
 
 def test_a_search_tells_its_trials_and_what_it_found(tmp_path, monkeypatch):

@@ -19,32 +19,20 @@ from pathlib import Path
 
 import pytest
 from forks import forked_and_logged
+from quick_mixture import Quick
 from rich.console import Console
 
 from accel.config import choice_of, compose, instantiate, recipe_of
 from accel.core.recipe import Recipe
-from accel.core.seeds import generators
 from accel.records import Results
 from accel.samplers import DiffusersSampler
-from accel.samplers.ode import initial_latents
 from accel.search.study import Cell, SearchStudy
 from accel.studies.evaluation import Evaluation
 from accel.studies.study import Study
-from accel.suites.mixture import MixtureSuite
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 KILLS, SEED = int(os.environ.get("ACCEL_KILLS", "4")), int(os.environ.get("ACCEL_KILLS_SEED", "0"))
 EVALUATION = Evaluation(n=64, distance_n=64, shard=16, timing=False, device="cpu")
-
-
-class Quick(MixtureSuite):
-    """The mixture, with an exact solution that takes no time."""
-
-    def converged(self, guidance):
-        return Recipe(DiffusersSampler("EulerDiscreteScheduler", 20, "euler"))
-
-    def solve(self, pipe, recipe, seed, a, b):
-        return initial_latents(pipe, {"batch_size": b - a, "generator": generators(seed, a, b)}).float() / 100
 
 
 @pytest.fixture

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import io
 
+from quick_mixture import Quick
 from rich.console import Console
 
 from accel.core.recipe import Recipe
-from accel.core.seeds import generators
 from accel.records import Results
 from accel.results.tracked import record_run
 from accel.samplers import DiffusersSampler
-from accel.samplers.ode import initial_latents
 from accel.studies.evaluation import Evaluation
 from accel.studies.study import Study
-from accel.suites.mixture import MixtureSuite
+
+
+class Short(Quick):
+    STEPS = 6
+
 
 EVALUATION = Evaluation(n=64, distance_n=64, shard=32, timing=False, device="cpu")
-
-
-class Quick(MixtureSuite):
-    """The mixture, with an exact solution that takes no time."""
-
-    def converged(self, guidance):
-        return Recipe(DiffusersSampler("EulerDiscreteScheduler", 6, "euler"))
-
-    def solve(self, pipe, recipe, seed, a, b):
-        return initial_latents(pipe, {"batch_size": b - a, "generator": generators(seed, a, b)}).float() / 100
 
 
 def test_each_new_cell_is_logged_once_with_its_role_and_difference(tmp_path, monkeypatch):
@@ -43,7 +36,7 @@ def test_each_new_cell_is_logged_once_with_its_role_and_difference(tmp_path, mon
 
     def run(*cells):
         told.clear()
-        assert Study("s", "t", Quick(), EVALUATION, results, euler[0], list(cells), True, quiet).run() == 0
+        assert Study("s", "t", Short(), EVALUATION, results, euler[0], list(cells), True, quiet).run() == 0
 
     run(euler[1])
     assert told.pop() is None, "the study comes last"
