@@ -80,8 +80,9 @@ def _study(wanted: Wanted, say: Any) -> Any:
     runner = Runner(suite, few, Results(wanted.results), say)
     offered = propose(runner, wanted.steps, wanted.scale)
     plan = division(wanted, runner, offered)
-    words = overrides(wanted, offered, plan, suite)
+    known = judged(suite)
+    words = overrides(wanted, offered, plan, known)
     study = build(compose(words), words)
     study.brief = True
-    say(plan_text(offered, plan, study, judged(suite)))
+    say(plan_text(offered, plan, study, known))
     return study

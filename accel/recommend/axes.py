@@ -18,6 +18,7 @@ from accel.studies.runner import Runner
 STEPS = (4, 5, 6, 8, 10, 12, 15, 20, 25, 30)
 FIRST = 20  # steps of the plain recipe that a search begins with
 SAMPLERS = {"flow": ("flow_euler", "rf_solver", "deis_tab", "unipc_accel"), "other": ("dpmpp_2m", "unipc", "deis_tab")}
+CONVENTIONAL = {"flow": "sampler=flow_euler", "other": "sampler=ddim"}
 GRIDS = {"flow": (), "other": ("karras", "t_quadratic")}
 CACHES = {
     "unet": (
@@ -50,8 +51,8 @@ def propose(runner: Runner, steps: int | None = None, scale: float | None = None
     ConfigError if not even plain sampling can run."""
     pipe = runner.pipe
     steps = steps or _default(pipe, "num_inference_steps") or 50
-    guidance = _guidance(runner, scale)
     kind = "flow" if is_flow(pipe.scheduler.config) else "other"
+    guidance = _guidance(runner, scale, kind)
     today = (*_todays_sampler(type(pipe.scheduler).__name__, kind), f"sampler.steps={steps}", *guidance[0].split())
     wanted = {
         "sampler": [f"sampler={name}" for name in SAMPLERS[kind]],
@@ -90,18 +91,17 @@ def _todays_sampler(scheduler: str, kind: str) -> tuple[str, ...]:
     for name in groups()["sampler"]:
         if name != "none" and load("sampler", name).get("scheduler") == scheduler:
             return (f"sampler={name}",)
-    return ("sampler=flow_euler" if kind == "flow" else "sampler=ddim",)
+    return (CONVENTIONAL[kind],)
 
 
-def _guidance(runner: Runner, scale: float | None) -> list[str]:
+def _guidance(runner: Runner, scale: float | None, kind: str) -> list[str]:
     """Classifier-free guidance as today and its shortcuts, where the pipeline has it."""
     scale = _default(runner.pipe, "guidance_scale") if scale is None else scale
     if scale is None or scale <= 1:
         return ["guidance=none"]
     found = [f"guidance={name} guidance.scale={scale:g}" for name in ("cfg", "ag", "interval")]
-    plain = "sampler=flow_euler" if is_flow(runner.pipe.scheduler.config) else "sampler=ddim"
     try:
-        runner.check(_recipe([plain, found[0]]))
+        runner.check(_recipe([CONVENTIONAL[kind], found[0]]))
     except (IncompatibleError, ConfigError):
         return ["guidance=none"]  # what is distilled, or knows no condition
     return found

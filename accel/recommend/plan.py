@@ -7,15 +7,14 @@ interruption, is the same study, however fast the machine is then.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from accel.errors import ConfigError
-from accel.files import locked, write_atomic
-from accel.records import digest
+from accel.errors import ConfigError, IntegrityError
+from accel.files import locked
+from accel.records import digest, read_json, write_json
 from accel.studies.evaluation import MIN_N
 
 SEARCH, VALIDATE = 0.45, 0.45  # of the budget; the rest is for times
@@ -68,8 +67,9 @@ def kept(root: Path, request: Mapping[str, Any], made: Division) -> Division:
     with locked(path.with_suffix(".lock")):
         if path.exists():
             try:
-                return Division(**json.loads(path.read_text()))
-            except (ValueError, TypeError) as error:
+                found = read_json(path)
+                return Division(**{field.name: found[field.name] for field in fields(Division)})
+            except (IntegrityError, KeyError) as error:
                 raise ConfigError(f"{path} is damaged ({error}); delete it, and the plan is made anew.") from error
-        write_atomic(path, json.dumps(asdict(made)).encode())
+        write_json(path, asdict(made))
     return made

@@ -37,9 +37,9 @@ def judged(suite: Suite) -> bool:
     return suite.reference() is not None or bool(suite.scoring())
 
 
-def overrides(wanted: Wanted, offered: Proposal, plan: Division, suite: Suite) -> list[str]:
-    """The study; the words of the request come last. Where neither real images nor prompts say what a recipe loses, the
-    images must stay what the converged sampler draws: the distance to it is the gate."""
+def overrides(wanted: Wanted, offered: Proposal, plan: Division, known: bool) -> list[str]:
+    """The study; the words of the request come last. `known`: what `judged` says. If it is False, the images must stay
+    what the converged sampler draws: the distance to it is the gate."""
     # An axis of conf/search/recipes.yaml that is not offered is switched off.
     axes = {axis: [f"{axis}=none"] for axis in load("search", "recipes")["axes"]} | dict(offered.axes)
     return [
@@ -59,25 +59,25 @@ def overrides(wanted: Wanted, offered: Proposal, plan: Division, suite: Suite) -
         "search.beside=false",
         *(f"search.axes.{axis}={_listed(own)}" for axis, own in axes.items()),
         f"evaluation.n={plan.n}",
-        f"evaluation.distance_n={plan.distance_n if judged(suite) else plan.n}",
+        f"evaluation.distance_n={plan.distance_n if known else plan.n}",
         "evaluation.converged=false",
-        *([] if judged(suite) else [f"evaluation.margins.distance={DISTANCE}"]),
+        *([] if known else [f"evaluation.margins.distance={DISTANCE}"]),
         *wanted.others,
     ]
 
 
-def plan_text(offered: Proposal, plan: Division, study: Any, all_margins: bool) -> str:
+def plan_text(offered: Proposal, plan: Division, study: Any, known: bool) -> str:
     """What will be done, by what it will be judged, and how long it takes."""
     lines = [f"Today: {study.baseline.label}; a recipe has to cost less. What the search is offered:"]
     lines += [f"  {axis:<9} {', '.join(own)}" for axis, own in offered.axes.items()]
     lines += [f"  not {choice}: {why}" for choice, why in offered.refused.items()]
     margins = {key: value for key, value in study.margins.to_dict().items() if value is not None}
-    margins = margins if all_margins else {"distance": margins["distance"]}
+    margins = {key: value for key, value in margins.items() if known or key == "distance"}
     lines.append(
         f"Search: {plan.nfe:,} evaluations of the denoiser. Validation: {FRONT} recipes of its front, and plain "
         f"samplers of their cost, N = {plan.n:,} on fresh seeds."
     )
-    lines.append(f"Margins: {', '.join(f'{key} {value:g}' for key, value in margins.items())}.")
+    lines.append(f"Margins: {', '.join(f'{key} {value:g}' for key, value in margins.items()) or 'none'}.")
     lines.append(f"At most about {max(1, round(plan.seconds / 60))} minutes.")
     return "\n".join(lines)
 

@@ -69,6 +69,22 @@ def test_the_plan_writes_nothing(words, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_without_any_margin_says_so(tmp_path, monkeypatch, capsys):
+    """Nothing judges the mixture's samples but the distance, and its margin can be taken away."""
+    words = [
+        "suite=mixture",
+        "steps=6",
+        "budget=10h",
+        f"results={tmp_path / 'out'}",
+        f"to={tmp_path / 'r'}",
+        "plan=true",
+    ]
+    assert recommend.main([*words, "evaluation.device=cpu"]) == 0
+    assert "Margins: distance 0.04." in capsys.readouterr().out
+    assert recommend.main([*words, "evaluation.device=cpu", "evaluation.margins.distance=null"]) == 0
+    assert "Margins: none." in capsys.readouterr().out
+
+
 def test_help_and_a_refusal_at_the_door(monkeypatch, capsys):
     assert recommend.main(["--help"]) == 0
     assert "budget=60m" in capsys.readouterr().out
