@@ -72,6 +72,11 @@ class DiffusersCache(Method):
     def calibrated(self) -> bool:
         return self.hook == "mag" and RATIOS not in self.options
 
+    @property
+    def timed(self) -> bool:
+        """Whether the hooks ask for the timestep (`current_timestep_callback`)."""
+        return self.hook == "pab"
+
     def __hash__(self) -> int:
         return hash((self.hook, tuple(sorted(self.options.items(), key=str))))
 
@@ -189,7 +194,7 @@ class DiffusersCache(Method):
         import diffusers.hooks
 
         options = {**self.options, **(more or {})}
-        if self.hook == "pab":
+        if self.timed:
             options["current_timestep_callback"] = lambda: int(clock.timestep)
         try:
             return getattr(diffusers.hooks, HOOKS[self.hook][0])(**options)

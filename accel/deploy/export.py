@@ -26,8 +26,7 @@ SCRIPT = '''\
     python {name} {example}    writes 0-000000.png, 0-000001.png ...
 """
 
-import hashlib
-import sys
+{modules}
 
 import torch
 {imports}from PIL import Image
@@ -81,16 +80,17 @@ def code(opened: Opened, name: str) -> tuple[str, list[str]]:
     call = {key: SHOWN[key]} | {name: _every(value) for name, value in asked.items() if name != key}
     if found.reasons:
         title, imports, load = _with_accel(opened, found)
-        begin: list[str] = []
+        begin, modules = list[str](), list[str]()
     else:
         title, imports, load = _alone(opened, found)
-        begin = found.begin
+        begin, modules = found.begin, found.modules
         call |= {k: source(v) for k, v in (found.call | suite.guidance_arguments(opened.saved.recipe)).items()}
     signed = bool(suite.to_uint8(torch.zeros(1, 3, 1, 1)).max())  # 0 is grey: -1..1
     text = SCRIPT.format(
         title=title,
         name=name,
         example='"a prompt" "another"' if key == "prompt" else "3 5",
+        modules="\n".join(f"import {module}" for module in sorted({"hashlib", "sys", *modules})),
         imports=imports,
         load=load.rstrip(),
         begin="".join(f"{lines}\n" for lines in begin),
@@ -155,7 +155,10 @@ def _alone(opened: Opened, found: Plain) -> tuple[str, str, str]:
         f"{opened.saved.recipe.label}, as accel {accel.__version__} measured it on {opened.suite.name}: torch and "
         f"diffusers {diffusers.__version__}\nalone, no accel."
     )
-    return title, *_loaded(opened.suite.origin(), found.imports, found.setup + found.execution)
+    imports, load = _loaded(opened.suite.origin(), found.imports, found.setup + found.execution)
+    first = sorted(line for line in found.further if line.startswith("import "))
+    then = sorted({*found.further} - {*first})
+    return title, "".join(f"{line}\n" for line in [*first, imports.rstrip(), *then]), load
 
 
 def _with_accel(opened: Opened, found: Plain) -> tuple[str, str, str]:

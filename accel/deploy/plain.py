@@ -1,8 +1,9 @@
 """What of a recipe diffusers runs by itself, as lines of Python; and what needs accel, with the reason.
 
 A recipe is plain if its scheduler is a class of diffusers, its guidance the pipeline's own (none, or CFG), its cache
-one of diffusers' hooks, and its precision none, or a cast of a UNet. The lines make the images that accel makes:
-settings of the scheduler are those of what the sampler builds, timesteps those of its grid.
+one of diffusers' hooks, and its precision none, a cast, TF32 or torch.compile (accel.deploy.plain_precision). The lines
+make the images that accel makes: settings of the scheduler are those of what the sampler builds, timesteps those of its
+grid.
 """
 
 from __future__ import annotations
@@ -19,28 +20,21 @@ from accel.core import pipelines
 from accel.core.denoiser import denoiser_name
 from accel.core.recipe import Recipe
 from accel.deploy.opened import Opened
-from accel.precision.executed.cast import DTYPES, Cast
+from accel.deploy.plain_precision import lines_of
 
-CAST = '''
-
-def narrow(value):
-    """Floating-point inputs of the denoiser in {dtype}; noise, sampler and timestep stay in {before}."""
-    if isinstance(value, torch.Tensor):
-        return value.to({dtype}) if value.is_floating_point() else value
-    return {{name: narrow(own) for name, own in value.items()}} if isinstance(value, dict) else value
-
-
-def before(net, args, kwargs):
-    sample, timestep, *others = args
-    return (narrow(sample), timestep, *map(narrow, others)), {{name: narrow(own) for name, own in kwargs.items()}}
-
-
-pipe.{net}.to({dtype})
-pipe.{net}.register_forward_pre_hook(before, with_kwargs=True)
-pipe.{net}.register_forward_hook(lambda net, args, output: (output[0].to({before}),))
-'''
 HOOKED = """\
 hooks.{function}(pipe.{net}, hooks.{config}({options}))
+"""
+TIMED = """
+
+times = []  # of the evaluations since images() began, one a step
+
+
+def arrive(net, args):
+    times.append(int(pipe.scheduler.timesteps[len(times)]))
+
+
+pipe.{net}.register_forward_pre_hook(arrive)
 """
 FRESH = """\
     registry = hooks.HookRegistry.check_if_exists_or_initialize(pipe.{net})
@@ -53,13 +47,16 @@ FRESH = """\
 class Plain:
     """A recipe in diffusers' own words: `setup`, lines after `pipe` is loaded; `execution`, lines that the suite's own
     settings need, with or without accel; `begin`, lines before each call of it; `call`, its arguments;
-    `imports`, names of diffusers; `reasons`: what needs accel, nothing if the recipe is plain."""
+    `imports`, names of diffusers; `modules`, those of Python; `further`, whole lines that import; `reasons`: what needs
+    accel, nothing if the recipe is plain."""
 
     setup: list[str] = field(default_factory=list)
     execution: list[str] = field(default_factory=list)
     begin: list[str] = field(default_factory=list)
     call: dict[str, Any] = field(default_factory=dict)
     imports: list[str] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)
+    further: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
 
 
@@ -134,14 +131,17 @@ def _cache(opened: Opened, found: Plain) -> None:
     if cache is None:
         return
     several = recipe.sampler is not None and recipe.sampler.evaluations != recipe.sampler.steps
-    if not isinstance(cache, DiffusersCache) or cache.hook == "pab" or several:
+    if not isinstance(cache, DiffusersCache) or several:
         found.reasons.append(f"cache {cache.label}")
         return
     ready = cache.prepared(opened.pipe, recipe, (opened.saved.artefacts or {}).get("cache"))
     config, function, _ = HOOKS[cache.hook]
-    found.setup.append(
-        HOOKED.format(net=name, function=function, config=config, options=arguments(ready.options)).rstrip()
-    )
+    options = arguments(ready.options)
+    if cache.timed:
+        found.setup.append(TIMED.format(net=name).rstrip())
+        found.begin.append("    times.clear()")
+        options = f"{options}{', ' * bool(options)}current_timestep_callback=lambda: times[-1]"
+    found.setup.append(HOOKED.format(net=name, function=function, config=config, options=options).rstrip())
     found.begin.append(FRESH.format(net=name, context=_context(name)).rstrip())
     found.imports.append("hooks")
 
@@ -155,14 +155,16 @@ def _context(name: str) -> str:
 
 
 def _precision(opened: Opened, found: Plain) -> None:
-    recipe, name = opened.saved.recipe, denoiser_name(opened.pipe)
-    precision, net = recipe.precision, getattr(opened.pipe, denoiser_name(opened.pipe))
+    precision, name = opened.saved.recipe.precision, denoiser_name(opened.pipe)
     if precision is None:
         return
-    if not isinstance(precision, Cast) or type(net).__name__ != "UNet2DConditionModel":
+    lines = lines_of(precision, getattr(opened.pipe, name), name)
+    if lines is None or (precision.whole and opened.suite.execution().get("compile")):
         found.reasons.append(f"precision {precision.label}")
-    elif DTYPES[precision.dtype] != net.dtype:
-        found.setup.append(CAST.format(net=name, dtype=DTYPES[precision.dtype], before=net.dtype).rstrip())
+        return
+    found.setup += [lines.setup.rstrip()] if lines.setup else []
+    found.modules += lines.modules
+    found.further += lines.further
 
 
 def _execution(opened: Opened, found: Plain) -> None:

@@ -25,7 +25,7 @@ from accel.deploy.opened import open_recipe
 from accel.deploy.plain import source
 from accel.errors import AccelError, ConfigError
 from accel.guidance import CFG, IntervalCFG
-from accel.precision import Cast
+from accel.precision import TF32, Cast, Compiled
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid, PowerGrid
 from accel.stitching import TStitch
@@ -91,8 +91,14 @@ def test_timesteps_and_a_cast_are_plain(sd_words, tmp_path):
     text = same(folder, PROMPTS, tmp_path)
     assert "timesteps=[999," in text
     assert "negative_prompt=['a dog'] * len(shown)," in text
-    assert "pipe.unet.to(torch.bfloat16)" in text
+    assert "cast(net, torch.bfloat16)" in text
     assert "pipe.vae.enable_slicing()" in text
+
+
+@pytest.fixture(scope="module")
+def dit_words(tmp_path_factory):
+    """What opens suite `hub` on a tiny DiT."""
+    return ["suite=hub", f"suite.model={hub_tiny.save('dit', tmp_path_factory.mktemp('models') / 'dit')}"]
 
 
 RATIOS = (1.0, 0.99, 0.98, 0.97, 0.96, 0.95)
@@ -102,29 +108,54 @@ HOOKED = {
                    "cache_identifiers": (r"transformer_blocks\.\d+\.(attn1|ff)",)},
     "mag": {"threshold": 0.5, "max_skip_steps": 2, "retention_ratio": 0.2, "mag_ratios": RATIOS,
             "num_inference_steps": 6},
+    "pab": {"spatial_attention_block_skip_range": 2, "spatial_attention_timestep_skip_range": (100, 800),
+            "spatial_attention_block_identifiers": (r"transformer_blocks\.\d+\.attn1",)},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("hook", HOOKED)
-def test_diffusers_own_caches_and_labels_are_plain(hook, tmp_path):
-    model = hub_tiny.save("dit", tmp_path / "dit")
+def test_diffusers_own_caches_and_labels_are_plain(hook, dit_words, tmp_path):
     sampler = DiffusersSampler("DPMSolverMultistepScheduler", 6, "dpmpp_2m", DPM)
     recipe = Recipe(sampler, PowerGrid(), CFG(2.0), cache=DiffusersCache(hook, HOOKED[hook]))
-    folder = saved(tmp_path / "r", ["suite=hub", f"suite.model={model}"], recipe, samples=None).parent
+    folder = saved(tmp_path / "r", dit_words, recipe, samples=None).parent
     text = same(folder, ["7", "207"], tmp_path)
     assert f"(pipe.transformer, hooks.{HOOKS[hook][0]}(" in text
     assert "class_labels=list(map(int, shown))," in text
 
 
-@pytest.mark.parametrize(("kind", "guidance"), [("sd3", CFG(2.0)), ("flux", None)])
-def test_a_flow_is_plain(kind, guidance, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "guidance", "precision"),
+    [("sd3", CFG(2.0), Cast("float16")), ("flux", None, Cast("bfloat16"))],
+    ids=["sd3", "flux"],
+)
+def test_a_flow_and_its_cast_are_plain(kind, guidance, precision, tmp_path):
     model = hub_tiny.save(kind, tmp_path / kind)
     (tmp_path / "p.txt").write_text("\n".join(hub_tiny.PROMPTS))
-    recipe = Recipe(DiffusersSampler("FlowMatchEulerDiscreteScheduler", 3, "flow_euler"), guidance=guidance)
+    sampler = DiffusersSampler("FlowMatchEulerDiscreteScheduler", 3, "flow_euler")
+    recipe = Recipe(sampler, guidance=guidance, precision=precision)
     words = ["suite=hub", f"suite.model={model}", f"suite.prompts.path={tmp_path / 'p.txt'}"]
     text = same(saved(tmp_path / "r", words, recipe, samples=None).parent, PROMPTS, tmp_path)
     assert ("sigmas=[1.0, 0.66" in text) == (kind == "sd3"), "Flux gives its scheduler sigmas of its own"
     assert ("guidance_scale=3.5," in text) == (kind == "flux"), "which its network is told"
+    assert f"cast(net, torch.{precision.dtype})" in text
+
+
+PRECISIONS = {
+    "cast(net, torch.bfloat16)": Cast("bfloat16"),
+    "backend='eager')": Compiled("bfloat16", "eager"),
+    "compiled = run\n": Compiled("float16", "none"),
+    '("fp32_precision", "tf32")': TF32(),
+}
+
+
+@pytest.mark.parametrize("line", PRECISIONS)
+def test_executed_precisions_of_a_transformer_are_plain(line, dit_words, tmp_path, monkeypatch):
+    """DiTPipeline asks the network what to draw its noise in, and takes an output with a name."""
+    monkeypatch.setattr("accel.precision.executed.tf32.require_capability", lambda *args: None)
+    sampler = DiffusersSampler("DPMSolverMultistepScheduler", 3, "dpmpp_2m", DPM)
+    recipe = Recipe(sampler, guidance=CFG(2.0), precision=PRECISIONS[line])
+    text = same(saved(tmp_path / "r", dit_words, recipe, samples=None).parent, ["7", "207"], tmp_path)
+    assert line in text
 
 
 def test_what_needs_accel_is_three_lines_with_it_and_says_for_what(fast, tmp_path, capsys):
