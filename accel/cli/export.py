@@ -4,8 +4,9 @@
     accel export fast --to folder --output pipeline        pipe = ...Pipeline.from_pretrained("pipeline")
 
 The script is plain diffusers where the recipe allows it (diffusers' schedulers on any timesteps that they take, CFG,
-casts of a UNet, diffusers' own caches), else it needs accel, and says for what. The folder is the plain pipeline with
-the recipe inside: accel.apply(pipe, "pipeline"). Both make the images that `accel generate` makes. See docs/deploy.md.
+casts, TF32, torch.compile, diffusers' own caches), else it needs accel, and says for what. The folder is the plain
+pipeline with the recipe and the further networks that it names inside: accel.apply(pipe, "pipeline"). Both make the
+images that `accel generate` makes. See docs/deploy.md.
 """
 
 from __future__ import annotations

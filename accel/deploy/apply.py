@@ -14,6 +14,7 @@ from accel.core import applied
 from accel.core.applied import Applied
 from accel.core.recipe import Recipe
 from accel.core.sharing import vacated
+from accel.deploy import further
 from accel.deploy.recipe_file import SavedRecipe, load_recipe
 from accel.errors import ConfigError
 
@@ -30,9 +31,10 @@ def apply(
 
     A call that says nothing of steps, timesteps and guidance scale runs what was measured; one that says something else
     is refused, or with strict=False said in one warning. The same holds for a pipeline of another model than a saved
-    recipe was measured on. `models`: the networks that stitch and guidance name. `artefacts`: see `accelerate`; a saved
-    recipe has its own. Several threads may call the pipeline: calls take turns. Raises ConfigError or IncompatibleError
-    with the reason, and then the pipeline is what it was.
+    recipe was measured on. `models`: the networks that stitch and guidance name; a pipeline folder (`accel export --to
+    folder`) has its own, which go where the pipeline is now. `artefacts`: see `accelerate`; a saved recipe has its own.
+    Several threads may call the pipeline: calls take turns. Raises ConfigError or IncompatibleError with the reason,
+    and then the pipeline is what it was.
     """
     saved = load_recipe(recipe) if isinstance(recipe, (str, Path)) else recipe
     if isinstance(saved, Recipe):
@@ -41,6 +43,7 @@ def apply(
         raise ConfigError(f"recipe is {saved!r}; allowed: a Recipe, what accel.load_recipe() returns, or a folder.")
     if artefacts is not None:
         raise ConfigError("artefacts are given with a saved recipe, which has its own; leave them out.")
+    models = further.beside(saved, pipe, models)
     with vacated(saved.recipe.nets(pipe, models).values()):
         try:
             saved.check(pipe, models)

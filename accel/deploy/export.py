@@ -13,8 +13,10 @@ import diffusers
 import torch
 
 import accel
+from accel.deploy import further
+from accel.deploy.model import needed
 from accel.deploy.opened import Opened
-from accel.deploy.plain import Plain, needed, plain_of, source
+from accel.deploy.plain import Plain, plain_of, source
 from accel.deploy.recipe_file import copy_files
 from accel.errors import ConfigError
 from accel.files import write_atomic, writing
@@ -117,25 +119,23 @@ def write_code(opened: Opened, path: Path) -> list[str]:
 
 
 def write_folder(opened: Opened, folder: Path) -> None:
-    """The pipeline as `save_pretrained` writes it, plain, and the recipe beside its parts: whole or absent.
+    """The pipeline as `save_pretrained` writes it, plain, and beside its parts the recipe and the further networks that
+    it names (accel.deploy.further): whole or absent.
 
         pipe = StableDiffusionPipeline.from_pretrained(folder)
         accel.apply(pipe, folder)
 
-    ConfigError for a folder that is there, and a recipe that needs networks beside the pipeline's.
+    ConfigError for a folder that is there, and for a further network that no folder can hold.
     """
     check_new(folder)
     opened.check()
-    if names := sorted(needed(opened.saved.recipe)):
-        raise ConfigError(
-            f"the recipe {opened.saved.recipe.label} needs {', '.join(names)} beside the pipeline, and a pipeline "
-            "folder holds no further networks; use --to code."
-        )
+    further.check(opened.saved, opened.models)
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
             opened.pipe.save_pretrained(temporary, safe_serialization=True)
+            further.write(temporary, {name: opened.models[name] for name in sorted(needed(opened.saved.recipe))})
             copy_files(opened.path, temporary)
             os.chmod(temporary, 0o755)
             os.replace(temporary, folder)

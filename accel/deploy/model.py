@@ -18,14 +18,19 @@ NO_MODEL = ("prompts",)  # of a suite's fingerprint: what is shown, not what sho
 SCALE = "setting distilled guidance"  # of a suite's fingerprint: what a distilled network was told
 
 
+def needed(recipe: Recipe) -> set[str]:
+    """Names of the networks that a recipe needs beside the pipeline's."""
+    names = {*(recipe.stitch.models if recipe.stitch else ()), *(recipe.guidance.models if recipe.guidance else ())}
+    return names | ({CLASSIFIER} if recipe.guidance and recipe.guidance.uses_classifier else set())
+
+
 def of_pipeline(pipe: Any, recipe: Recipe, models: Mapping[str, nn.Module] | None = None) -> dict[str, Any]:
     """What identifies the model of `pipe` and the further networks that `recipe` names, as a recipe file keeps it.
 
     A digest is that of artefacts (accel.digests): names, shapes and 64 values of each tensor of a network.
     """
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    wanted = {*(recipe.stitch.models if recipe.stitch else ()), *(recipe.guidance.models if recipe.guidance else ())}
-    wanted |= {CLASSIFIER} if recipe.guidance and recipe.guidance.uses_classifier else set()
+    wanted = needed(recipe)
     found = {
         "pipeline": type(pipe).__name__,
         "dtype": str(getattr(getattr(pipe, denoiser_name(pipe)), "dtype", "")).removeprefix("torch."),

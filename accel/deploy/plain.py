@@ -18,7 +18,6 @@ import torch
 from accel.caching.diffusers_hooks import HOOKS, DiffusersCache
 from accel.core import pipelines
 from accel.core.denoiser import denoiser_name
-from accel.core.recipe import Recipe
 from accel.deploy.opened import Opened
 from accel.deploy.plain_precision import lines_of
 
@@ -180,9 +179,3 @@ def _execution(opened: Opened, found: Plain) -> None:
 
 def _joined(first: str, options: Mapping[str, Any]) -> str:
     return f"{first}, {arguments(options)}" if options else first
-
-
-def needed(recipe: Recipe) -> set[str]:
-    """Names of the networks that a recipe needs beside the pipeline's."""
-    names = {*(recipe.stitch.models if recipe.stitch else ()), *(recipe.guidance.models if recipe.guidance else ())}
-    return names | ({"classifier"} if recipe.guidance and recipe.guidance.uses_classifier else set())

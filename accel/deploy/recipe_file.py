@@ -41,7 +41,8 @@ class OtherModelError(ConfigError):
 class SavedRecipe:
     """What a recipe file holds. `artefacts`: as `accelerate` takes them; `model`: what it was measured on (empty: not
     said); `measured`: what records say of it; `accel`: the version that wrote it; `suite`: words that open the suite
-    (empty: the one that `measured` names); `samples`: its first images, if the file has them."""
+    (empty: the one that `measured` names); `samples`: its first images, if the file has them; `folder`: where the file
+    is, if it was loaded."""
 
     recipe: Recipe
     artefacts: Mapping[str, Mapping[str, torch.Tensor]] | None = None
@@ -50,6 +51,7 @@ class SavedRecipe:
     accel: str = accel.__version__
     suite: Sequence[str] = ()
     samples: Samples | None = None
+    folder: Path | None = field(default=None, compare=False)
 
     @property
     def guidance_scale(self) -> float | None:
@@ -146,7 +148,7 @@ def load_recipe(path: Path | str, *, strict: bool = True) -> SavedRecipe:
     with Refusals() as refusals:
         refusals.ask(_check_artefacts, recipe, artefacts or {})
     about = content.get("model", {}), content.get("measured", {}), content["accel"], content.get("suite", ())
-    return SavedRecipe(recipe, artefacts or None, *about, samples)
+    return SavedRecipe(recipe, artefacts or None, *about, samples, source.parent)
 
 
 def yaml_of(path: Path) -> Path:

@@ -28,7 +28,6 @@ from accel.guidance import CFG, IntervalCFG
 from accel.precision import TF32, Cast, Compiled
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid, PowerGrid
-from accel.stitching import TStitch
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["a red cat", "the sea"]
@@ -203,14 +202,6 @@ def test_a_folder_holds_the_pipeline_and_the_recipe(sd, sd_words, tmp_path):
         call = {"generator": [torch.Generator().manual_seed(i) for i in (1, 2)], "output_type": "pt"}
         assert torch.equal(made, applied.pipe(PROMPTS, **call).images)
     assert accel.load_recipe(folder).samples.digests == accel.load_recipe(sd).samples.digests
-
-
-def test_a_folder_holds_no_further_networks(light_words, tmp_path):
-    stitched = Recipe(FAST.sampler, stitch=TStitch(("small",), (0.5,)))
-    path = saved(tmp_path / "r", light_words, stitched, samples=None)
-    with pytest.raises(ConfigError, match=r"needs small beside the pipeline.*use --to code"):
-        cli.main([str(path), "--to", "folder", "--output", str(tmp_path / "f")])
-    assert {own.name for own in tmp_path.iterdir()} == {"r"}
 
 
 @pytest.mark.parametrize(

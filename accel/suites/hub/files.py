@@ -42,7 +42,7 @@ def check(folder: Path, variant: str | None) -> None:
     for name, (_, cls) in components(folder).items():
         if is_network(cls) or name == "scheduler":
             config = config_of(folder, name)
-            _check_config(folder, name, config)
+            check_config(folder, name, config)
             if (own := config.get("_class_name", cls)) != cls:  # transformers' configs name none
                 raise ConfigError(
                     f"{folder / FILE} has {name} as {cls}, and the config in {place_of(folder, name)} is that of "
@@ -66,7 +66,7 @@ def check(folder: Path, variant: str | None) -> None:
         raise ConfigError(f"{place} has no {which}safetensors weights.{hint or ' Download the model again.'}")
 
 
-def _check_config(folder: Path, name: str, config: dict[str, Any]) -> None:
+def check_config(folder: Path, name: str, config: dict[str, Any]) -> None:
     """Refuse a config that would make a library fetch and run the kernels of somebody else."""
     left: list[Any] = [config]
     while left:

@@ -67,30 +67,31 @@ def compile_blocks(net: nn.Module, **options: Any) -> int:
 def denoiser(folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Module:
     """The denoiser alone of another pipeline folder."""
     name = hub_files.denoiser_of(folder)
-    return _network(folder, name, *hub_index.components(folder)[name], dtype, variant)
+    return network(folder, name, *hub_index.components(folder)[name], dtype, variant)
 
 
 def networks(folder: Path, dtype: torch.dtype, variant: str | None) -> dict[str, nn.Module]:
     """Every network of a pipeline folder. ConfigError for one that cannot be loaded, or whose weights are not those of
     its class and config: what a file lacks would have random values, what it has too much would be left out."""
     return {
-        name: _network(folder, name, library, cls, dtype, variant)
+        name: network(folder, name, library, cls, dtype, variant)
         for name, (library, cls) in hub_index.components(folder).items()
         if hub_files.is_network(cls)
     }
 
 
-def _network(folder: Path, name: str, library: str, cls: str, dtype: torch.dtype, variant: str | None) -> nn.Module:
+def network(folder: Path, name: str, library: str, cls: str, dtype: torch.dtype, variant: str | None) -> nn.Module:
+    """The network in `folder`/`name`, whose class was checked, with all of its weights or ConfigError."""
     place = hub_files.place_of(folder, name)
     options = {"dtype" if library == "transformers" and _says_dtype() else "torch_dtype": dtype}
     if hub_files.has_variant(folder, name, variant):
         options["variant"] = variant
     with loading(place):
-        network, info = getattr(import_module(library), cls).from_pretrained(
+        found, info = getattr(import_module(library), cls).from_pretrained(
             place, use_safetensors=True, local_files_only=True, output_loading_info=True, **options, **memory()
         )
-    _check_weights(f"{place}: the weights", cls, network, info)
-    return network
+    _check_weights(f"{place}: the weights", cls, found, info)
+    return found
 
 
 def _check_weights(where: str, cls: str, network: nn.Module, info: dict[str, Any]) -> None:
