@@ -54,7 +54,7 @@ From measurement to deployment (accel <command>; docs/deploy.md)
 
 Other commands: `accel report <study> ...` (one HTML page to look at and to send), `accel table <study> --format
 latex|csv|md|html`, `accel rebuild tables|figures|plain` (figures also with --format pdf|svg), `accel claims` (what the
-records say of the papers' claims),
+records say of the papers' claims), `accel workspace <entity>/<project>` (a saved view of wandb runs),
 `accel bench <name>`, `accel train`, `accel reference` (features of a folder of real images), `accel convert` (pickled
 weights to safetensors); each explains itself with --help.
 More: `accel list <group>`; `accel <overrides> --cfg job` prints every setting; `accel completion bash` makes TAB

@@ -18,6 +18,7 @@ COMMANDS = {
     "rebuild": "accel.cli.rebuild",
     "report": "accel.cli.report",
     "table": "accel.cli.table",
+    "workspace": "accel.cli.workspace",
     "claims": "accel.cli.claims",
     "recommend": "accel.cli.recommend",
     "recipe": "accel.cli.recipe",

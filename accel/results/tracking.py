@@ -217,15 +217,19 @@ def _settings() -> Any:
 @cache
 def _online(root: Path) -> bool:
     """Whether a key is configured and the server answers; asked once a process, without a prompt."""
-    import wandb
+    if reason := not_ready():
+        logger.warning("wandb is offline: %s; upload later: %s", reason, upload_command(root))
+    return not reason
 
+
+def not_ready() -> str | None:
+    """Why nothing can be sent to wandb now; None: a key is configured and the server answers. Never a prompt."""
     try:
+        import wandb
+
         wandb.setup(settings=_settings())
         prompts = "prompt" not in inspect.signature(wandb.login).parameters  # before 0.31
         ready = bool(wandb.api.api_key) if prompts else wandb.login(prompt=False)
-        reason = "no API key is configured (wandb login)"
     except Exception as error:
-        ready, reason = False, f"{type(error).__name__}: {error}".splitlines()[0]
-    if not ready:
-        logger.warning("wandb is offline: %s; upload later: %s", reason, upload_command(root))
-    return ready
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None if ready else "no API key is configured (wandb login)"

@@ -10,6 +10,7 @@ from PIL import Image
 from accel.files import write_atomic
 from accel.metrics.statistics import Estimate
 from accel.records import Results, digest
+from accel.results import tracking
 
 AXES = dict.fromkeys(("sampler", "grid", "guidance", "cache", "stitch", "precision"), "none")
 CPU = {"device": "cpu", "device_name": "Testchip 9 (AVX2)", "threads": 1, "packages": {"torch": "2.13.0"}}
@@ -166,3 +167,17 @@ def fabric(tmp_path):
 def demo(tmp_path):
     """The `plausible` study."""
     return plausible(tmp_path / "results")
+
+
+@pytest.fixture
+def no_account(tmp_path, monkeypatch):
+    """Neither an account nor wandb's environment of whoever runs the tests."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT", "WANDB_ENTITY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    tracking._online.cache_clear()
+    yield
+    tracking._online.cache_clear()

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import struct
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from glob import glob
 from pathlib import Path
 
 import pytest
+from offline_runs import read_run, runs_of
 
 import accel.results.tracking as tracking
 from accel.records import Results
@@ -18,67 +18,13 @@ from accel.results.figures import write_figures
 from accel.results.tracked import record_run, search_run, study_run
 from accel.results.tracking import log_record, log_study, scalars, track_search, upload_command
 
-
-def read_run(folder, patience=10):
-    """What an offline run holds once its exit is written, which wandb's service does a moment after `finish`."""
-    end = time.monotonic() + patience
-    while (found := parse_run(folder))["exit"] is None and time.monotonic() < end:
-        time.sleep(0.02)
-    return found
-
-
-def parse_run(folder):
-    """Run, scalars (and by step), config, summary, artifacts by name and exit code in a run's binary log (LevelDB log
-    format of protocol buffers)."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    (path,) = folder.glob("run-*.wandb")
-    data, at, pieces = path.read_bytes(), 7, []
-    found = {"history": {}, "rows": [], "summary": {}, "artifacts": {}, "exit": None}
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        pieces = [*(pieces if kind in (3, 4) else []), data[at + 7 : at + 7 + length]]
-        at += 7 + length
-        if kind in (1, 4):
-            record = Record()
-            record.ParseFromString(b"".join(pieces))
-            if record.HasField("run"):
-                found["run"] = record.run
-                found["config"] = {item.key: json.loads(item.value_json) for item in record.run.config.update}
-            if record.HasField("history"):
-                items = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
-                found["rows"].append(items)
-                found["history"] |= items
-            for item in record.summary.update:
-                found["summary"][item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
-            if record.HasField("artifact"):
-                found["artifacts"][record.artifact.name] = record.artifact
-            if record.HasField("exit"):
-                found["exit"] = record.exit.exit_code
-    return found
+pytestmark = pytest.mark.usefixtures("no_account")
 
 
 def record_of(demo, label):
     line = next(line for line in demo.lines if line["label"] == label)
     timing = demo.results.load("timing", line["timing"]) if line["timing"] else None
     return demo.results.load("quality", line["quality"]), timing
-
-
-@pytest.fixture(autouse=True)
-def no_account(tmp_path, monkeypatch):
-    """Neither an account nor wandb's environment of whoever runs the tests."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT", "WANDB_ENTITY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
-    tracking._online.cache_clear()
-    yield
-    tracking._online.cache_clear()
 
 
 @pytest.fixture
@@ -114,11 +60,6 @@ def test_an_offline_run_holds_what_the_record_says(demo, capfd):
     assert len(list(folder.glob("files/media/images/*.png"))) == 1
     assert found["exit"] == 0
     assert capfd.readouterr() == ("", "")
-
-
-def runs_of(results):
-    """What each offline run of a folder holds, by its name."""
-    return {(found := read_run(f))["run"].display_name: found for f in (results.root / "wandb").glob("offline-run-*")}
 
 
 def test_a_cell_says_its_place_in_the_study_in_flat_keys(demo, monkeypatch):
