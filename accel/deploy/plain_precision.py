@@ -32,7 +32,7 @@ def narrow(value, dtype):
 
 
 def cast(net, dtype):
-    """Weights in `dtype`{but}; layers that embed a timestep take inputs of any."""
+    """Weights in `dtype`{but}; layers that embed a timestep take inputs of any dtype."""
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
         if tensor.is_floating_point(){unless}:
             tensor.data = tensor.data.to(dtype)
