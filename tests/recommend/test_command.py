@@ -74,7 +74,7 @@ def test_a_cast_that_saves_time_is_searched_recommended_and_saved(words, tmp_pat
     monkeypatch.setattr(axes, "unfit", lambda choice, *given: None if choice.endswith(("bf16", "fp16")) else "no.")
     few = ("search.axes.precision", "search.axes.stitch", "search.axes.steps")
     own = [word for word in words if not word.startswith(few)]
-    own += ['search.axes.stitch=["stitch=none"]', 'search.axes.steps=["sampler.steps=2"]']
+    own += ['search.axes.stitch=["stitch=none"]', 'search.axes.steps=["sampler.steps=2"]', "search.halving.doublings=0"]
     own += [f"evaluation.margins.{name}=1000.0" for name in ("fid", "recall", "accuracy")]
     assert recommend.main(own) == 0
     said = capsys.readouterr().out
