@@ -51,7 +51,7 @@ def _mag(options: Options, at: At) -> ThresholdRule:
         steps = recipe.sampler.steps if recipe.sampler else len(ratios)
         return None, accumulated_errors(ratios[:steps], retained, own["max_skip_steps"])
 
-    return ThresholdRule(SETTING, own["threshold"], words, True, ALWAYS, at, None, watch)
+    return ThresholdRule(SETTING, own["threshold"], words, True, ALWAYS, at, None, watch, of_images=False)
 
 
 RULES: Mapping[str, Callable[[Options, At], ThresholdRule]] = {"first_block": _first_block, "mag": _mag}

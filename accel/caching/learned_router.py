@@ -100,7 +100,7 @@ class LearnedRouter(ModuleCache):
         words = f"score that {self.objective} learned of each module at each step that may reuse (it runs above)"
         return ThresholdRule(
             "threshold", self.threshold, words, True, FREE, lambda value: replace(self, threshold=value), None,
-            self._scores, fixed=True,
+            self._scores, of_images=False, fixed=True,
         )  # fmt: skip
 
     def _scores(self, recipe: Any, artefact: Learned) -> Watched:

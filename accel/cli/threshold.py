@@ -56,7 +56,8 @@ def main(words: Sequence[str]) -> int:
 
 def _tell(found: Curve, samples: int) -> None:
     own, rule = found.tunable, found.tunable.rule
-    print(f"{rule.residual}; the first {samples} samples, while nothing is saved")
+    seen = f"; the first {samples} samples, while nothing is saved" if rule.of_images else ""
+    print(f"{rule.residual}{seen}")
     shares = zip(QUANTILES, found.quantiles, strict=True)
     print("  ".join(f"{share:.0%}: {significant(value, 4)}" for share, value in shares))
     side = "below" if rule.rising else "above"

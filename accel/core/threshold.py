@@ -22,8 +22,8 @@ class ThresholdRule:
     (None: no method on this axis).
 
     watch(recipe, artefact): (what stands in the place of the method while nothing is saved, the list of residuals). The
-    list is filled while that runs, or at once, where residuals are not of the images; ConfigError where the artefact
-    that they are in is missing. fixed: what was reused changes no residual and each of them is compared once, so that
+    list is filled while that runs; or at once (and the former is None) where residuals are not `of_images`; ConfigError
+    where the artefact that they are in is missing. fixed: what was reused changes no residual and each of them is compared once, so that
     the share of hits is known without running.
     """
 
@@ -35,6 +35,7 @@ class ThresholdRule:
     at: Callable[[float], Any]
     off: Any
     watch: Callable[[Any, Learned], Watched]
+    of_images: bool = True
     fixed: bool = False
 
     def reached(self, residual: float, threshold: float) -> bool:

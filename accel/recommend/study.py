@@ -82,7 +82,10 @@ def plan_text(offered: Proposal, plan: Division, study: Any, known: bool) -> str
     """What will be done, by what it will be judged, and how long it takes."""
     lines = [f"Today: {study.baseline.label}; a recipe has to cost less. What the search is offered:"]
     lines += [f"  {axis:<9} {', '.join(own)}" for axis, own in offered.axes.items()]
-    lines += [f"  not {choice}: {why}" for choice, why in offered.refused.items()]
+    reasons: dict[str, list[str]] = {}
+    for choice, why in offered.refused.items():
+        reasons.setdefault(why, []).append(choice)
+    lines += [f"  not {', '.join(choices)}: {why}" for why, choices in reasons.items()]
     if offered.rates:
         told = ", ".join(f"{choice} {rate:g}" for choice, rate in offered.rates.items())
         lines.append(
