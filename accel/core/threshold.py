@@ -23,8 +23,8 @@ class ThresholdRule:
 
     watch(recipe, artefact): (what stands in the place of the method while nothing is saved, the list of residuals). The
     list is filled while that runs; or at once (and the former is None) where residuals are not `of_images`; ConfigError
-    where the artefact that they are in is missing. fixed: what was reused changes no residual and each of them is compared once, so that
-    the share of hits is known without running.
+    where the artefact that they are in is missing. fixed: what was reused changes no residual and each of them is
+    compared once, so that the share of hits is known without running.
     """
 
     setting: str
