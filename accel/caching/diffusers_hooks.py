@@ -32,9 +32,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.caching.diffusers_blocks import Ratios, blocks_of
+from accel.caching.diffusers_thresholds import RATIOS, RULES
 from accel.core.denoiser import Denoise, Inputs, Node, Sample
 from accel.core.method import Method
 from accel.core.recipe import accelerate
+from accel.core.threshold import ThresholdRule
 from accel.errors import ConfigError, IncompatibleError, unknown
 
 HOOKS = {  # name: config class and function of diffusers.hooks, and whether it needs a transformer
@@ -47,10 +50,6 @@ NAMED = {
     "taylorseer": "cache_identifiers",
     "pab": "spatial_attention_block_identifiers and spatial_attention_block_skip_range",
 }
-# diffusers.hooks._common._ALL_TRANSFORMER_BLOCK_IDENTIFIERS
-BLOCK_LISTS = ("temporal_transformer_blocks", "single_transformer_blocks", "transformer_blocks", "blocks",
-               "visual_transformer_blocks", "layers")  # fmt: skip
-RATIOS = "mag_ratios"
 SAMPLES = 16  # that they are measured on
 
 
@@ -86,6 +85,11 @@ class DiffusersCache(Method):
         values = [v if isinstance(v, tuple) else (v,) for v in self.options.values()]
         said = ["-".join(map(str, v)) for v in values if not any(isinstance(item, str) for item in v)]
         return f"diffusers_{self.hook}({','.join(said)})"
+
+    @property
+    def threshold_rule(self) -> ThresholdRule | None:
+        rule = RULES.get(self.hook)
+        return rule and rule(self.options, lambda value: replace(self, options={**self.options, "threshold": value}))
 
     def check(self, nets, recipe) -> None:
         for name, net in nets.items():
@@ -157,7 +161,7 @@ class DiffusersCache(Method):
 
         `sample(recipe, start, stop)` generates those samples of `pipe`, which runs that recipe meanwhile.
         """
-        measured = _Ratios()
+        measured = Ratios()
         with accelerate(pipe, replace(recipe, cache=measured)):
             sample(recipe, 0, SAMPLES)
         on_step(1, 1)
@@ -200,56 +204,6 @@ class DiffusersCache(Method):
             return getattr(diffusers.hooks, HOOKS[self.hook][0])(**options)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"cache.options of diffusers' {self.hook} cache: {error}".rstrip(".") + ".") from error
-
-
-class _Ratios(Method):
-    """Attached while MagCache's ratios are measured: the plain network, and what its blocks add to each token."""
-
-    def __init__(self) -> None:
-        self.norms: dict[tuple, torch.Tensor] = {}
-        self.found: dict[int, list[torch.Tensor]] = {}
-
-    def means(self) -> list[float]:
-        """The ratio of each step to the one before; of the first step 1."""
-        return [1.0] + [float(torch.cat(self.found[step]).mean()) for step in sorted(self.found)]
-
-    def attach(self, node: Node, inner: Denoise) -> Denoise:
-        clock, entry = node.clock, {}
-        blocks = blocks_of(node.net)
-
-        def before(module, args, kwargs):
-            entry["x"] = args[0] if args else kwargs["hidden_states"]
-
-        def after(module, args, output):
-            from diffusers.hooks._helpers import TransformerBlockRegistry
-
-            at = TransformerBlockRegistry.get(type(module)).return_hidden_states_index
-            hidden = output[at] if isinstance(output, tuple) else output
-            norm = residual_norm(entry["x"], hidden)
-            key = clock.slot, clock.call, len(norm)
-            if clock.step and key in self.norms:
-                self.found.setdefault(clock.step, []).append(magnitude_ratio(norm, self.norms[key]))
-            self.norms[key] = norm
-
-        node.undo.callback(blocks[0].register_forward_pre_hook(before, with_kwargs=True).remove)
-        node.undo.callback(blocks[-1].register_forward_hook(after).remove)
-        return inner
-
-
-def blocks_of(net: nn.Module) -> list[nn.Module]:
-    """The transformer blocks that diffusers' hooks go to, in its order: those in lists of certain names."""
-    lists = [m for n, m in net.named_children() if n in BLOCK_LISTS and isinstance(m, nn.ModuleList)]
-    return [block for own in lists for block in own]
-
-
-def residual_norm(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """|after - before| of each token (B N,), hidden states (B, N, C) before the first block and after the last."""
-    return (after - before).float().norm(dim=-1).flatten()
-
-
-def magnitude_ratio(norm: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """Of each token's residual norm to that of the step before (MagCache, eq. 4, before the mean over tokens)."""
-    return norm / (last + 1e-8)
 
 
 def is_list(value: Any) -> bool:

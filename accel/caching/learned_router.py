@@ -40,6 +40,7 @@ from accel.core.denoiser import Denoise, Inputs, Node, Sample, denoiser_name, re
 from accel.core.guidance import guided
 from accel.core.method import Method
 from accel.core.recipe import accelerate
+from accel.core.threshold import Learned, ThresholdRule, Watched
 from accel.digests import settings_digest, weights_digest
 from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
 
@@ -49,6 +50,7 @@ OBJECTIVES: Mapping[str, Callable[[int], list[int]]] = {
     "l2c": lambda steps: list(range(0, steps, 2)),
 }
 CERTAIN = 5.0  # the logit of a step that always runs; logits stay within +-CERTAIN
+FREE = 0.993307  # just below the score of CERTAIN: above that these steps would not run, either
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,26 @@ class LearnedRouter(ModuleCache):
     def calibrated(self) -> bool:
         return self.fitted is None
 
+    @property
+    def threshold_rule(self) -> ThresholdRule | None:
+        if not self.calibrated:
+            return None
+        words = f"score that {self.objective} learned of each module at each step that may reuse (it runs above)"
+        return ThresholdRule(
+            "threshold", self.threshold, words, True, FREE, lambda value: replace(self, threshold=value), None,
+            self._scores, of_images=False, fixed=True,
+        )  # fmt: skip
+
+    def _scores(self, recipe: Any, artefact: Learned) -> Watched:
+        if artefact is None:
+            raise ConfigError(
+                f"the recipe has no scores of {self.label}, so nothing can be said of its threshold; save it with its "
+                "artefacts (accel recipe does)."
+            )
+        free = torch.ones(len(artefact["scores"]), dtype=torch.bool)
+        free[OBJECTIVES[self.objective](len(free))] = False
+        return None, artefact["scores"][free].flatten().tolist()
+
     def check(self, nets, recipe) -> None:
         if len(nets) > 1:
             raise IncompatibleError(f"the table of {self.label} is learned for one network; use stitch=none.")
@@ -126,7 +148,7 @@ class LearnedRouter(ModuleCache):
             if found is None or not torch.equal(found.cpu(), wanted):
                 raise ConfigError(f"the table of {self.label} was learned for another {name}; learn it again.")
         names = tuple(self.modules(getattr(pipe, denoiser_name(pipe)), "base"))
-        rows = tuple(tuple(row) for row in artefact["table"].bool().tolist())
+        rows = tuple(tuple(row) for row in (artefact["scores"] > self.threshold).tolist())
         return replace(self, fitted=Table(names, rows))
 
     def _made_for(self, pipe: Any, recipe: Any) -> dict[str, torch.Tensor]:

@@ -48,7 +48,7 @@ From measurement to deployment (accel <command>; docs/deploy.md)
   recipe <study> <row> --to <folder>   a measured row as a file that accel.apply runs
   generate <recipe> "prompt" ...       images, from the noise of the study; of labels: accel generate <recipe> 3 5
   verify <recipe>                      whether files, model, first images, quality and speed still hold; exit code
-  threshold <recipe>                   of adaptive guidance and FirstBlockCache: what each value saves and costs here
+  threshold <recipe>                   of adaptive guidance, caches, learned routers: what each value saves and costs
   export <recipe> --to code|folder     a plain diffusers script (where it can be), or a pipeline folder with the recipe
   gate <baseline> <candidate>          pass, fail or undecided on common seeds, for CI: exit code and table
 

@@ -59,8 +59,8 @@ def main(words: Sequence[str]) -> int:
         return 0
     failed = study.run()
     comparison = Comparison.load(study.results, study.name)
-    found = answer(comparison)
     searched = study.results.load("search", study.results.load("recipe_search", study.name)["search"])
+    found = answer(comparison, searched.get("rates", {}))
     say(told(comparison, found, searched))
     if found.recommended is None:
         return NOTHING
@@ -80,6 +80,7 @@ def _study(wanted: Wanted, say: Any) -> Any:
     runner = Runner(suite, few, Results(wanted.results), say)
     offered = propose(runner, wanted.steps, wanted.scale)
     plan = division(wanted, runner, offered)
+    offered = offered.narrowed(plan.precisions)
     known = judged(suite)
     words = overrides(wanted, offered, plan, known)
     study = build(compose(words), words)

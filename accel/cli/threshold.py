@@ -1,9 +1,11 @@
-"""Find the threshold of a recipe's method on its own model: adaptive guidance (ag), diffusers' FirstBlockCache.
+"""Find the threshold of a recipe's method on its own model: adaptive guidance (ag), diffusers' FirstBlockCache and
+MagCache, learned routers (l2c, harmonica), and any other method that has one.
 
     accel threshold fast                     quantiles of the residual, what each value saves and costs, the knee
     accel threshold fast --quality --n 500   and the most saving value that stays inside the margins
+    accel threshold fast --axis cache        of a recipe with several: which
 
-The recipe file says the method; its own threshold is only shown. See docs/deploy.md.
+The recipe file says the method; its own threshold is only shown. Nothing is learned again. See docs/deploy.md.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ def main(words: Sequence[str]) -> int:
     options = Parser(__doc__, "threshold")
     options.add_argument("recipe", help="the folder of a recipe, or its .yaml file")
     options.add_argument("suite", nargs="*", help="suite=... suite.<setting>=..., in the place of what the file says")
+    options.add_argument("--axis", help="guidance, cache ...: whose threshold, where the recipe has several")
     options.add_argument("--samples", type=int, default=16, help="samples for the curve (default: 16)")
     options.add_argument("--batch", type=int, default=8, help="images in one call of the pipeline (default: 8)")
     options.add_argument("--seed", type=int, default=0, help="base seed (default: 0)")
@@ -43,7 +46,7 @@ def main(words: Sequence[str]) -> int:
     check_int("--n", args.n, MIN_N, why=WHY_N)
     silence_libraries()
     opened = open_recipe(args.recipe, args.suite, args.device)
-    found = curve(opened, args.samples, args.batch, args.seed)
+    found = curve(opened, args.samples, args.batch, args.seed, args.axis)
     _tell(found, args.samples)
     if args.quality:
         with tempfile.TemporaryDirectory(prefix="accel-threshold-") as own:
@@ -52,15 +55,20 @@ def main(words: Sequence[str]) -> int:
 
 
 def _tell(found: Curve, samples: int) -> None:
-    own = found.tunable
-    print(f"{own.residual}; the first {samples} samples, while nothing is saved")
+    own, rule = found.tunable, found.tunable.rule
+    seen = f"; the first {samples} samples, while nothing is saved" if rule.of_images else ""
+    print(f"{rule.residual}{seen}")
     shares = zip(QUANTILES, found.quantiles, strict=True)
     print("  ".join(f"{share:.0%}: {significant(value, 4)}" for share, value in shares))
+    side = "below" if rule.rising else "above"
+    print(f"A threshold {side} every residual ({significant(found.easiest, 4)}) never hits: nothing is saved.")
     print(f"\n{own.setting:<26}hits   MACs saved  RMS distance to the recipe without it")
     for point in found.points:
         mark = "  knee" if point is found.knee else ""
         print(f"{point.threshold:<26.6g}{point.hits:<7.0%}{point.saved:<12.1%}{significant(point.distance)}{mark}")
-    print(f"\nthe file has {own.setting}={own.value:g}" + (f"; knee: {found.knee.threshold:g}" if found.knee else ""))
+    never = f", which is {side} every residual and never hits" if found.never else ""
+    knee = f"; knee: {found.knee.threshold:g}" if found.knee else ""
+    print(f"\nthe file has {own.setting}={rule.value:g}{never}{knee}")
 
 
 def _tell_quality(opened: Opened, found: Curve, results: Results, n: int, seed: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from accel.core.denoiser import Denoise, Node
+from accel.core.threshold import ThresholdRule
 from accel.core.trajectory import Trajectory
 
 # Metadata of a dataclass field that a method got after records of it were made (see accel.records.describe).
@@ -46,6 +47,11 @@ class Method:
     def calibrated(self) -> bool:
         """Whether it needs an artefact that a calibration makes."""
         return False
+
+    @property
+    def threshold_rule(self) -> ThresholdRule | None:
+        """How `accel threshold` finds the method's threshold; None for a method without one."""
+        return None
 
     def prepared(self, pipe: Any, recipe: Any, artefact: Mapping[str, torch.Tensor] | None = None) -> Method:
         """The method with all its numbers, those of its artefact included."""

@@ -1,4 +1,5 @@
-"""Quality of saved recipes by the harness's own runner: what their files learned, in place of a calibration."""
+"""Quality of saved recipes by the harness's own runner: what their files learned, in place of a calibration. A method
+with another threshold runs on what the file's learned, too."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ class SavedRunner(Runner):
 
     def _learns(self, recipe: Recipe) -> bool:
         own = self._saved.recipe
-        return bool(recipe.calibrated) and all(getattr(recipe, a) == getattr(own, a) for a in recipe.calibrated)
+        return bool(recipe.calibrated) and all(_same(getattr(recipe, a), getattr(own, a)) for a in recipe.calibrated)
 
     def generation_id(self, recipe: Recipe, seed: int | None = None) -> str:
         """That of a study, and for what its file learned another one: two files may have learned different numbers."""
@@ -62,6 +63,12 @@ def compared(base: dict[str, Any], own: dict[str, Any], margins: Margins) -> Com
         Row(role, record["label"], None, None, record, None) for role, record in (("baseline", base), ("cell", own))
     ]
     return Comparison("two recipes", "two recipes", base["suite"], tuple(rows), margins)
+
+
+def _same(method: Any, own: Any) -> bool:
+    """Whether two methods are the same but for their threshold."""
+    rule, theirs = (getattr(one, "threshold_rule", None) for one in (own, method))
+    return method == own or bool(rule and theirs and rule.at(theirs.value) == method)
 
 
 def _digest(artefacts: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, str]]:

@@ -8,6 +8,7 @@ really run: a residual of the plain trajectory does not tell what the next one w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from accel.core.recipe import Recipe, accelerate
+from accel.core.threshold import ThresholdRule
 from accel.deploy.gate import PASS, Gate
 from accel.deploy.opened import Opened
 from accel.deploy.saved_runner import SavedRunner, compared
@@ -32,9 +34,9 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True)
 class Point:
-    """A threshold, as it ran: `hits`, the share of comparisons that reached it (by the MACs saved, of those that are
-    saved where all do); share of the MACs saved against the recipe without the method's savings, and the mean RMS
-    distance (-1..1) of its images to that recipe's."""
+    """A threshold, as it ran: `hits`, the share of comparisons that reached it (counted where what is reused changes no
+    residual; else by the MACs saved, of those that are saved where all do); share of the MACs saved against the recipe
+    without the method's savings, and the mean RMS distance (-1..1) of its images to that recipe's."""
 
     threshold: float
     hits: float
@@ -44,11 +46,18 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """`quantiles` of the residual, by QUANTILES, and the points at these thresholds, the least saving first."""
+    """`quantiles` of the residual, by QUANTILES, and the points at these thresholds, the least saving first. `easiest`:
+    the residual that hits first as the threshold moves to where more is saved."""
 
     tunable: Tunable
     quantiles: tuple[float, ...]
     points: tuple[Point, ...]
+    easiest: float
+
+    @property
+    def never(self) -> bool:
+        """Whether the recipe's own threshold is reached by no residual, so that the method saves nothing."""
+        return not self.tunable.rule.reached(self.easiest, self.tunable.rule.value)
 
     @property
     def knee(self) -> Point | None:
@@ -57,25 +66,30 @@ class Curve:
         return knee(self.points)
 
 
-def curve(opened: Opened, samples: int = 16, batch: int = 8, seed: int = 0) -> Curve:
-    """What the recipe's method holds against its threshold, and what each candidate does, on the first `samples` of
-    the suite. ConfigError for a recipe without such a method, and for one whose residual is nowhere a number."""
-    found = tunable(opened.saved.recipe)
+def curve(opened: Opened, samples: int = 16, batch: int = 8, seed: int = 0, axis: str | None = None) -> Curve:
+    """What the recipe's method (the one on `axis`) holds against its threshold, and what each candidate does, on the
+    first `samples` of the suite. ConfigError for a recipe without such a method, with several and no axis, and for one
+    whose residual is nowhere a number."""
+    found = tunable(opened.saved.recipe, opened.saved.artefacts, axis)
     opened.check()
-    watched, residuals = found.watch()
+    rule, (watched, residuals) = found.rule, found.watch()
     plain, macs = _images(opened, watched, samples, batch, seed)
     finite = np.array([value for value in residuals if np.isfinite(value)])
     if not finite.size:
-        raise ConfigError(f"{opened.saved.recipe.label} never compared anything; it needs two steps or more.")
-    most = macs - _images(opened, found.at(found.always), samples, batch, seed)[1]
+        raise ConfigError(
+            f"{opened.saved.recipe.label} never compared anything; it needs two steps or more, beyond those that its "
+            "settings always compute."
+        )
+    most = 0.0 if rule.fixed else macs - _images(opened, found.at(rule.always), samples, batch, seed)[1]
     quantiles = tuple(float(value) for value in np.quantile(finite, QUANTILES))
     points = []
-    for value in dict.fromkeys(round(value, 6) for value in quantiles):
+    for value in dict.fromkeys(_reached(rule, value) for value in quantiles):
         images, cost = _images(opened, found.at(value), samples, batch, seed)
-        hits = (macs - cost) / most if most else 0.0
+        hits = fmean(rule.reached(one, value) for one in finite) if rule.fixed else (macs - cost) / (most or np.inf)
         points.append(Point(value, hits, 1 - cost / macs, float(distances(images, plain).mean())))
-    ordered = sorted(points, key=lambda point: point.threshold, reverse=not found.rising)
-    return Curve(found, quantiles, tuple(ordered))
+    ordered = sorted(points, key=lambda point: point.threshold, reverse=not rule.rising)
+    easiest = float(finite.min() if rule.rising else finite.max())
+    return Curve(found, quantiles, tuple(ordered), easiest)
 
 
 def knee(points: Sequence[Point]) -> Point | None:
@@ -104,6 +118,13 @@ def inside_margins(
         yield point, gate
         if gate.outcome == PASS:
             return
+
+
+def _reached(rule: ThresholdRule, quantile: float) -> float:
+    """The threshold of six decimals that a residual at the quantile just reaches, at most the one that all reach."""
+    if rule.rising:
+        return min(math.ceil(quantile * 1e6) / 1e6, rule.always)
+    return max(math.floor(quantile * 1e6) / 1e6, rule.always)
 
 
 def _images(opened: Opened, recipe: Recipe, samples: int, batch: int, seed: int) -> tuple[torch.Tensor, float]:

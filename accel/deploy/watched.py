@@ -1,107 +1,88 @@
-"""Methods that decide by a threshold, and what they hold against it: watched while the method saves nothing."""
+"""The method of a recipe that decides by a threshold, and what it holds against it: watched while it saves nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
-from torch import nn
 
-from accel.caching.diffusers_hooks import DiffusersCache, blocks_of
-from accel.core.denoiser import Denoise, Node
-from accel.core.method import Method
+from accel import registry
 from accel.core.recipe import Recipe
-from accel.errors import ConfigError
-from accel.guidance.adaptive import AdaptiveGuidance
+from accel.core.threshold import ThresholdRule
+from accel.deploy.schema import AXES
+from accel.errors import AccelError, ConfigError
 
-NEVER = 2.0  # a cosine that is not reached
-Watch = tuple[Recipe, list[float]]
+Artefacts = Mapping[str, Mapping[str, torch.Tensor]] | None
 
 
 @dataclass(frozen=True)
 class Tunable:
-    """A method with a threshold: the `axis` of the recipe and the `setting` by its name on a command line; `residual`
-    in words; `rising`: whether it saves more at larger thresholds; `always`: one that is reached each time it is asked
-    for; `at` sets it; `off` is the recipe without what it saves; `watch` that recipe with a list, which gets each
-    residual while it runs."""
+    """The method with a threshold on one `axis` of a recipe, by its own `rule`; `artefacts`: those of the recipe."""
 
+    recipe: Recipe
     axis: str
-    setting: str
-    value: float
-    residual: str
-    rising: bool
-    always: float
-    at: Callable[[float], Recipe]
-    off: Recipe
-    watch: Callable[[], Watch]
+    rule: ThresholdRule
+    artefacts: Artefacts = None
+
+    @property
+    def setting(self) -> str:
+        """The threshold's name on a command line."""
+        return f"{self.axis}.{self.rule.setting}"
+
+    def at(self, value: float) -> Recipe:
+        """The recipe with another threshold."""
+        return self._with(self.rule.at(value))
+
+    @property
+    def off(self) -> Recipe:
+        """The recipe without what the method saves."""
+        return self._with(self.rule.off)
+
+    def watch(self) -> tuple[Recipe, list[float]]:
+        """`off`, with a list that has, or gets while this runs, each residual. ConfigError if the recipe lacks the
+        artefact that they are in."""
+        method, found = self.rule.watch(self.recipe, (self.artefacts or {}).get(self.axis))
+        return self._with(self.rule.off if method is None else method), found
+
+    def _with(self, method: object) -> Recipe:
+        return replace(self.recipe, **{self.axis: method})
 
 
-def tunable(recipe: Recipe) -> Tunable:
-    """The method with a threshold in a recipe. ConfigError if it has none whose residual is measured here."""
-    guidance, cache = recipe.guidance, recipe.cache
-    if isinstance(guidance, AdaptiveGuidance):
-        return Tunable(
-            "guidance", "guidance.threshold", guidance.threshold,
-            f"cosine of conditional and unconditional prediction ({guidance.space}), by step and sample", False, -1.0,
-            lambda value: replace(recipe, guidance=replace(guidance, threshold=value)),
-            replace(recipe, guidance=guidance.exact), lambda: _cosines(recipe, guidance),
-        )  # fmt: skip
-    if isinstance(cache, DiffusersCache) and cache.hook == "first_block":
-        return Tunable(
-            "cache", "cache.options.threshold", cache.options.get("threshold", 0.05),
-            "relative change of what the first block adds, from step to step, by batch", True, 1e9,
-            lambda value: replace(recipe, cache=replace(cache, options={**cache.options, "threshold": value})),
-            replace(recipe, cache=None), lambda: _changes(recipe),
-        )  # fmt: skip
-    raise ConfigError(
-        f"the recipe {recipe.label} has no method whose residual is held against a threshold; allowed: guidance=ag, "
-        "cache=diffusers_first_block. (MagCache adds residuals up, and the thresholds of learned routers are of their "
-        "scores: search=recipes varies those.)"
-    )
+def tunable(recipe: Recipe, artefacts: Artefacts = None, axis: str | None = None) -> Tunable:
+    """The method with a threshold in a recipe, on `axis` where there are several. ConfigError if it has none (there),
+    and if it has several and no axis is said."""
+    found = {own.axis: own for own in _tunables(recipe, artefacts)}
+    if not found:
+        raise ConfigError(
+            f"the recipe {recipe.label} has no method whose residual is held against a threshold; allowed: "
+            f"{', '.join(_allowed())}."
+        )
+    if axis is None and len(found) > 1:
+        raise ConfigError(
+            f"the recipe {recipe.label} has several thresholds, {' and '.join(own.setting for own in found.values())}; "
+            f"choose one of them: {' or '.join(f'--axis {name}' for name in found)}."
+        )
+    if axis is not None and axis not in found:
+        raise ConfigError(
+            f"--axis is {axis!r}, and the recipe {recipe.label} has no threshold there; allowed: {', '.join(found)}."
+        )
+    return found[axis or next(iter(found))]
 
 
-def _cosines(recipe: Recipe, guidance: AdaptiveGuidance) -> Watch:
-    found: list[float] = []
-
-    class Watched(AdaptiveGuidance):
-        def agreement(self, *given: Any) -> torch.Tensor:
-            gamma = super().agreement(*given)
-            found.extend(gamma.tolist())
-            return gamma
-
-    own = {f.name: getattr(guidance, f.name) for f in fields(guidance)}
-    return replace(recipe, guidance=Watched(**own | {"threshold": NEVER})), found
+def _tunables(recipe: Recipe, artefacts: Artefacts) -> list[Tunable]:
+    rules = {f.name: getattr(getattr(recipe, f.name), "threshold_rule", None) for f in fields(recipe)}
+    return [Tunable(recipe, axis, rule, artefacts) for axis, rule in rules.items() if rule is not None]
 
 
-def _changes(recipe: Recipe) -> Watch:
-    watched = _FirstBlock()
-    return replace(recipe, cache=watched), watched.found
-
-
-class _FirstBlock(Method):
-    """Attached in the place of the cache: the plain network, and mean |r_t - r_(t-1)| / mean |r_(t-1)| of what its
-    first block adds, r, as diffusers' hook computes it."""
-
-    def __init__(self) -> None:
-        self.found: list[float] = []
-        self._last: dict[tuple[Any, ...], torch.Tensor] = {}
-
-    def attach(self, node: Node, inner: Denoise) -> Denoise:
-        clock, block = node.clock, blocks_of(node.net)[0]
-        clock.on_reset(self._last.clear)
-
-        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            from diffusers.hooks._helpers import TransformerBlockRegistry
-
-            at = TransformerBlockRegistry.get(type(module)).return_hidden_states_index
-            hidden = output[at] if isinstance(output, tuple) else output
-            residual = hidden - (args[0] if args else kwargs["hidden_states"])
-            key = clock.slot, clock.call, len(residual)
-            if (last := self._last.get(key)) is not None:
-                self.found.append(float((residual - last).abs().mean() / last.abs().mean()))
-            self._last[key] = residual
-
-        node.undo.callback(block.register_forward_hook(after, with_kwargs=True).remove)
-        return inner
+def _allowed() -> list[str]:
+    """All registered choices that have a threshold, as overrides."""
+    found = []
+    for axis in AXES:
+        for choice in registry.groups().get(axis, ()):
+            try:
+                method = registry.method(axis, choice)
+                found += [f"{axis}={choice}"] if getattr(method, "threshold_rule", None) is not None else []
+            except AccelError:  # what cannot be built here is no remedy
+                continue
+    return found

@@ -20,13 +20,14 @@ numbers from the device, which waits for it. Shapes: predictions (2 B, C, ...).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import torch
 
 from accel.core.devices import send
 from accel.core.guidance import Guidance, Scaled, halves, joined
+from accel.core.threshold import Learned, ThresholdRule, Watched
 from accel.errors import check_float, check_int, unknown
 from accel.guidance.cfg import CFG
 from accel.guidance.spaces import SPACES, exactly, latents, level, own
@@ -37,6 +38,7 @@ DECISIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "batch": lambda gamma: gamma.mean().expand(len(gamma)),
 }
 OFF = "guidance off"  # the event's name
+NEVER = 2.0  # a cosine that is not reached
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,25 @@ class AdaptiveGuidance(Scaled):
     @property
     def exact(self) -> Guidance:
         return CFG(self.scale)
+
+    @property
+    def threshold_rule(self) -> ThresholdRule:
+        words = f"cosine of conditional and unconditional prediction ({self.space}), by step and sample"
+        return ThresholdRule(
+            "threshold", self.threshold, words, False, -1.0, lambda value: replace(self, threshold=value), self.exact,
+            self._watched,
+        )  # fmt: skip
+
+    def _watched(self, recipe: Any, artefact: Learned) -> Watched:
+        found: list[float] = []
+
+        class Watching(AdaptiveGuidance):
+            def agreement(self, *given: Any) -> torch.Tensor:
+                gamma = super().agreement(*given)
+                found.extend(gamma.tolist())
+                return gamma
+
+        return Watching(**{f.name: getattr(self, f.name) for f in fields(self)} | {"threshold": NEVER}), found
 
     def guide(self, inputs, inner, node):
         guided = node.memory.get("guided", list(range(inputs.rows // 2)))

@@ -2,12 +2,13 @@
 them.
 
 Everything that was validated competes, plain samplers too: a combination is recommended only where nothing plain that
-is as good costs less. What a recipe costs is its measured time where there is one, else its MACs.
+is as good costs less. What a recipe costs is its measured time where there is one, else its MACs times what one of them
+takes in its precision, as it was measured before the search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +32,13 @@ class Answer:
     validated: int
 
 
-def answer(study: Comparison) -> Answer:
-    """The answer that the rows of a study give."""
+def answer(study: Comparison, rates: Mapping[str, float] | None = None) -> Answer:
+    """The answer that the rows of a study give; `rates`: what a MAC costs by the name of a precision (1, if it is not
+    there)."""
     rows = [row for row in study.done if row.role in ROLES]
-    prices = [(price, i) for i, row in enumerate(rows) if (price := _price(study, row)) is not None and price < 1]
+    prices = [
+        (price, i) for i, row in enumerate(rows) if (price := _price(study, row, rates)) is not None and price < 1
+    ]
     ordered = [rows[i] for _, i in sorted(prices)]
     holding = [row for row in ordered if holds(study, row)]
     best = holding[0] if holding else None
@@ -62,31 +66,39 @@ def told(study: Comparison, found: Answer, search: dict[str, Any]) -> str:
         )
     else:
         lines.append(f"Recommended: {found.recommended.label}")
-        lines.append(f"  {_why(study, found.recommended)}")
+        lines.append(f"  {_why(study, found.recommended, search.get('rates'))}")
     for heading, rows in (("Safer", found.safer), ("Cheaper", found.cheaper)):
         for row in rows:
             lines.append(f"{heading}: {row.label}")
-            lines.append(f"  {_why(study, row)}")
+            lines.append(f"  {_why(study, row, search.get('rates'))}")
     return "\n".join(lines)
 
 
-def _price(study: Comparison, row: Row) -> float | None:
-    """What a recipe costs in that of the baseline: time, or MACs where no time was measured."""
-    timed = _timing(study, row)
-    return 1 / timed["speedup"]["value"] if timed else study.macs_ratio(row)
+def _price(study: Comparison, row: Row, rates: Mapping[str, float] | None = None) -> float | None:
+    """What a recipe costs in that of the baseline: time, or MACs by their rates where no time was measured."""
+    if timed := _timing(study, row):
+        return 1 / timed["speedup"]["value"]
+    ratio = study.macs_ratio(row)
+    return None if ratio is None else ratio * _rate(row, rates)
+
+
+def _rate(row: Row, rates: Mapping[str, float] | None) -> float:
+    return rates.get(row.quality["axes"]["precision"], 1.0) if rates else 1.0
 
 
 def _timing(study: Comparison, row: Row) -> dict[str, Any] | None:
     return study.timing(row, device_of(row.timing)) if row.timing else None
 
 
-def _why(study: Comparison, row: Row) -> str:
+def _why(study: Comparison, row: Row, rates: Mapping[str, float] | None) -> str:
     said = []
     if timed := _timing(study, row):
         apart = ", not told apart from 1" if no_speed(timed) else ""
         said.append(f"{interval(timed['speedup'], unit='×')} as fast{apart}")
     if (ratio := study.macs_ratio(row)) is not None:
-        said.append(f"{significant(100 * ratio)} % of the MACs")
+        rate = _rate(row, rates)
+        each = f", each in {rate:g} of the time" if rate != 1 and not timed else ""
+        said.append(f"{significant(100 * ratio)} % of the MACs{each}")
     if holds(study, row):
         gates = [f"{metric_name(key)} {_delta(study, row, key)}" for key in study.verdicts(row)]
         return f"{'; '.join(said)}; holds in {', '.join(gates)}."

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from accel.config import recipe_by
+from accel.config import recipe_by, recipe_from
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, IncompatibleError
+from accel.recommend.precisions import CHOICES, Rates, unfit
 from accel.registry import groups, load
 from accel.samplers.noise_schedule import is_flow
 from accel.studies.runner import Runner
@@ -39,11 +40,19 @@ FRACTIONS = ("0.2", "0.4", "0.6")
 @dataclass(frozen=True)
 class Proposal:
     """`baseline`: what is run today, as overrides. `axes`: for each axis its choices, the plain one first; `refused`:
-    why others are not offered, by choice."""
+    why others are not offered, by choice; `rates`: what a MAC costs in each precision that is offered, in that of the
+    plain one, once that was measured."""
 
     baseline: tuple[str, ...]
     axes: Mapping[str, Sequence[str]]
     refused: Mapping[str, str]
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+    def narrowed(self, found: Rates) -> Proposal:
+        """Without the precisions that do not run here, or save nothing."""
+        plain = self.axes["precision"][0]
+        axes = {**self.axes, "precision": [plain, *found.rates]}
+        return replace(self, axes=axes, refused={**self.refused, **found.refused}, rates=found.rates)
 
 
 def propose(runner: Runner, steps: int | None = None, scale: float | None = None) -> Proposal:
@@ -61,9 +70,13 @@ def propose(runner: Runner, steps: int | None = None, scale: float | None = None
         "guidance": guidance,
         "cache": ["cache=none", *CACHES["unet" if hasattr(pipe, "unet") else "transformer"]],
         "stitch": ["stitch=none", *(f"stitch=tstitch stitch.fractions=[{f}]" for f in FRACTIONS if runner.models)],
+        "precision": ["precision=none"],
     }
     runner.check(_recipe(own[0] for own in wanted.values()))
-    axes, refused = {}, {}
+    guidances = [recipe_from(tuple(own.split())).guidance for own in guidance]
+    reasons = {choice: unfit(choice, runner, guidances) for choice in CHOICES}
+    wanted["precision"] += [choice for choice, why in reasons.items() if why is None]
+    axes, refused = {}, {choice: why for choice, why in reasons.items() if why}
     for axis, own in wanted.items():
         axes[axis] = [own[0]]
         for choice in own[1:]:

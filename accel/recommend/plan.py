@@ -8,12 +8,13 @@ interruption, is the same study, however fast the machine is then.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from accel.errors import ConfigError, IntegrityError
 from accel.files import locked
+from accel.recommend.precisions import Rates
 from accel.records import digest, read_json, write_json
 from accel.studies.evaluation import MIN_N
 
@@ -28,18 +29,25 @@ RUNGS = (64, 32, 16, 8, 4)  # samples of a candidate at first
 @dataclass(frozen=True)
 class Division:
     """`n` samples of each validated recipe, `distance_n` of them compared with converged ones; `nfe` evaluations of the
-    search, whose candidates begin with `first` samples; `seconds` of all that at most."""
+    search, whose candidates begin with `first` samples; `seconds` of all that at most; `precisions`: what each of them
+    was found to cost."""
 
     n: int
     distance_n: int
     nfe: int
     first: int
     seconds: float
+    precisions: Rates = field(default_factory=Rates)
 
 
-def divide(budget: float, row: float, today: int, converged: int, most: int = MOST_N) -> Division:
+def divide(
+    budget: float, row: float, today: int, converged: int, most: int = MOST_N, precisions: Rates | None = None
+) -> Division:
     """`budget`: seconds; `row`: seconds of a denoiser row; `today`, `converged`: rows an image of today's recipe and of
-    the converged one; `most`: samples that there can be. ConfigError if N would be too small to say anything."""
+    the converged one; `most`: samples that there can be; `precisions`: what was measured of them, whose compilations
+    are taken from the budget. ConfigError if N would be too small to say anything."""
+    precisions = precisions or Rates()
+    budget -= precisions.compiling
 
     def cost(n: int) -> float:
         return n * today * (1 + 2 * FRONT * SHARE) + min(n, COMPARED) * converged
@@ -58,18 +66,32 @@ def divide(budget: float, row: float, today: int, converged: int, most: int = MO
     n -= n % 10 if n > 100 else 0
     nfe = int(SEARCH * budget / row)
     first = next((f for f in RUNGS if nfe >= 4 * f * converged + CANDIDATES * 2 * f * SHARE * today), RUNGS[-1])
-    return Division(n, min(n, COMPARED), nfe, first, round((cost(n) + nfe) * row / (SEARCH + VALIDATE), 1))
+    seconds = (cost(n) + nfe) * row / (SEARCH + VALIDATE) + precisions.compiling
+    return Division(n, min(n, COMPARED), nfe, first, round(seconds, 1), precisions)
+
+
+def known(root: Path, request: Mapping[str, Any]) -> Division | None:
+    """The division of this request that is kept below a results folder; None if none is."""
+    path = _path(root, request)
+    if not path.exists():
+        return None
+    try:
+        found = read_json(path)
+        own = Division(**{f.name: found[f.name] for f in fields(Division)})
+        return replace(own, precisions=Rates(**found["precisions"]))
+    except (IntegrityError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); delete it, and the plan is made anew.") from error
 
 
 def kept(root: Path, request: Mapping[str, Any], made: Division) -> Division:
-    """The division of this request that is kept below a results folder; `made`, which is kept now, if none is."""
-    path = root / "artefacts" / "recommend" / f"{digest(dict(request))}.json"
+    """The same; `made`, which is kept now, if there is none."""
+    path = _path(root, request)
     with locked(path.with_suffix(".lock")):
-        if path.exists():
-            try:
-                found = read_json(path)
-                return Division(**{field.name: found[field.name] for field in fields(Division)})
-            except (IntegrityError, KeyError) as error:
-                raise ConfigError(f"{path} is damaged ({error}); delete it, and the plan is made anew.") from error
+        if (found := known(root, request)) is not None:
+            return found
         write_json(path, asdict(made))
     return made
+
+
+def _path(root: Path, request: Mapping[str, Any]) -> Path:
+    return root / "artefacts" / "recommend" / f"{digest(dict(request))}.json"

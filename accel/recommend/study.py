@@ -8,7 +8,8 @@ from typing import Any
 from accel.config import recipe_by
 from accel.grammar import quoted
 from accel.recommend.axes import Proposal
-from accel.recommend.plan import FRONT, MOST_N, Division, divide, kept
+from accel.recommend.plan import FRONT, MOST_N, Division, divide, kept, known
+from accel.recommend.precisions import BATCH, ROUNDS, STEPS, Rates, measured
 from accel.recommend.request import Wanted
 from accel.registry import load
 from accel.studies.estimate import rows_per_image, seconds_per_row
@@ -19,17 +20,27 @@ DISTANCE = 0.04  # on -1..1: five grey levels of 255, root mean square
 
 
 def division(wanted: Wanted, runner: Runner, offered: Proposal) -> Division:
-    """How the budget is divided; asked again for the same request, what was said before."""
+    """How the budget is divided, and what each precision costs; asked again for the same request, what was said
+    before."""
     suite = runner.suite
-    today = recipe_by(list(offered.baseline))
-    rows, exact = rows_per_image(today), rows_per_image(suite.converged(today.exact_guidance))
-    made = divide(wanted.budget, seconds_per_row(runner), rows, exact, _most(suite))
-    if wanted.plan:
-        return made
     request = {"words": [*wanted.suite, *wanted.others], "budget": wanted.budget, "baseline": offered.baseline,
                "axes": {axis: list(own) for axis, own in offered.axes.items()}, "weights": suite.fingerprint(),
                "device": str(runner.device)}  # fmt: skip
-    return kept(runner.results.root, request, made)
+    root = runner.results.root
+    if not wanted.plan and (before := known(root, request)) is not None:
+        return before
+    today = recipe_by(list(offered.baseline))
+    rows, exact = rows_per_image(today), rows_per_image(suite.converged(today.exact_guidance))
+    row = seconds_per_row(runner)
+    precisions = Rates() if _own_cost(wanted) else measured(runner, offered.axes["precision"][1:], row, wanted.budget)
+    made = divide(wanted.budget, row, rows, exact, _most(suite), precisions)
+    return made if wanted.plan else kept(root, request, made)
+
+
+def _own_cost(wanted: Wanted) -> bool:
+    """Whether the request itself says which precisions are searched, or what recipes cost."""
+    keys = {word.lstrip("+").partition("=")[0] for word in wanted.others}
+    return bool(keys & {"search.axes.precision", "search.cost", "search.rates"})
 
 
 def judged(suite: Suite) -> bool:
@@ -58,6 +69,7 @@ def overrides(wanted: Wanted, offered: Proposal, plan: Division, known: bool) ->
         f"search.front={FRONT}",
         "search.beside=false",
         *(f"search.axes.{axis}={_listed(own)}" for axis, own in axes.items()),
+        *([f"search.rates={[1.0, *offered.rates.values()]}".replace(" ", "")] if offered.rates else []),
         f"evaluation.n={plan.n}",
         f"evaluation.distance_n={plan.distance_n if known else plan.n}",
         "evaluation.converged=false",
@@ -70,7 +82,16 @@ def plan_text(offered: Proposal, plan: Division, study: Any, known: bool) -> str
     """What will be done, by what it will be judged, and how long it takes."""
     lines = [f"Today: {study.baseline.label}; a recipe has to cost less. What the search is offered:"]
     lines += [f"  {axis:<9} {', '.join(own)}" for axis, own in offered.axes.items()]
-    lines += [f"  not {choice}: {why}" for choice, why in offered.refused.items()]
+    reasons: dict[str, list[str]] = {}
+    for choice, why in offered.refused.items():
+        reasons.setdefault(why, []).append(choice)
+    lines += [f"  not {', '.join(choices)}: {why}" for why, choices in reasons.items()]
+    if offered.rates:
+        told = ", ".join(f"{choice} {rate:g}" for choice, rate in offered.rates.items())
+        lines.append(
+            f"Time of a step in that of precision=none, measured now ({ROUNDS} rounds in alternation, {STEPS} steps, "
+            f"batch {BATCH} at most): {told}. The search counts MACs by it."
+        )
     margins = {key: value for key, value in study.margins.to_dict().items() if value is not None}
     margins = {key: value for key, value in margins.items() if known or key == "distance"}
     lines.append(

@@ -33,7 +33,7 @@ Found by {optimiser} in {tried} recipes ({refused} combinations more were refuse
 {nfe} network evaluations and {minutes:.1f} minutes. `search`: {what} on the search's own seeds, the best of many.
 What follows is of {n} samples of seed {seed}, which the search has not seen, with 95 % intervals: compare orders, and
 each value with the baseline's in its own column. Δ: paired difference to the baseline {baseline}, with its verdict.
-Margins: {margins}.
+Margins: {margins}.{rates}
 Marks: what survives Holm ({holm}), or Benjamini-Hochberg only ({bh}), among all comparisons with the baseline in
 [{id}.md]({id}.md), which says how to read them.
 
@@ -53,7 +53,7 @@ def write_front(results: Results, found: dict[str, Any]) -> list[Path]:
         nfe=f"{search['cost']['nfe']:,}", minutes=search["cost"]["seconds"] / 60, n=found["n"], seed=found["seed"],
         what=_what(search), baseline=baseline.label, cost=UNITS[kind][1], rule="---:|---:|" * len(names),
         columns=" | Δ | ".join(names) + " | Δ", id=found["id"], all=ALL, margins=margins_text(study) or "none",
-        holm=HOLM, bh=HOCHBERG,
+        holm=HOLM, bh=HOCHBERG, rates=_rates(search),
     )  # fmt: skip
     price = _priced(baseline.cost(kind), kind) if baseline.cost(kind) is not None else ""
     own = [cell for key in shown for cell in _shown(study, baseline, key)]
@@ -186,6 +186,12 @@ UNITS = {
     "peak_bytes": (1e6, "MB"),
     "ms": (1, "ms"),
 }
+
+
+def _rates(search: Mapping[str, Any]) -> str:
+    """How MACs were weighed, where they were."""
+    told = ", ".join(f"{name} {rate:g}" for name, rate in search.get("rates", {}).items())
+    return f" MACs are weighed by what one takes in each precision, as measured before the search: {told}." * bool(told)
 
 
 def _priced(cost: float, key: str) -> str:

@@ -99,8 +99,9 @@ class RecipeSearch(Search):
     """`axes`: for each axis (or any name) its alternatives as overrides, several in one string separated by spaces.
 
     `cost`: macs, nfe, model_bytes, peak_bytes or ms, an image each; `limit`: the most that a recipe may cost (None: no
-    limit). `front`: at most so many recipes of the front are validated; `beside`: and the parts of each, and every
-    choice alone.
+    limit). `rates`: for each choice of axes.precision what a MAC costs in it, such as its time in that of the first:
+    macs are multiplied by that, for a cast leaves them what they are (empty: all cost the same). `front`: at most so
+    many recipes of the front are validated; `beside`: and the parts of each, and every choice alone.
     """
 
     axes: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -108,6 +109,7 @@ class RecipeSearch(Search):
     limit: float | None = None
     front: int = 8
     beside: bool = field(default=True, metadata=LATER)
+    rates: Sequence[float] = field(default=(), metadata=LATER)
     name = "recipes"
     several = True
 
@@ -128,6 +130,7 @@ class RecipeSearch(Search):
             check_float("search.limit", self.limit, 0.0)
         check_int("search.front", self.front, 1)
         check_bool("search.beside", self.beside)
+        self._check_rates()
         for name, own in self.axes.items():
             for override in (o for alternative in expand_cells(own, f"search.axes.{name}") for o in alternative):
                 if override.partition("=")[0].partition(".")[0] not in AXES:
@@ -135,6 +138,29 @@ class RecipeSearch(Search):
                         f"search.axes.{name} has {override}; allowed: overrides of {', '.join(AXES)}. What holds for "
                         "all candidates stands beside the search."
                     )
+
+    def _check_rates(self) -> None:
+        object.__setattr__(self, "rates", tuple(self.rates))
+        for rate in self.rates:
+            check_float("search.rates", rate, 1e-6)
+        if not self.rates:
+            return
+        count = len(self.choices[list(self.axes).index("precision")]) if "precision" in self.axes else 0
+        if len(self.rates) != count:
+            raise ConfigError(
+                f"search.rates has {len(self.rates)} numbers; allowed: one for each of the {count} choices of "
+                "search.axes.precision, or none."
+            )
+        if self.cost != "macs":
+            raise ConfigError(f"search.rates are of MACs, and search.cost is {self.cost}; use search.cost=macs.")
+
+    def rated(self) -> dict[str, float]:
+        """What a MAC costs, by the name that a precision has in tables."""
+        if not self.rates:
+            return {}
+        own = self.choices[list(self.axes).index("precision")]
+        labels = [recipe_from(choice).axes()["precision"] for choice in own]
+        return dict(zip(labels, self.rates, strict=True))
 
     @property
     def choices(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
@@ -192,6 +218,7 @@ class RecipeSearch(Search):
                 refused=sum(not t.allowed for t in objective.trials.values()),
                 tried=sum(t.allowed for t in objective.trials.values()),
                 history=history(objective),
+                **({"rates": self.rated()} if self.rates else {}),
             )  # fmt: skip
 
     def _begin(self, prices: _Prices, plain: Vector, cheapest: Vector) -> tuple[Vector, ...]:
@@ -213,7 +240,7 @@ class _Prices:
     """What recipes cost, remembered on disk."""
 
     def __init__(self, search: RecipeSearch, room: Room, runner: Runner) -> None:
-        self.search, self.room, self.runner = search, room, runner
+        self.search, self.room, self.runner, self.rates = search, room, runner, search.rated()
         where = {} if search.cost != "ms" else {"timing": runner.timing_id(room.base, room.base)}
         key = digest({"cost": search.cost, "weights": room.suite.fingerprint()} | where)
         name = f"{file_name(room.suite.name)}-{search.cost}-{key}.jsonl"
@@ -234,7 +261,7 @@ class _Prices:
         key = self.runner.generation_id(recipe)
         if key not in self.memory.known:
             self.memory.add(key, {"cost": COSTS[self.search.cost](self.runner, recipe, self.room.base)})
-        return self.memory.known[key]["cost"]
+        return self.memory.known[key]["cost"] * self.rates.get(recipe.axes()["precision"], 1.0)
 
     def of(self, recipe: Recipe) -> tuple[float, ...] | None:
         """Its cost; None for one that is refused."""
@@ -281,7 +308,7 @@ def conclude(
     def validated(label: str, entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if (row := rows.get(label)) is not None:
             found = {"label": label, "quality": row.quality["id"], "timing": row.timing["id"] if row.timing else None}
-            yield {"cost": _spent(row, record["cost_of"])} | entry | found
+            yield {"cost": _spent(row, record)} | entry | found
 
     found = {
         "kind": "recipe_search", "id": name, "title": study.title, "suite": study.suite, "search": record["id"],
@@ -293,7 +320,9 @@ def conclude(
     return found
 
 
-def _spent(row: Row, kind: str) -> float | None:
+def _spent(row: Row, record: dict[str, Any]) -> float | None:
+    kind = record["cost_of"]
     if kind == "ms":
         return row.timing["ms_per_image"]["value"] if row.timing else None
-    return row.cost(kind)
+    cost, rate = row.cost(kind), record.get("rates", {}).get(row.quality["axes"]["precision"], 1)
+    return None if cost is None else cost * rate

@@ -9,7 +9,7 @@ import torch
 
 from accel.caching.blocks import remaining
 from accel.caching.deepcache import FULL, branch_at, needed
-from accel.caching.diffusers_hooks import magnitude_ratio, residual_norm
+from accel.caching.diffusers_blocks import magnitude_ratio, residual_norm
 from accel.caching.encoder_propagation import injected, injects, together
 from accel.caching.inheritance import FeatureInheritance, inherits
 from accel.caching.learned_router import OBJECTIVES, gate, mixed, router_loss, step_weights

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hub_tiny
 import numpy as np
 import pytest
 import torch
 from saved import DPM, FAST, saved
 
-from accel.caching import DiffusersCache
+from accel.caching import DiffusersCache, LearnedRouter
 from accel.cli import threshold as cli
+from accel.config import compose, instantiate
+from accel.core.method import Method
 from accel.core.recipe import Recipe, accelerate
+from accel.core.threshold import ThresholdRule
 from accel.deploy import threshold
 from accel.deploy.opened import open_recipe
+from accel.deploy.saved_runner import SavedRunner
 from accel.deploy.threshold import Point, curve, knee
 from accel.deploy.watched import tunable
 from accel.errors import AccelError, ConfigError
@@ -21,6 +27,7 @@ from accel.guidance import CFG, AdaptiveGuidance
 from accel.metrics.verdicts import Margins
 from accel.records import Results
 from accel.samplers import DiffusersSampler
+from accel.studies.evaluation import Evaluation
 
 CURVE = ((1, 0.0, 0.0), (2, 0.3, 0.01), (3, 0.5, 0.02), (4, 0.6, 0.5), (5, 1, 1))  # threshold, saved, distance
 SAMPLER = DiffusersSampler("DPMSolverMultistepScheduler", 6, "dpmpp_2m", DPM)
@@ -96,6 +103,166 @@ def test_the_changes_are_those_that_first_block_cache_compares(cached):
     assert found.points[-1].saved > 0
     # Five of six evaluations may reuse, and all cost the same.
     assert all(abs(5 * point.hits - round(5 * point.hits)) < 1e-6 for point in found.points)
+
+
+@pytest.fixture(scope="module")
+def dit(tmp_path_factory):
+    """Words that open a tiny DiT, and a folder beside it."""
+    root = tmp_path_factory.mktemp("dit")
+    return ["suite=hub", f"suite.model={hub_tiny.save('dit', root / 'dit')}"], root
+
+
+RATIOS = (1.0, 0.9, 0.96, 1.03, 0.98, 0.95)  # of the six steps of SAMPLER
+SKIPS = 2
+MAG = DiffusersCache("mag", {"threshold": 1e-4, "max_skip_steps": SKIPS, "retention_ratio": 0.2})
+
+
+@pytest.fixture(scope="module")
+def mag(dit):
+    words, root = dit
+    ratios = {"cache": {"mag_ratios": torch.tensor(RATIOS)}}
+    return saved(root / "mag", words, Recipe(SAMPLER, cache=MAG), samples=None, artefacts=ratios)
+
+
+def skipped(value: float) -> int:
+    """Steps that MagCache leaves out at a threshold: its rule, written again."""
+    count, error, product, run = 0, 0.0, 1.0, 0
+    for step, ratio in enumerate(RATIOS):
+        if step < 1:  # int(0.2 * 6 + 0.5): retained
+            continue
+        product, run = product * ratio, run + 1
+        error += abs(1 - product)
+        if error <= value + 1e-6 and run <= SKIPS:  # diffusers adds in float32
+            count += 1
+        else:
+            error, product, run = 0.0, 1.0, 0
+    return count
+
+
+def test_mag_cache_is_held_against_the_errors_that_it_adds_up(mag):
+    one = [abs(1 - g) for g in RATIOS[1:]]
+    two = [e + abs(1 - g * h) for e, g, h in zip(one, RATIOS[1:], RATIOS[2:], strict=False)]
+    opened = open_recipe(mag)
+    found = curve(opened, samples=2, batch=2)
+    assert found.tunable.setting == "cache.options.threshold"
+    assert np.allclose(found.quantiles, np.quantile([*one, *two], threshold.QUANTILES), atol=1e-6)
+    assert found.easiest == pytest.approx(min(one), abs=1e-6)
+    assert found.never, "the file's own is below all of them"
+    assert [point.hits for point in found.points] == [
+        pytest.approx(skipped(point.threshold) / skipped(1e9)) for point in found.points
+    ]
+    assert len({point.hits for point in found.points}) > 2
+    with accelerate(opened.pipe, found.tunable.at(min(one) * 0.99), artefacts=opened.saved.artefacts) as run:
+        images = generate(opened.pipe, opened.suite, opened.saved.recipe, 0, 0, 2, 2)
+    assert all(e.mode == "full" for e in run.trace)
+    with accelerate(opened.pipe, found.tunable.off):
+        assert torch.equal(images, generate(opened.pipe, opened.suite, found.tunable.off, 0, 0, 2, 2))
+
+
+def test_ratios_that_the_recipe_says_itself_are_those(mag):
+    own = {**MAG.options, "mag_ratios": RATIOS, "num_inference_steps": 6}
+    said = tunable(Recipe(SAMPLER, cache=DiffusersCache("mag", own))).watch()[1]
+    assert said == tunable(Recipe(SAMPLER, cache=MAG), {"cache": {"mag_ratios": torch.tensor(RATIOS)}}).watch()[1]
+    few = tunable(Recipe(SAMPLER, cache=DiffusersCache("mag", own | {"max_skip_steps": 1}))).watch()[1]
+    assert few == pytest.approx([abs(1 - g) for g in RATIOS[1:]], abs=1e-6)
+    with pytest.raises(ConfigError, match="has no ratios of MagCache"):
+        tunable(Recipe(SAMPLER, cache=MAG)).watch()
+
+
+@pytest.fixture(scope="module", params=["harmonica", "l2c"])
+def routed(request, dit):
+    """A recipe whose router has learned scores that were written here; and the steps that may reuse."""
+    words, root = dit
+    router = LearnedRouter(request.param, threshold=0.3)
+    recipe = Recipe(SAMPLER, cache=router)
+    scores = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
+    certain = slice(0, 1) if request.param == "harmonica" else slice(0, None, 2)
+    scores[certain] = float(torch.tensor(5.0).sigmoid())
+    scores[1, 0] = scores[0, 0]  # one that may reuse, and never will
+    pipe = instantiate(compose(words)["suite"]).pipeline()
+    made = {"scores": scores, "table": (scores > 0.3).to(torch.uint8), "loss": torch.zeros(1)}
+    artefacts = {"cache": made | router._made_for(pipe, recipe)}
+    free = torch.ones(6, dtype=torch.bool)
+    free[certain] = False
+    path = saved(root / request.param, words, recipe, samples=None, artefacts=artefacts)
+    return path, scores, free
+
+
+def test_a_router_is_held_against_its_scores_and_nothing_is_learned_again(routed, monkeypatch):
+    monkeypatch.delattr(LearnedRouter, "calibrate")
+    path, scores, free = routed
+    opened, own = open_recipe(path), scores[free].flatten()
+    found = curve(opened, samples=2, batch=2)
+    assert np.allclose(found.quantiles, np.quantile(own.numpy(), threshold.QUANTILES))
+    for point in found.points:
+        assert point.hits == pytest.approx(float((own <= point.threshold).float().mean()))
+        recipe = found.tunable.at(point.threshold)
+        table = recipe.cache.prepared(opened.pipe, recipe, opened.saved.artefacts["cache"]).fitted
+        assert torch.equal(torch.tensor(table.rows), scores > point.threshold)
+        assert torch.tensor(table.rows)[~free].all(), "what always ran does"
+    assert [point.saved for point in found.points] == sorted(point.saved for point in found.points)
+    assert found.points[-1].saved > found.points[0].saved
+    assert not found.never
+    at = found.tunable.at(1e-6)
+    with accelerate(opened.pipe, at, artefacts=opened.saved.artefacts) as run:
+        images = generate(opened.pipe, opened.suite, at, 0, 0, 2, 2)
+    assert all(e.mode == "full" for e in run.trace), "below every score nothing is left out"
+    with accelerate(opened.pipe, found.tunable.off):
+        assert torch.equal(images, generate(opened.pipe, opened.suite, at, 0, 0, 2, 2))
+
+
+def test_the_quality_of_another_threshold_is_that_of_the_same_scores(routed, tmp_path):
+    opened = open_recipe(routed[0])
+    runner = SavedRunner(opened, Evaluation(n=60, distance_n=60, device="cpu"), Results(tmp_path))
+    own = tunable(opened.saved.recipe, opened.saved.artefacts)
+    there, other = opened.saved.recipe, own.at(0.9)
+    assert runner.artefacts(other)[0] == runner.artefacts(there)[0]
+    assert len({runner.generation_id(recipe) for recipe in (there, other, own.off)}) == 3
+    with pytest.raises(ConfigError, match="needs a calibration"):
+        runner.artefacts(replace(other, cache=replace(other.cache, beta=1.0)))
+
+
+def test_of_several_thresholds_one_is_chosen(capsys, dit):
+    words, root = dit
+    both = Recipe(SAMPLER, guidance=AdaptiveGuidance(2.0), cache=DiffusersCache("first_block", {"threshold": 1e-9}))
+    path = saved(root / "both", words, both, samples=None)
+    with pytest.raises(ConfigError) as error:
+        cli.main([str(path)])
+    assert "guidance.threshold and cache.options.threshold; choose one of them: --axis guidance or --axis cache." in (
+        str(error.value)
+    )
+    with pytest.raises(ConfigError, match=r"--axis is 'grid'.*allowed: guidance, cache"):
+        cli.main([str(path), "--axis", "grid"])
+    assert cli.main([str(path), "--axis", "cache", "--samples", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("relative change of what the first block adds")
+    assert "A threshold below every residual (" in said
+    assert "the file has cache.options.threshold=1e-09, which is below every residual and never hits" in said
+    assert tunable(both, axis="guidance").off == replace(both, guidance=CFG(2.0))
+
+
+def test_a_method_of_ones_own_says_how_its_threshold_is_found():
+    class Own(Method):
+        def __init__(self, value):
+            self.value = value
+
+        @property
+        def threshold_rule(self):
+            watch = lambda recipe, artefact: (None, [1.0, 2.0])  # noqa: E731
+            return ThresholdRule("limit", self.value, "a distance", True, 9.0, Own, None, watch, fixed=True)
+
+    found = tunable(Recipe(SAMPLER, cache=Own(0.5)))
+    assert (found.setting, found.at(7.0).cache.value, found.off.cache) == ("cache.limit", 7.0, None)
+    assert found.watch() == (Recipe(SAMPLER), [1.0, 2.0])
+
+
+def test_what_has_a_threshold_is_listed():
+    with pytest.raises(ConfigError) as error:
+        tunable(Recipe(SAMPLER))
+    allowed = str(error.value).partition("allowed: ")[2].rstrip(".").split(", ")
+    assert set(allowed) == {
+        "guidance=ag", "cache=diffusers_first_block", "cache=diffusers_mag", "cache=harmonica", "cache=l2c",
+    }  # fmt: skip
 
 
 def test_the_knee_is_farthest_below_the_chord():

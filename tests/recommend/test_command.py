@@ -6,7 +6,12 @@ import pytest
 
 import accel
 from accel.__main__ import main as program
-from accel.cli import recommend, verify
+from accel.cli import export, recommend, verify
+from accel.precision import Cast
+from accel.recommend import axes
+from accel.recommend import study as study_of
+from accel.recommend.precisions import Rates
+from accel.recommend.request import read
 from accel.records import Results
 from accel.results.comparison import Comparison
 from accel.results.recipe_search import holds
@@ -17,7 +22,7 @@ FEW = [
     "search.budget=3000", "search.halving.first=4", 'search.axes.sampler=["sampler=dpmpp_2m"]',
     'search.axes.steps=["sampler.steps=2","sampler.steps=3"]', 'search.axes.grid=["grid=none"]',
     'search.axes.cache=["cache=none"]', 'search.axes.stitch=["stitch=none","stitch=tstitch stitch.fractions=[0.6]"]',
-    "evaluation.device=cpu", "evaluation.controls=false",
+    "evaluation.device=cpu", "evaluation.controls=false", 'search.axes.precision=["precision=none"]',
 ]  # fmt: skip
 
 
@@ -59,6 +64,53 @@ def test_nothing_that_holds_is_an_exit_code_of_its_own(words, tmp_path, capsys):
     held = [row for row in cheaper if holds(study, row)]
     assert (code == 3) == (not held)
     assert (tmp_path / "fast").exists() == bool(held)
+
+
+def test_a_cast_that_saves_time_is_searched_recommended_and_saved(words, tmp_path, capsys, monkeypatch):
+    """Its MACs are those of the recipe without it; what it saves was measured, and is kept for the same request."""
+    asked = []
+    rates = Rates({"precision=bf16": 0.5}, {"precision=fp16": "it takes 7 of the time."})
+    monkeypatch.setattr(study_of, "measured", lambda *given: asked.append(given[1]) or rates)
+    monkeypatch.setattr(axes, "unfit", lambda choice, *given: None if choice.endswith(("bf16", "fp16")) else "no.")
+    few = ("search.axes.precision", "search.axes.stitch", "search.axes.steps")
+    own = [word for word in words if not word.startswith(few)]
+    own += ['search.axes.stitch=["stitch=none"]', 'search.axes.steps=["sampler.steps=2"]', "search.halving.doublings=0"]
+    own += [f"evaluation.margins.{name}=1000.0" for name in ("fid", "recall", "accuracy")]
+    assert recommend.main(own) == 0
+    said = capsys.readouterr().out
+    assert asked == [["precision=bf16", "precision=fp16"]]
+    assert "precision=bf16 0.5. The search counts MACs by it." in said
+    assert "not precision=fp16: it takes 7 of the time." in said
+    assert ", each in 0.5 of the time; holds in" in said
+    results = Results(tmp_path / "out")
+    found = results.load("recipe_search", "recommend_digits")
+    search = results.load("search", found["search"])
+    assert search["rates"] == {"none": 1.0, "bf16": 0.5}
+    tried = {h["candidate"]: h for h in search["history"]}
+    assert {name.endswith("bf16") for name in tried} == {True, False}
+    front = {entry["label"]: entry["cost"] for entry in found["front"]}
+    row = next(r for r in Comparison.load(results, "recommend_digits").done if r.label.endswith("bf16"))
+    assert front[row.label] == pytest.approx(0.5 * row.cost("macs"))
+    assert "bf16 0.5, none 1." in (tmp_path / "out/tables/recommend_digits_front.md").read_text()
+
+    loaded = accel.load_recipe(tmp_path / "fast")
+    assert loaded.recipe.precision == Cast("bfloat16")
+    assert loaded.recipe.label in said
+    assert export.main([str(tmp_path / "fast"), "--to", "code", "--output", str(tmp_path / "generate.py")]) == 0
+    assert verify.main([str(tmp_path / "fast"), "--no-quality", "--no-speed"]) == 0
+
+    # The same request again measures nothing.
+    elsewhere = [word if not word.startswith("to=") else f"to={tmp_path / 'again'}" for word in own]
+    again = recommend._study(read(elsewhere), print)
+    assert len(asked) == 1
+    assert again.cells[0].search.rates == (1.0, 0.5)
+
+
+def test_precisions_of_ones_own_are_not_measured(words, monkeypatch, capsys):
+    monkeypatch.setattr(study_of, "measured", lambda *given: pytest.fail("measured"))
+    monkeypatch.setattr(axes, "unfit", lambda choice, *given: None)
+    assert recommend.main([*words, "plan=true"]) == 0
+    assert "counts MACs by it" not in capsys.readouterr().out
 
 
 def test_the_plan_writes_nothing(words, tmp_path, capsys):

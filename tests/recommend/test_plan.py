@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from accel.errors import ConfigError
-from accel.recommend.plan import FRONT, SHARE, Division, divide, kept
+from accel.recommend.plan import FRONT, SHARE, Division, divide, kept, known
+from accel.recommend.precisions import Rates
 
 ROW = 0.01
 
@@ -48,6 +49,15 @@ def test_the_same_request_keeps_its_plan_however_fast_the_machine_is_now(tmp_pat
     assert kept(tmp_path, {"words": ["a"]}, first) == first
     assert kept(tmp_path, {"words": ["a"]}, second) == first
     assert kept(tmp_path, {"words": ["b"]}, second) == second
+
+
+def test_what_was_measured_of_precisions_is_kept_with_it(tmp_path):
+    rates = Rates({"precision=bf16": 0.6}, {"precision=fp16": "slow."}, 12.0)
+    plan = divide(3600, ROW, 100, 100, precisions=rates)
+    assert plan.precisions == rates
+    assert known(tmp_path, {"words": ["a"]}) is None
+    kept(tmp_path, {"words": ["a"]}, plan)
+    assert known(tmp_path, {"words": ["a"]}) == plan == kept(tmp_path, {"words": ["a"]}, divide(7200, ROW, 100, 100))
 
 
 def test_a_damaged_plan_is_said(tmp_path):

@@ -11,9 +11,10 @@ from accel.config import recipe_from, recipe_of
 from accel.errors import ConfigError, IncompatibleError
 from accel.metrics.statistics import Estimate
 from accel.records import Results
+from accel.results.comparison import Row
 from accel.search.objective import Halving
 from accel.search.optimisers import OptunaSearch, RandomSearch
-from accel.search.recipes import RecipeSearch, _Prices
+from accel.search.recipes import RecipeSearch, _Prices, _spent
 from accel.search.study import Cell, SearchStudy
 from accel.studies.evaluation import Evaluation
 from accel.suites.mixture import MixtureSuite
@@ -86,6 +87,28 @@ def test_empty_spaces_are_refused():
             RecipeSearch(axes=axes)
     with pytest.raises(ConfigError, match=r"unknown search\.cost 'mac'\. Did you mean macs"):
         replace(SEARCH, cost="mac")
+
+
+def test_a_mac_may_cost_less_in_another_precision(room):
+    axes = {"sampler": ["sampler=ddim_accel"], "steps": ["sampler.steps=4,2"],
+            "precision": ["precision=none", "precision=fp32"]}  # fmt: skip
+    search = replace(SEARCH, axes=axes, cost="macs", rates=(1.0, 0.25))
+    assert search.rated() == {"none": 1.0, "fp32": 0.25}
+    assert replace(search, rates=()).identity().keys() == SEARCH.identity().keys(), "ids of before stay"
+    own = room(search, RandomSearch(), BASE)
+    plain, cast = (
+        recipe_from(("sampler=ddim_accel", "sampler.steps=4", f"precision={name}")) for name in ("none", "fp32")
+    )
+    prices = _Prices(search, own, own.evaluator().runner)
+    prices.memory.known |= {prices.runner.generation_id(recipe): {"cost": 1000.0} for recipe in (plain, cast)}
+    assert (prices.price(plain), prices.price(cast)) == (1000.0, 250.0)
+    row = Row("cell", "a", None, None, {"cost": {"macs": 8.0}, "axes": {"precision": "fp32"}}, None)
+    assert (_spent(row, {"cost_of": "macs", "rates": search.rated()}), _spent(row, {"cost_of": "macs"})) == (2.0, 8.0)
+    for changed, said in (({"rates": (1.0,)}, "has 1 numbers; allowed: one for each of the 2 choices"),
+                          ({"rates": (1.0, 0.0)}, "search.rates is 0"), ({"cost": "ms"}, "use search.cost=macs"),
+                          ({"axes": SEARCH.axes}, "one for each of the 0 choices")):  # fmt: skip
+        with pytest.raises(ConfigError, match=said):
+            replace(search, **changed)
 
 
 def test_first_choices_that_cannot_run(room):
