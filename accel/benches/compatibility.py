@@ -32,7 +32,7 @@ def methods() -> list[Method]:
 
 def recipe_with(*chosen: Method, sampler: str = "dpmpp_2m"):
     """Recipe of the chosen methods at their defaults; `sampler` unless one is chosen."""
-    axes = {"sampler": sampler} | dict(chosen)
+    axes = {"sampler": "ddim_accel" if "student" in dict(chosen) else sampler} | dict(chosen)
     recipe = Recipe(**{axis: choice_of(axis, choice) for axis, choice in axes.items()})
     # Lists say how many steps there are; samplers of one step choose their own.
     steps = len(getattr(recipe.grid, "timesteps", ()) or getattr(recipe.cache, "table", ()))

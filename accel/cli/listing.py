@@ -26,6 +26,7 @@ ABOUT = {
     "stitch": "another model for part of the steps",
     "precision": "numbers of weights and activations, executed or simulated",
     "skip": "scaled skip connections",
+    "student": "a distilled few-step network in the denoiser's place",
     "suite": "the model, its data and its reference",
     "evaluation": "samples, seeds and timing",
     "experiment": "whole studies",

@@ -34,7 +34,7 @@ class Applied:
         self._undo = ExitStack()
         # A precision that changes other networks of the pipeline, which are nobody's to guard, stays for a call alone.
         self._stays = not recipe.precision or type(recipe.precision).prepare_pipeline is Precision.prepare_pipeline
-        nets = {id(net): net for net in recipe.nets(pipe, given["models"]).values()}
+        nets = {id(net): net for net in recipe.held(pipe, given["models"])}
         self._shared: list[SharedForward] = []
         try:
             for key in sorted(nets):  # everywhere in one order, so that no two calls wait for each other

@@ -29,6 +29,7 @@ from accel.core.method import LATER, Method, Stitch
 from accel.core.precision import Precision
 from accel.core.sampler import Sampler, TimestepGrid
 from accel.core.sharing import check_free, shared_forward
+from accel.core.student import TEACHER, Student, check_students
 from accel.core.trajectory import Event, NetworkCall, Trajectory, attach_clock
 from accel.digests import weights_digest
 from accel.errors import ConfigError, IncompatibleError, unknown
@@ -36,7 +37,8 @@ from accel.errors import ConfigError, IncompatibleError, unknown
 
 @dataclass(frozen=True)
 class Recipe:
-    """One method, or None, for each axis. Nesting: guidance(stitch(cache(precision(skip(net))))) under the sampler."""
+    """One method, or None, for each axis. Nesting: guidance(stitch(cache(precision(skip(net))))) under the sampler;
+    `net` is the pipeline's own denoiser, or the student in its place, at whose times it is without a grid."""
 
     sampler: Sampler | None = None
     grid: TimestepGrid | None = None
@@ -45,6 +47,11 @@ class Recipe:
     stitch: Stitch | None = None
     precision: Precision | None = None
     skip: Method | None = field(default=None, metadata=LATER)
+    student: Student | None = field(default=None, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        if self.student and self.sampler and not self.grid:
+            object.__setattr__(self, "grid", self.student.grid)
 
     @property
     def guidance_scale(self) -> float:
@@ -59,7 +66,7 @@ class Recipe:
     @property
     def label(self) -> str:
         """The recipe in one line, e.g. `dpmpp_2m-10 + deepcache3b1`."""
-        parts = (self.sampler, self.guidance, self.stitch, self.cache, self.skip, self.precision)
+        parts = (self.sampler, self.guidance, self.student, self.stitch, self.cache, self.skip, self.precision)
         grid = f"@{self.grid.name}" if self.grid else ""
         names = [p.label for p in parts if p is not None]
         return (names[0] + grid + "".join(f" + {n}" for n in names[1:])) if names else "plain"
@@ -75,6 +82,7 @@ class Recipe:
             "stitch": self.stitch.label if self.stitch else "none",
             "precision": self.precision.label if self.precision else "none",
             "skip": self.skip.label if self.skip else "none",
+            "student": self.student.label if self.student else "none",
         }
 
     @property
@@ -97,7 +105,7 @@ class Recipe:
     def unaccelerated(self) -> Recipe:
         """The sampler and guidance alone; for a guidance that is a shortcut, what it is a shortcut of."""
         guidance = self.exact_guidance if self.guidance and self.guidance.shortcut else self.guidance
-        return replace(self, guidance=guidance, cache=None, stitch=None, precision=None, skip=None)
+        return replace(self, guidance=guidance, cache=None, stitch=None, precision=None, skip=None, student=None)
 
     def parts(self) -> dict[str, Recipe]:
         """What a recipe is composed of, at its own sampler, steps and grid: `plain`, and by axis each accelerating
@@ -116,7 +124,8 @@ class Recipe:
 
     def methods(self) -> list[Method]:
         """The denoiser-seam methods, outermost first."""
-        return [m for m in (self.guidance, self.stitch, self.cache, self.precision, self.skip) if m is not None]
+        found = (self.student, self.guidance, self.stitch, self.cache, self.precision, self.skip)
+        return [m for m in found if m is not None]
 
     def save(self, path: Any, **about: Any) -> Any:
         """Write it into the folder `path`, as `accel.load_recipe` reads it: see `accel.save_recipe`, which this is."""
@@ -129,7 +138,8 @@ class Recipe:
         machine: also ask whether this machine has the packages and devices that its methods need.
         """
         models = models or {}
-        nets = self.nets(pipe, models)
+        nets, own = self.nets(pipe, models), getattr(pipe, denoiser_name(pipe))
+        check_students(self, own, nets)
         if self.grid and not self.sampler:
             raise IncompatibleError(f"grid={self.grid.name} needs a sampler to place it; choose one, or grid=none.")
         if self.grid and self.grid.keyed:
@@ -138,7 +148,7 @@ class Recipe:
         if self.sampler:
             ready = self.sampler if self.sampler.calibrated else self.sampler.prepared(pipe, self)
             scheduler = ready.build(pipe.scheduler.config, self.grid)
-        pipelines.check(pipe, nets["base"], self.guidance_scale, scheduler, self.sampler.steps if self.sampler else 1)
+        pipelines.check(pipe, own, self.guidance_scale, scheduler, self.sampler.steps if self.sampler else 1)
         inside = any(method is not None for method in (self.cache, self.precision, self.skip))
         for name, net in nets.items():
             check_compiled(name, net, inside)
@@ -150,10 +160,11 @@ class Recipe:
             method.check_machine(nets)
 
     def nets(self, pipe: Any, models: Mapping[str, nn.Module] | None = None) -> dict[str, nn.Module]:
-        """The denoisers this recipe runs by name: the pipeline's own (`base`) first, then the stitched ones, then those
-        that guide."""
-        others = {k: net for k, net in (models or {}).items() if k != CLASSIFIER}
-        nets = {"base": getattr(pipe, denoiser_name(pipe))}
+        """The denoisers this recipe runs by name: the pipeline's own, or the student in its place (`base`), first, then
+        the stitched ones, then those that guide. Under a student the pipeline's own is another network, `teacher`."""
+        given, own = models or {}, getattr(pipe, denoiser_name(pipe))
+        nets = {"base": self.student.find(given) if self.student else own}
+        others = [name for name in given if name != CLASSIFIER] + [TEACHER] * bool(self.student)
         wanted = [("stitch", name) for name in (self.stitch.models if self.stitch else ())]
         wanted += [("guidance", name) for name in (self.guidance.models if self.guidance else ())]
         for axis, name in wanted:
@@ -162,8 +173,15 @@ class Recipe:
                 raise IncompatibleError(f"there is no other model to {task}, but {name!r} is named; use {axis}=none.")
             if name not in others:
                 raise unknown(f"{axis} model", name, others)
-            nets[name] = others[name]
+            nets[name] = given.get(name, own)
         return nets
+
+    def held(self, pipe: Any, models: Mapping[str, nn.Module] | None = None) -> list[nn.Module]:
+        """Every network whose forward is another one while the recipe is on the pipeline: those of `nets`, and the
+        pipeline's own."""
+        return list(
+            {id(net): net for net in (getattr(pipe, denoiser_name(pipe)), *self.nets(pipe, models).values())}.values()
+        )
 
 
 @dataclass
@@ -282,7 +300,7 @@ class Prepared:
             nodes["base"].guides = {name: denoisers[name] for name in self.guidance.models}
             nodes["base"].classifier = (self.models or {}).get(CLASSIFIER)
             denoise = self.guidance.attach(nodes["base"], denoise)
-        undo.enter_context(shadow_forward(nodes["base"].net, denoise, clock, place))
+        undo.enter_context(shadow_forward(getattr(pipe, denoiser_name(pipe)), denoise, clock, place))
 
         original = pipe.scheduler
         scheduler = self.sampler.build(original.config, recipe.grid) if self.sampler else copy.deepcopy(original)
@@ -337,7 +355,7 @@ def accelerate(
     """
 
     def prepare() -> Prepared:
-        nets = recipe.nets(pipe, models).values()
+        nets = recipe.held(pipe, models)
         if shared := next((net for net in nets if shared_forward(net)), None):
             raise IncompatibleError(
                 f"a recipe is applied to this {type(shared).__name__} (accel.apply), through this pipeline or one that "

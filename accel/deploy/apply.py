@@ -44,7 +44,7 @@ def apply(
     if artefacts is not None:
         raise ConfigError("artefacts are given with a saved recipe, which has its own; leave them out.")
     models = further.beside(saved, pipe, models)
-    with vacated(saved.recipe.nets(pipe, models).values()):
+    with vacated(saved.recipe.held(pipe, models)):
         try:
             saved.check(pipe, models)
         except ConfigError as error:

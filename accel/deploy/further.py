@@ -1,7 +1,8 @@
 """Further networks of a pipeline folder: what a recipe names beside the pipeline's own (stitches, autoguidance).
 
     <folder>/networks/MANIFEST.json     sha256 of every file below
-    <folder>/networks/<name>/           config.json and safetensors, as save_pretrained writes them
+    <folder>/networks/<name>/           config.json and safetensors, as save_pretrained writes them; of a student also
+                                        student.json, its contract
 
 What is loaded from a folder names no code: classes are those of the installed diffusers, weights are safetensors that
 hold every tensor of the class and no other, and nothing but these files may lie there. That they are the networks which
@@ -22,13 +23,15 @@ from torch import nn
 
 from accel.core.conditioning import conditioning_of
 from accel.core.denoiser import denoiser_name
+from accel.core.student import FILE as CONTRACT
+from accel.core.student import Contract, contract_of, contracted
 from accel.deploy.model import needed
 from accel.deploy.recipe_file import AGAIN, SavedRecipe
 from accel.errors import ConfigError, IntegrityError, Refusals, check_name
 
 PLACE = "networks"
 INDEX = "model_index.json"  # of a pipeline folder
-FILE = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+FILE = re.compile(r"config\.json|student\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 ALLOWED = "a pipeline folder holds networks of diffusers' own classes alone, for it never names code"
 
 
@@ -55,6 +58,8 @@ def write(folder: Path, networks: Mapping[str, nn.Module]) -> None:
 
     for name, net in networks.items():
         net.save_pretrained(folder / PLACE / name, safe_serialization=True)
+        if contract := contract_of(net):
+            contract.save(folder / PLACE / name)
     if networks:
         write_manifest(folder / PLACE)
 
@@ -89,6 +94,8 @@ def _read(place: Path, names: Iterable[str], like: nn.Module) -> dict[str, nn.Mo
     found = {}
     for name, cls in classes.items():
         found[name] = hub_models.network(place, name, "diffusers", cls, like.dtype, None).to(device)
+        if (place / name / CONTRACT).exists():
+            contracted(found[name], Contract.load(place / name))
     return found
 
 

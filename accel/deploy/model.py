@@ -10,6 +10,7 @@ from torch import nn
 from accel.core.denoiser import denoiser_name
 from accel.core.guidance import CLASSIFIER
 from accel.core.recipe import Recipe
+from accel.core.student import TEACHER
 from accel.digests import weights_digest
 from accel.errors import AccelError, ConfigError
 from accel.samplers.noise_schedule import noise_schedule
@@ -21,6 +22,7 @@ SCALE = "setting distilled guidance"  # of a suite's fingerprint: what a distill
 def needed(recipe: Recipe) -> set[str]:
     """Names of the networks that a recipe needs beside the pipeline's."""
     names = {*(recipe.stitch.models if recipe.stitch else ()), *(recipe.guidance.models if recipe.guidance else ())}
+    names = (names - {TEACHER}) | {recipe.student.model} if recipe.student else names
     return names | ({CLASSIFIER} if recipe.guidance and recipe.guidance.uses_classifier else set())
 
 
@@ -36,7 +38,7 @@ def of_pipeline(pipe: Any, recipe: Recipe, models: Mapping[str, nn.Module] | Non
         "dtype": str(getattr(getattr(pipe, denoiser_name(pipe)), "dtype", "")).removeprefix("torch."),
         "schedule": _schedule(pipe),
         "networks": {name: _digest(name, part) for name, part in sorted(parts.items())},
-        "models": {name: _digest(name, net) for name, net in sorted((models or {}).items()) if name in wanted},
+        "models": {name: _digest(name, models[name]) for name in sorted(wanted & {*(models or ())})},
     }
     return {name: value for name, value in found.items() if value}
 

@@ -45,10 +45,10 @@ class Opened:
         return self._loaded[1]
 
     @cached_property
-    def _loaded(self) -> tuple[Any, dict[str, nn.Module]]:
+    def _loaded(self) -> tuple[Any, Mapping[str, nn.Module]]:
         pipe, models = self.suite.pipeline(), self.suite.networks()
         self.saved.check(pipe, models)
-        return pipe.to(self.device), {name: net.to(self.device) for name, net in models.items()}
+        return pipe.to(self.device), models.to(self.device)
 
     def check(self) -> None:
         """ConfigError or IncompatibleError, with the reason, if this model or machine is not the recipe's."""

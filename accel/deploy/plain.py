@@ -67,7 +67,7 @@ def plain_of(opened: Opened) -> Plain:
     _scheduler(opened, found)
     if recipe.guidance is not None and not recipe.guidance.plain:
         found.reasons.append(f"guidance {recipe.guidance.label}")
-    for axis in ("stitch", "skip"):
+    for axis in ("student", "stitch", "skip"):
         if (method := getattr(recipe, axis)) is not None:
             found.reasons.append(f"{axis} {method.label}")
     _cache(opened, found)

@@ -95,7 +95,7 @@ def unfit(choice: str, runner: Runner, guidances: Sequence[Guidance | None]) -> 
 def measured(runner: Runner, choices: Sequence[str], row: float, budget: float) -> Rates:
     """The rates of `choices`, and what is found not to run, or to save nothing. `row`: seconds of a denoiser row;
     `budget`: seconds in all, of which SHARE are for this, and COMPILING for what compiles."""
-    rates, refused, compiling, nets = {}, {}, 0.0, 1 + len(runner.models)
+    rates, refused, compiling, nets = {}, {}, 0.0, 1 + len(set(runner.models) - set(runner.suite.students()))
     if not choices:
         return Rates()
     plain = runner.suite.converged(None)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas
 
 AXES = ("sampler", "steps", "grid", "guidance", "cache", "stitch", "precision", "skip")
+LATER_AXES = ("student",)  # which records got later: a column where one of the study is on it
 RENAMED = {"precision": "pr_precision", "recall": "pr_recall"}  # values of records that are no columns by their key
 LATER = ("vram_bytes", "cache_bytes")  # costs that records got later: a column where one of the study has it
 COSTS = ("nfe", "macs", "bit_operations", "model_bytes", "peak_bytes", "setup_s")
@@ -41,7 +42,8 @@ def study_frame(results: Results, study: str) -> pandas.DataFrame:
     loaded = Comparison.load(results, study)
     values = sorted({key for row in loaded.done for key in row.quality["values"]})
     costs = [*COSTS, *(key for key in LATER if any(row.cost(key) is not None for row in loaded.done))]
-    frame = pandas.DataFrame([_flat(loaded, row, values, costs) for row in loaded.rows])
+    axes = [*AXES, *(axis for axis in LATER_AXES if any(axis_of(row, axis) != "none" for row in loaded.done))]
+    frame = pandas.DataFrame([_flat(loaded, row, axes, values, costs) for row in loaded.rows])
     return frame.astype({name: "Int64" for name in COUNTS if name in frame})
 
 
@@ -62,11 +64,18 @@ def torch_of(record: Mapping[str, Any]) -> str | None:
     return environment.get("torch") or environment.get("packages", {}).get("torch")
 
 
-def _flat(study: Comparison, row: Row, values: Sequence[str], costs: Sequence[str]) -> dict[str, Any]:
+def axis_of(row: Row, axis: str) -> str | int | None:
+    """What a row's record has on an axis; `none` on one that records got later."""
+    return (row.quality.get("axes") or {}).get(axis, "none" if axis in LATER_AXES else None)
+
+
+def _flat(
+    study: Comparison, row: Row, axes: Sequence[str], values: Sequence[str], costs: Sequence[str]
+) -> dict[str, Any]:
     head = {"role": row.role, "label": row.label, "of": row.of, "refused": row.refused}
     if row.refused:
         return head
-    record, axes = row.quality, row.quality.get("axes") or {}
+    record = row.quality
     first, *more = study.side_by_side if len(study.side_by_side) > 1 else (row.timing and device_of(row.timing),)
     timing = _timing(row, first) or {}
     metric, place = metric_of(record), study.ranks.get(record["id"]) if row.role in COMPETES else None
@@ -75,7 +84,7 @@ def _flat(study: Comparison, row: Row, values: Sequence[str], costs: Sequence[st
         head,
         {"rank": place and place.place, "shared": place and place.shared},
         {"quality_id": record["id"], "timing_id": timing.get("id")},
-        {axis: axes.get(axis) for axis in AXES},
+        {axis: axis_of(row, axis) for axis in axes},
         {key: record[key] for key in ("suite", "n", "seed")},
         {"seeds": str(seed_of(record))} if "seeds" in record else {},
         {"simulated": row.simulated, "metric": metric, **_reference(record.get("reference") or {})},

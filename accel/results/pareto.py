@@ -36,6 +36,7 @@ KINDS: Mapping[str, tuple[str, str, float]] = {
     "precision": ("#cc79a7", "D", 6.5),
     "guidance": ("#0072b2", "p", 8.5),
     "skip": ("#56b4e9", "v", 8),
+    "student": ("#8b5a2b", "P", 8),
     "combined": ("#e69f00", "*", 13),
 }
 

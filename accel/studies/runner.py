@@ -24,6 +24,7 @@ from accel.studies.evaluation import Evaluation
 from accel.studies.plain import PlainFront, controls
 from accel.studies.samples import Samples, quiet
 from accel.suites.base import Suite
+from accel.suites.students import bill_of
 
 FAILURES = (AccelError, RuntimeError, ValueError)  # of a cell, while the others go on; StorageError alone ends all
 STRIP = 10  # samples in a record's picture
@@ -128,6 +129,8 @@ class Runner(Samples):
             "environment": environment(self.device) | provenance() | self.suite.execution() | {"batch": e.batch},
         }
         record |= self._similar
+        if recipe.student:
+            record["student"] = bill_of(self.suite.students()[recipe.student.model].contract)
         if shipped := sum(min(e.n, self.shipped(recipe, seed)) for seed in e.seeds):
             record["shipped"] = shipped
         if notes := self.suite.notes(self.pipe, e.n):

@@ -19,7 +19,7 @@ from accel.files import load_tensors, locked
 from accel.records import Results, describe, digest
 from accel.studies.calibration import Calibration
 from accel.studies.evaluation import Evaluation
-from accel.suites.base import Suite
+from accel.suites.base import Networks, Suite
 
 
 def quiet(message: str) -> None:
@@ -68,8 +68,8 @@ class Samples:
         return self.suite.pipeline().to(self.device)
 
     @cached_property
-    def models(self) -> dict[str, torch.nn.Module]:
-        return {k: m.to(self.device) for k, m in self.suite.networks().items()}
+    def models(self) -> Networks:
+        return self.suite.networks().to(self.device)
 
     @cached_property
     def _classifier(self) -> str | None:
@@ -93,6 +93,8 @@ class Samples:
                     "seed": self.evaluation.seeds[0] if seed is None else seed}  # fmt: skip
         if recipe.guidance and recipe.guidance.uses_classifier:
             identity["classifier"] = self._classifier
+        if recipe.student and (student := self.suite.students().get(recipe.student.model)):
+            identity["student"] = dict(student.fingerprint)
         return digest(identity)
 
     def samples_id(self, recipe: Recipe) -> str | list[str]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from accel.core.guidance import CLASSIFIER, Guidance
 from accel.core.recipe import Recipe
+from accel.core.student import Contract
 from accel.errors import ConfigError, IntegrityError
 from accel.files import file_hash
 from accel.metrics.statistics import Estimate
@@ -52,6 +53,41 @@ class Origin:
     options: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Student:
+    """A student of a suite: `load` gives its network, `fingerprint` hashes what decides its images, `contract` says how
+    it may be run and what it cost."""
+
+    load: Callable[[], nn.Module]
+    fingerprint: Mapping[str, str]
+    contract: Contract
+
+
+class Networks(Mapping[str, nn.Module]):
+    """Networks by name, some of which (`later`) are loaded when they are first asked for, to `device`."""
+
+    def __init__(
+        self, there: Mapping[str, nn.Module], later: Mapping[str, Callable[[], nn.Module]], device: Any = None
+    ) -> None:
+        self._there, self._later, self._device = dict(there), dict(later), device
+
+    def __getitem__(self, name: str) -> nn.Module:
+        if name not in self._there:
+            net = self._later[name]()
+            self._there[name] = net if self._device is None else net.to(self._device)
+        return self._there[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._there, **self._later})
+
+    def __len__(self) -> int:
+        return len({**self._there, **self._later})
+
+    def to(self, device: Any) -> Networks:
+        """The same networks on a device; those that are loaded later go there, too."""
+        return Networks({name: net.to(device) for name, net in self._there.items()}, self._later, device)
+
+
 class Suite(ABC):
     """A benchmark task. Subclasses are frozen dataclasses, so that a suite is its configuration.
 
@@ -83,10 +119,16 @@ class Suite(ABC):
         caller's own: one that is kept for scoring is copied."""
         return None
 
-    def networks(self) -> dict[str, nn.Module]:
-        """Every network beside the pipeline's that a method may name: `models`, and the classifier if there is one."""
+    def students(self) -> dict[str, Student]:
+        """Few-step students by name, each loaded when it is asked for, under its contract (accel.core.student)."""
+        return {}
+
+    def networks(self) -> Networks:
+        """Every network beside the pipeline's that a method may name: `models`, the classifier if there is one, and
+        `students`."""
         classifier = self.classifier()
-        return self.models() | ({} if classifier is None else {CLASSIFIER: classifier})
+        found = self.models() | ({} if classifier is None else {CLASSIFIER: classifier})
+        return Networks(found, {name: student.load for name, student in self.students().items()})
 
     @abstractmethod
     def fingerprint(self) -> dict[str, str]:
@@ -212,14 +254,19 @@ def remedy(suite: str) -> str:
     return f"Restore it from the repository (git checkout), or train it again with `make train SUITE={suite}`."
 
 
-def check_manifest(folder: Path, remedy: str) -> dict[str, str]:
-    """The manifest of `folder`, after checking every file against it; IntegrityError says what mends it."""
+def manifest(folder: Path, remedy: str) -> dict[str, str]:
+    """What the manifest of `folder` says; IntegrityError says what mends it."""
     if not folder.is_dir() or not (folder / "MANIFEST.json").exists():
         raise IntegrityError(f"no weights at {folder}. {remedy}")
     try:
-        content = json.loads((folder / "MANIFEST.json").read_text())
+        return json.loads((folder / "MANIFEST.json").read_text())
     except ValueError as error:
         raise IntegrityError(f"{folder / 'MANIFEST.json'} is damaged: {error}. {remedy}") from error
+
+
+def check_manifest(folder: Path, remedy: str) -> dict[str, str]:
+    """The manifest of `folder`, after checking every file against it; IntegrityError says what mends it."""
+    content = manifest(folder, remedy)
     for name, expected in content.items():
         path = folder / name
         if name.startswith("data:"):

@@ -18,7 +18,7 @@ from accel.core.seeds import generators
 from accel.errors import ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
 from accel.studies.calibration import Calibration
-from accel.suites.base import Suite
+from accel.suites.base import Networks, Suite
 
 SEED = 5
 
@@ -35,8 +35,8 @@ class Bench:
         return self.suite.pipeline().to(self.device)
 
     @cached_property
-    def models(self) -> dict[str, nn.Module]:
-        return {name: net.to(self.device) for name, net in self.suite.networks().items()}
+    def models(self) -> Networks:
+        return self.suite.networks().to(self.device)
 
     @cached_property
     def net(self) -> nn.Module:

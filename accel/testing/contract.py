@@ -12,6 +12,7 @@ from accel.core.guidance import Guidance
 from accel.core.precision import Precision
 from accel.core.recipe import Recipe
 from accel.core.sampler import Sampler
+from accel.core.student import Student
 from accel.errors import ConfigError
 from accel.samplers.grids import Grid
 from accel.stitching import TStitch
@@ -26,7 +27,14 @@ from accel.testing.suites import TinySuite
 
 TINY = (TinySuite("unet"), TinySuite("transformer"), TinySuite("flow"))
 # Which class of method is on which axis, for those that are not told; a method of no such class is a cache.
-CLASSES = {"sampler": Sampler, "grid": Grid, "guidance": Guidance, "precision": Precision, "stitch": TStitch}
+CLASSES = {
+    "sampler": Sampler,
+    "grid": Grid,
+    "guidance": Guidance,
+    "precision": Precision,
+    "stitch": TStitch,
+    "student": Student,
+}
 EVERY = COMMON | ON_A_GPU
 CHECKS: dict[str, dict[str, Callable[[Case], None]]] = {
     "sampler": EVERY | SAMPLER,
@@ -36,6 +44,7 @@ CHECKS: dict[str, dict[str, Callable[[Case], None]]] = {
     "stitch": EVERY | AT_DENOISER,
     "precision": EVERY | AT_DENOISER,
     "skip": EVERY | AT_DENOISER,
+    "student": EVERY | AT_DENOISER,
 }
 # Rounded numbers flip single levels where kernels sum in another order.
 TOLERANCES = {"precision": 0.35}
@@ -66,8 +75,8 @@ def contract_checks(
 
     For one test each: `@pytest.mark.parametrize("check", contract_checks(m).values(), ids=contract_checks(m))`.
 
-    axis: sampler | grid | guidance | cache | stitch | precision | skip; None: told by the method's class, a `Method` of
-        no other kind being a cache.
+    axis: sampler | grid | guidance | cache | stitch | precision | skip | student; None: told by the method's class, a
+        `Method` of no other kind being a cache.
     neutral: the method at settings that change nothing, or only those settings by name; None: it has none.
     steps: solver steps of the trajectories. Those of ddim, or of the recipe, where the method is not a sampler.
     suite: tried before the tiny ones, for a method that fits none of these.

@@ -66,11 +66,14 @@ QUICK = {
 
 
 def recipe(**axes: str) -> Recipe:
-    """Recipe of one config choice on each named axis; 4 steps of ddim (for a grid: dpmpp_2m) unless given."""
-    axes = {"sampler": "dpmpp_2m" if "grid" in axes else "ddim"} | axes
+    """Recipe of one config choice on each named axis; 4 steps of ddim (for a grid: dpmpp_2m, for a student as many as
+    it has, of ddim_accel) unless given."""
+    usual = "ddim_accel" if "student" in axes else "dpmpp_2m" if "grid" in axes else "ddim"
+    axes = {"sampler": usual} | axes
+    steps_of = len(choice_of("student", axes["student"]).times) if "student" in axes else 4
 
     def quick(axis: str, choice: str):
-        steps = ["sampler.steps=4"] if axis == "sampler" else []
+        steps = [f"sampler.steps={steps_of}"] if axis == "sampler" else []
         return choice_of(axis, choice, *steps, *QUICK.get(choice, []))
 
     return Recipe(**{axis: quick(axis, choice) for axis, choice in axes.items()})

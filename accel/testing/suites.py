@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch import nn
 
 from accel.core.guidance import Guidance
 from accel.core.recipe import Recipe
+from accel.core.student import Contract, contracted, digest_of
 from accel.errors import unknown
-from accel.registry import method
-from accel.suites.base import Suite, labels
+from accel.registry import groups, method
+from accel.suites.base import Student, Suite, labels
 from accel.suites.pipeline import PixelPipeline
 
 CLASSES = 10
@@ -49,6 +51,14 @@ class TinySuite(Suite):
     def models(self) -> dict[str, nn.Module]:
         return {"small": dit(seed=1, layers=1) if self.kind == "transformer" else unet(seed=1, layers=1)}
 
+    def students(self) -> dict[str, Student]:
+        """Those of the registered names: random networks under their contracts."""
+        if self.kind != "unet":
+            return {}
+        made = [method("student", name) for name in groups()["student"] if name != "none"]
+        return {own.model: Student(partial(_student, own.times), {"kind": self.kind}, _contract(own.times))
+                for own in made}  # fmt: skip
+
     def classifier(self) -> nn.Module | None:
         if self.kind == "transformer":  # whose images are latents' own
             return None
@@ -71,6 +81,19 @@ def _random(seed: int, make: Callable[[], nn.Module]) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make().eval().requires_grad_(False)
+
+
+@lru_cache(maxsize=1)
+def _teacher() -> str:
+    return digest_of(unet())
+
+
+def _contract(times: tuple[float, ...]) -> Contract:
+    return Contract("endpoint", times, _teacher())
+
+
+def _student(times: tuple[float, ...]) -> nn.Module:
+    return contracted(unet(seed=2), _contract(times))
 
 
 def unet(seed: int = 0, layers: int = 1) -> nn.Module:

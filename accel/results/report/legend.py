@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from accel.results.comparison import Comparison, Row
 from accel.results.report.sections import settings_text
 
-AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip")
+AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip", "student")
 # (axis, name on it, class of the method, its package where that is not accel) -> what it is, or None where nobody says.
 Describe = Callable[[str, str, str, "str | None"], "str | None"]
 GRAMMAR = (

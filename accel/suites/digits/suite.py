@@ -20,6 +20,7 @@ from accel.samplers.grids import Grid
 from accel.suites.base import (
     ASSETS,
     Reference,
+    Student,
     Suite,
     beside,
     check_manifest,
@@ -31,6 +32,7 @@ from accel.suites.base import (
 from accel.suites.digits import data
 from accel.suites.digits.models import DigitClassifier, PixelClassifier
 from accel.suites.pipeline import PixelPipeline
+from accel.suites.students import folder_of, students
 
 REMEDY = remedy("digits")
 
@@ -66,6 +68,9 @@ class DigitsSuite(Suite):
 
     def models(self) -> dict[str, torch.nn.Module]:
         return {"small": self.load(PixelPipeline, "small").unet}
+
+    def students(self) -> dict[str, Student]:
+        return students(folder_of(self.denoisers), PixelPipeline, self.name)
 
     def classifier(self) -> PixelClassifier:
         return PixelClassifier(copy.deepcopy(classifier(self.weights)))

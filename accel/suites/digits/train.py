@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from accel.suites.base import ASSETS, write_manifest
-from accel.suites.digits import data
+from accel.suites.digits import data, students
 from accel.suites.digits.fit import OnStep, conditional, fit, quiet, save_half
 from accel.suites.digits.models import SCHEDULER, DigitClassifier, build_unet
 from accel.suites.digits.suite import data_hash
@@ -20,6 +20,7 @@ PARTS = {
     "classifier": TrainConfig(steps=3000, batch=128, lr=2e-3, weight_decay=0.05, label_dropout=0.0, seed=3),
     "small": TrainConfig(steps=9000, batch=128, lr=1.5e-3, seed=2),
     "large": TrainConfig(steps=8000, batch=64, lr=6e-4, seed=1),
+    **students.PARTS,
 }
 
 
@@ -27,6 +28,8 @@ def train_part(
     part: str, work: Path, assets: Path = ASSETS / "digits", device: str = "cpu", on_step: OnStep = quiet
 ) -> nn.Module:
     """Train one part (see PARTS) on the train split and write its fp16 weights under `assets`."""
+    if part in students.PARTS:
+        return students.train_part(part, work, assets, device, on_step)
     cfg, checkpoint = PARTS[part], work / f"{part}.safetensors"
     if part == "classifier":
         net = fit(DigitClassifier, classifier_loss, cfg, checkpoint, device, on_step, lambda images: images.float())

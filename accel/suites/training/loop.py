@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,10 @@ class TrainConfig:
     checkpoint_every: int = 250
     muon_lr: float = 0.0  # of the hidden layers' matrices (see accel/suites/training/optimizer.py); 0: AdamW for all
     time_power: float = 1.0  # timesteps are T u^time_power, u uniform: below 1, more of them at high noise
+    # What is below is part of a checkpoint where it is not what it is here.
+    decay: str = "cosine"  # of the learning rate: cosine | linear (to 0)
+    dropout: bool = True  # of the network's own layers
+    beta2: float = 0.999  # of AdamW
 
 
 def lowered(device: torch.device | str, transformer: bool = False) -> Any:
@@ -52,10 +56,12 @@ def lowered(device: torch.device | str, transformer: bool = False) -> Any:
 
 
 def learning_rate(cfg: TrainConfig, step: int) -> float:
-    """Linear warm-up, then cosine decay to 2 % of the peak."""
+    """Linear warm-up, then cosine decay to 2 % of the peak, or linear decay to 0."""
     if step < cfg.warmup:
         return cfg.lr * (step + 1) / cfg.warmup
     progress = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)
+    if cfg.decay == "linear":
+        return cfg.lr * (1 - progress)
     return cfg.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
@@ -110,9 +116,9 @@ def train(
 
     images (N, C, H, W) in model range, labels (N,). `on_step(step, loss)` is called after every step.
     """
-    net.to(device).train()
+    net.to(device).train(cfg.dropout)
     params = dict(net.named_parameters())
-    optimizer = Optimizer(params, cfg.lr, cfg.weight_decay, cfg.muon_lr)
+    optimizer = Optimizer(params, cfg.lr, cfg.weight_decay, cfg.muon_lr, cfg.beta2)
     ema = {k: p.detach().clone() for k, p in params.items()}
     buffers = {k: v for k, v in net.named_buffers() if k in net.state_dict()}  # such as BatchNorm's statistics
     start = _resume(checkpoint, cfg, params, ema, optimizer, buffers) if checkpoint.exists() else 0
@@ -172,4 +178,6 @@ def _resume(path: Path, cfg: TrainConfig, params, ema, optimizer, buffers) -> in
 
 
 def _identity(cfg: TrainConfig) -> dict[str, str]:
-    return {k: str(v) for k, v in asdict(cfg).items() if k != "checkpoint_every"}
+    later = {f.name: f.default for f in fields(cfg) if f.name in ("decay", "dropout", "beta2")}
+    told = {k: v for k, v in asdict(cfg).items() if k != "checkpoint_every" and later.get(k, ...) != v}
+    return {k: str(v) for k, v in told.items()}

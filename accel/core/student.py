@@ -1,0 +1,124 @@
+"""Few-step students: a network that was distilled from the pipeline's own, with a contract that says how to run it.
+
+A student sits where the pipeline's denoiser does; stitches may name the original as `teacher`. What it learned holds
+for one way of sampling only, so its contract travels with the network (`contracted`) and a recipe that breaks it is
+refused before work: other steps or times than it was trained for, guidance on top of what is built in, a solver that
+asks it for derivatives, a teacher that is not the pipeline's network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from accel.core.method import Method
+from accel.digests import weights_digest
+from accel.errors import IncompatibleError, IntegrityError, unknown
+
+TEACHER = "teacher"  # what a stitch calls the pipeline's own denoiser, where a student stands in its place
+FILE = "student.json"
+_NAME = "accel_student"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """How a student may be run. `kind`: of accel.students.KINDS; `times`: the timesteps that it was trained for,
+    largest first, and `steps` their number; `guidance`: the scale that is built in (1: none); `teacher`: digest of the
+    network that it stands for (hex, accel.digests.weights_digest); `bill`: what its training cost, all stages together
+    (seconds, optimiser steps, samples, evaluations of each network, MACs), and what it saw (`data`)."""
+
+    kind: str
+    times: Sequence[float]
+    teacher: str
+    guidance: float = 1.0
+    bill: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "times", tuple(float(time) for time in self.times))
+
+    @property
+    def steps(self) -> int:
+        return len(self.times)
+
+    def save(self, folder: Path) -> None:
+        """Write it beside the weights in `folder`."""
+        text = json.dumps(asdict(self) | {"times": list(self.times)}, indent=1, sort_keys=True)
+        (folder / FILE).write_text(text + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Contract:
+        """Of the student in `folder`; IntegrityError if there is none, or it is damaged."""
+        try:
+            content = json.loads((folder / FILE).read_text())
+            return cls(**{f.name: content[f.name] for f in fields(cls)})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(
+                f"{folder / FILE} is no contract of a student: {error!r}. Restore the file."
+            ) from error
+
+
+def contracted(net: nn.Module, contract: Contract) -> nn.Module:
+    """`net`, which from now on is a student under `contract`."""
+    setattr(net, _NAME, contract)
+    return net
+
+
+def contract_of(net: nn.Module) -> Contract | None:
+    """The contract that `contracted` gave this network, if any."""
+    return vars(net).get(_NAME)  # a module looks long for an attribute that it lacks
+
+
+def digest_of(net: nn.Module) -> str:
+    """What contracts know a teacher by."""
+    return bytes(weights_digest(net).tolist()).hex()
+
+
+class Student(Method):
+    """A distilled network in the place of the pipeline's denoiser: what a recipe asks of it."""
+
+    model: str
+
+    @property
+    def grid(self) -> Any:
+        """The grid of the timesteps that it was trained for, which a recipe without a grid gets."""
+        raise TypeError(f"{type(self).__name__} does not say what its grid is")
+
+    def find(self, models: Mapping[str, nn.Module]) -> nn.Module:
+        """Its network among `models`; ConfigError or IncompatibleError if it is not there, or is no student."""
+        if self.model in models and contract_of(models[self.model]):
+            return models[self.model]
+        students = [name for name, net in models.items() if contract_of(net)]
+        if not students:
+            raise IncompatibleError(f"this suite has no student, but {self.model!r} is named; use student=none.")
+        raise unknown("student", self.model, students)
+
+    def check_contract(self, contract: Contract, recipe: Any) -> None:
+        """IncompatibleError where `recipe` asks for what the student was not trained for."""
+
+    def check_teacher(self, net: nn.Module, contract: Contract) -> None:
+        """IncompatibleError unless `net`, the pipeline's own denoiser, is what the student was distilled from."""
+        if (found := digest_of(net)) != contract.teacher:
+            raise IncompatibleError(
+                f"student {self.model!r} was distilled from a network with the digest {contract.teacher[:12]}..., and "
+                f"this pipeline's has {found[:12]}...: another teacher. Distil it anew from this one, or use "
+                "student=none."
+            )
+
+
+def check_students(recipe: Any, own: nn.Module, nets: Mapping[str, nn.Module]) -> None:
+    """Raise with the reason if a recipe on a pipeline with the denoiser `own`, which runs `nets`, breaks the contract
+    of its student, or lets another part of the trajectory be a student's."""
+    if recipe.student:
+        contract = contract_of(nets["base"])
+        recipe.student.check_contract(contract, recipe)
+        recipe.student.check_teacher(own, contract)
+    if wrong := [name for name, net in nets.items() if name != "base" and contract_of(net)]:
+        raise IncompatibleError(
+            f"{wrong[0]!r} is a student, whose contract holds in the place of the denoiser alone; use "
+            f"student={wrong[0]} and name the pipeline's own as stitch.models=[{TEACHER}]."
+        )

@@ -1,0 +1,101 @@
+"""The students of the digits, and `make train SUITE=digits PART=pd4`: few-step networks distilled from `large`.
+
+`pd4` learns four segments from four evaluations of DPM-Solver++(2M) each; `pd2` and `pd1` are halved from it and from
+each other (progressive distillation). Times are 999, 550, 350 and 170 (sigma / alpha = 157, 4.6, 1.6 and 0.6), nested.
+Pictures seen: the training images, noised.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+
+from accel.core.macs import count_macs
+from accel.core.student import Contract, contract_of, digest_of
+from accel.errors import ConfigError
+from accel.samplers.noise_schedule import noise_schedule
+from accel.suites.base import ASSETS, load_pipeline
+from accel.suites.digits import data
+from accel.suites.digits.fit import OnStep, fit, quiet
+from accel.suites.digits.models import SCHEDULER, build_unet
+from accel.suites.pipeline import PixelPipeline
+from accel.suites.students import folder_of, load, save
+from accel.suites.training.loop import TrainConfig
+from accel.suites.training.segments import Segments, segment_loss
+
+BACKWARD = 2  # a backward pass in forward passes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One student: its task, its training, and whose weights it begins with and learns from."""
+
+    task: Segments
+    training: TrainConfig
+    parent: str = "large"
+
+    @property
+    def steps(self) -> int:
+        return self.training.steps
+
+
+_TRAINING = TrainConfig(
+    batch=32, lr=3e-4, warmup=20, weight_decay=0.0, ema_decay=0.99, label_dropout=0.0, checkpoint_every=50,
+    decay="linear", dropout=False, beta2=0.99,
+)  # fmt: skip
+PARTS = {
+    "pd4": Stage(Segments((999, 550, 350, 170)), replace(_TRAINING, steps=600, seed=11)),
+    "pd2": Stage(
+        Segments((999, 350), order=1, through=(999, 550, 350, 170)), replace(_TRAINING, steps=500, seed=12), "pd4"
+    ),
+    "pd1": Stage(Segments((999,), order=1, through=(999, 350)), replace(_TRAINING, steps=700, seed=13), "pd2"),
+}
+
+
+def train_part(
+    part: str, work: Path, assets: Path = ASSETS / "digits", device: str = "cpu", on_step: OnStep = quiet
+) -> nn.Module:
+    """Train one student (see PARTS); its fp16 weights and contract go beside the folder `assets` of its teacher."""
+    stage, folder = PARTS[part], folder_of(assets)
+    original = load_pipeline(PixelPipeline, assets / "large").unet
+    if stage.parent != "large" and not (folder / stage.parent).is_dir():
+        raise ConfigError(f"{part} is distilled from {stage.parent}, which is not in {folder}; train that first.")
+    parent = original if stage.parent == "large" else load(folder / stage.parent, PixelPipeline, "digits")
+    schedule, before = noise_schedule(SCHEDULER), contract_of(parent)
+
+    def make() -> nn.Module:
+        net = build_unet("large")
+        net.load_state_dict(parent.state_dict())
+        return net
+
+    teacher = parent.to(device).eval().requires_grad_(False)
+
+    def loss(net: nn.Module, x0: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return segment_loss(net, teacher, schedule, stage.task, x0, generator, class_labels=labels)
+
+    begin = time.perf_counter()
+    net = fit(make, loss, stage.training, work / f"{part}.safetensors", device, on_step)
+    seconds = time.perf_counter() - begin
+    calls = len(stage.task.inner(stage.task.times[0], [*stage.task.times[1:], -1.0][0])) + 1
+    bill = _bill(stage, original, calls if stage.task.through else stage.task.calls, seconds)
+    if before is not None:
+        bill |= {key: before.bill[key] + bill[key] for key in bill if key != "data"}
+    pipe = PixelPipeline(unet=net.half(), scheduler=DDPMScheduler(**SCHEDULER))
+    save(pipe, Contract("endpoint", stage.task.times, digest_of(original.cpu()), 1.0, bill), folder / part)
+    return net
+
+
+def _bill(stage: Stage, net: nn.Module, calls: int, seconds: float) -> dict[str, float | str]:
+    """What a stage costs: evaluations are of one image each, `macs` those of all of them."""
+    samples = stage.training.steps * stage.training.batch
+    x = torch.zeros(1, 1, data.SIZE, data.SIZE)
+    _, one = count_macs(lambda: net.cpu()(x, torch.tensor([0]), class_labels=torch.tensor([0])))
+    teacher, student = samples * calls, samples * (1 + BACKWARD)
+    return {"seconds": round(seconds, 1), "steps": stage.training.steps, "samples": samples,
+            "teacher_evaluations": teacher, "student_evaluations": student, "macs": (teacher + student) * one,
+            "data": "training images"}  # fmt: skip

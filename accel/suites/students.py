@@ -1,0 +1,57 @@
+"""Students that ship with a suite: pipeline folders with a contract, each beside its manifest.
+
+<suite>_students/<name>/model_index.json ...   as save_pretrained writes them, weights in float16
+<suite>_students/<name>/student.json           the contract (accel.core.student)
+<suite>_students/<name>/MANIFEST.json          sha256 of every file
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from accel.core.denoiser import denoiser_name
+from accel.core.student import FILE, Contract, contracted
+from accel.suites.base import Student, check_manifest, load_pipeline, manifest, remedy, write_manifest
+
+
+def folder_of(denoisers: Path) -> Path:
+    """Where the students of the networks in a folder are: beside it."""
+    return denoisers.parent / f"{denoisers.name}_students"
+
+
+def students(folder: Path, cls: type, suite: str) -> dict[str, Student]:
+    """The students below `folder`, none where there is no such; pipelines are of class `cls`. IntegrityError for a
+    damaged contract or manifest."""
+    return {path.parent.name: _student(path.parent, cls, suite) for path in sorted(folder.glob(f"*/{FILE}"))}
+
+
+def _student(folder: Path, cls: type, suite: str) -> Student:
+    listed = manifest(folder, remedy(suite))
+    decides = {name: value for name, value in listed.items() if name.endswith((".safetensors", "config.json"))}
+    return Student(partial(load, folder, cls, suite), decides, Contract.load(folder))
+
+
+def load(folder: Path, cls: type, suite: str) -> nn.Module:
+    """The network of the student in `folder`, under its contract, after checking every file."""
+    check_manifest(folder, remedy(suite))
+    pipe = load_pipeline(cls, folder)
+    return contracted(getattr(pipe, denoiser_name(pipe)), Contract.load(folder))
+
+
+def save(pipe: DiffusionPipeline, contract: Contract, folder: Path) -> None:
+    """Write a student, in the dtype that it has, in the place of what is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    pipe.save_pretrained(folder)
+    contract.save(folder)
+    write_manifest(folder)
+
+
+def bill_of(contract: Contract) -> dict[str, Any]:
+    """What a record keeps of a student's training."""
+    return {"kind": contract.kind, **contract.bill}

@@ -1,0 +1,217 @@
+"""Distillation of trajectory segments: one loss for progressive distillation, phased consistency and trajectory ends.
+
+A student learns where the teacher's probability-flow ODE leads from time t to an earlier one s. With the teacher's
+solver from t to u (s <= u < t) and the student's own DDIM step from u to s, held fixed,
+
+    x_u = Solve(x_t; t -> u),   x_s = DDIM(x_u, x0_theta-(x_u, u); u -> s)   (x_s = x_u where u = s)
+
+the x_0 that one DDIM step from t to s would need to end there, and its velocity, are
+
+    x~ = (x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t),   v~ = (alpha_t x_t - x~) / sigma_t
+
+and the loss is || v_theta(x_t, t, c) - v~ ||^2, which at fixed x_t is (SNR + 1) || x0_theta - x~ ||^2. For a flow v is
+the network's own output and v~ = (x_t - x~) / t, the same formula with alpha = 1 - sigma. Which (t, u, s) are drawn is
+the method (`DRAWS`):
+
+* `edges`: t and s are neighbours of the student's grid, u = s. Progressive distillation (Salimans & Ho 2022,
+  arXiv:2202.00512, eq. 8 in this form) with any solver as the teacher, also one that takes more than two steps.
+* `phases`: t anywhere in a segment, u one fine step below, s its lower edge. Phased consistency models (Wang et al.
+  2024, arXiv:2405.18407, eq. 12; here the squared error in place of Huber's, and the network itself in place of its
+  EMA).
+* `ends`: as `phases`, but s anywhere from the lower edge to u. Trajectory segmented consistency (Ren et al. 2024,
+  arXiv:2404.13686, eq. 6, without the adversarial part).
+
+x_t is a noised training image. Networks must predict v (variance preserving) or the flow's velocity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from accel.errors import ConfigError, check_int, unknown
+from accel.samplers.noise_schedule import NoiseSchedule
+
+END = -1.0  # the time at which sigma = 0, below every timestep
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x (B, C, H, W), t (B,) -> v, of the same shape
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The student's task: `times`, its grid, largest first (the last segment ends at sigma = 0); `draw`: which triples;
+    `calls`: the teacher's evaluations from t to u; `order`: of its solver, 1 (DDIM) or 2 (DPM-Solver++(2M));
+    `fine`: fine steps of a segment, of which `phases` and `ends` go one down; `through`: the times of a teacher that is
+    a student itself and knows no others, equally many in each segment, in the place of `calls`."""
+
+    times: Sequence[float]
+    draw: str = "edges"
+    calls: int = 4
+    order: int = 2
+    fine: int = 8
+    through: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        if self.draw not in DRAWS:
+            raise unknown("draw of segments", self.draw, DRAWS)
+        check_int("calls", self.calls, 1)
+        check_int("fine", self.fine, 1)
+        if self.order not in (1, 2):
+            raise ConfigError(f"the order of a segment's solver is {self.order}; allowed: 1 or 2.")
+        if len(self.times) < 1 or any(a <= b for a, b in pairwise(self.times)):
+            raise ConfigError(f"times of segments are {list(self.times)}; allowed: one or more, largest first.")
+        inside = [self.inner(t, u) for t, u in zip(self.times, [*self.times[1:], END], strict=True)]
+        strange = self.through and not {*self.times} <= {*self.through}
+        if self.through and (strange or self.draw != "edges" or len({len(own) for own in inside}) > 1):
+            raise ConfigError(
+                f"a teacher of the times {list(self.through)} is asked for draw={self.draw!r} and times "
+                f"{list(self.times)}; allowed: draw='edges', times of its own, equally many in each segment."
+            )
+
+    def inner(self, t: float, u: float) -> list[float]:
+        """The teacher's own times strictly between t and u, largest first."""
+        return sorted((time for time in self.through if u < time < t), reverse=True)
+
+    def route(self, t: np.ndarray, u: np.ndarray, levels: Levels) -> np.ndarray:
+        """The times at which the teacher is evaluated, and u: (calls + 1, B)."""
+        if not self.through:
+            return levels.between(t, u, self.calls)
+        return np.array([[a, *self.inner(a, b), b] for a, b in zip(t, u, strict=True)]).T
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Noise levels as functions of times (B,) in float64, END among them: a schedule with the step to sigma = 0."""
+
+    schedule: NoiseSchedule
+
+    def at(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(alpha, sigma) of times (B,)."""
+        alpha, sigma = self.schedule.alpha_sigma(np.maximum(times, self.schedule.t_min))
+        ended = times < self.schedule.t_min
+        return np.where(ended, 1.0, alpha), np.where(ended, 0.0, sigma)
+
+    def between(self, t: np.ndarray, s: np.ndarray, parts: int) -> np.ndarray:
+        """`parts` + 1 times from t to s (parts + 1, B), uniform in rho^(1/7) as Karras' grid; END stays the last."""
+        root = [self.schedule.rho(np.maximum(times, self.schedule.t_min)) ** (1 / 7) for times in (t, s)]
+        shares = np.arange(parts + 1)[:, None] / parts
+        found = self.schedule.timestep((root[0] + shares * (root[1] - root[0])) ** 7)
+        found[0], found[-1] = t, s
+        return found
+
+
+def _edges(task: Segments, levels: Levels, generator: torch.Generator, count: int) -> tuple[np.ndarray, ...]:
+    top, bottom = _segment(task, generator, count)
+    return top, bottom, bottom
+
+
+def _phases(task: Segments, levels: Levels, generator: torch.Generator, count: int) -> tuple[np.ndarray, ...]:
+    top, bottom = _segment(task, generator, count)
+    fine = levels.between(top, bottom, task.fine)
+    place = torch.randint(0, task.fine, (count,), generator=generator).numpy()
+    rows = np.arange(count)
+    return fine[place, rows], fine[place + 1, rows], bottom
+
+
+def _ends(task: Segments, levels: Levels, generator: torch.Generator, count: int) -> tuple[np.ndarray, ...]:
+    t, u, bottom = _phases(task, levels, generator, count)
+    fine = levels.between(u, bottom, task.fine)
+    place = torch.randint(0, task.fine + 1, (count,), generator=generator).numpy()
+    return t, u, np.where(u == bottom, bottom, fine[place, np.arange(count)])
+
+
+def _segment(task: Segments, generator: torch.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    edges = np.array([*task.times, END], np.float64)
+    place = torch.randint(0, len(task.times), (count,), generator=generator).numpy()
+    return edges[place], edges[place + 1]
+
+
+DRAWS: Mapping[str, Callable[..., tuple[np.ndarray, ...]]] = {"edges": _edges, "phases": _phases, "ends": _ends}
+
+
+def column(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    """values (B,) as (B, 1, 1, 1) of the dtype and device of `like`."""
+    return torch.as_tensor(values).to(like).reshape(-1, *[1] * (like.dim() - 1))
+
+
+def clean(x: torch.Tensor, v: torch.Tensor, alpha: np.ndarray, sigma: np.ndarray, flow: bool) -> torch.Tensor:
+    """x_0 of a velocity at x_t: alpha x - sigma v; of a flow's x - sigma v."""
+    return (x if flow else column(alpha, x) * x) - column(sigma, x) * v
+
+
+def ddim(x: torch.Tensor, x0: torch.Tensor, now: tuple[np.ndarray, ...], then: tuple[np.ndarray, ...]) -> torch.Tensor:
+    """One DDIM step of x_t with a predicted x_0: alpha_s x_0 + (sigma_s / sigma_t) (x_t - alpha_t x_0)."""
+    (alpha, sigma), (alpha_s, sigma_s) = now, then
+    return column(alpha_s, x) * x0 + column(sigma_s / sigma, x) * (x - column(alpha, x) * x0)
+
+
+def endpoint(x: torch.Tensor, x_s: torch.Tensor, now: tuple[np.ndarray, ...], then: tuple[np.ndarray, ...]) -> Any:
+    """The x_0 with which one DDIM step from x_t ends at x_s, the inverse of `ddim`."""
+    (alpha, sigma), (alpha_s, sigma_s) = now, then
+    ratio = sigma_s / sigma
+    return (x_s - column(ratio, x) * x) / column(alpha_s - ratio * alpha, x)
+
+
+def solve(predict: Predict, x: torch.Tensor, times: np.ndarray, levels: Levels, order: int) -> torch.Tensor:
+    """x (B, ...) at the last of `times` (calls + 1, B) from that at the first, along the ODE of `predict`: by DDIM, or
+    DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, alg. 2). A step to sigma = 0 is of first order."""
+    flow = levels.schedule.flow
+    before: torch.Tensor | None = None
+    log_before: np.ndarray | None = None
+    for now, then in pairwise(times):
+        here, there = levels.at(now), levels.at(then)
+        x0 = clean(x, predict(x, torch.as_tensor(now)), *here, flow)
+        with np.errstate(divide="ignore"):
+            step = np.log(here[1] / here[0]) - np.log(there[1] / there[0])  # of lambda; infinite to sigma = 0
+        used = x0
+        if order == 2 and before is not None:
+            ratio = np.where(np.isfinite(step), step, 0.0) / (2 * log_before)
+            used = x0 + column(ratio, x) * (x0 - before)
+        x = ddim(x, used, here, there)
+        before, log_before = x0, step
+    return x
+
+
+def target(
+    x: torch.Tensor, t: np.ndarray, u: np.ndarray, s: np.ndarray, teacher: Predict, student: Predict, levels: Levels,
+    task: Segments,
+) -> torch.Tensor:  # fmt: skip
+    """v~ of the module's head for x_t (B, ...) and times (B,) t > u >= s."""
+    flow, now, end = levels.schedule.flow, levels.at(t), levels.at(s)
+    x_s = x_u = solve(teacher, x, task.route(t, u, levels), levels, task.order)
+    if (further := u > s).any():
+        middle = levels.at(np.where(further, u, t))  # rows that are there already take no step, whatever this says
+        inner = student(x_u, torch.as_tensor(np.where(further, u, t)))
+        onward = ddim(x_u, clean(x_u, inner, *middle, flow), middle, end)
+        x_s = torch.where(column(further, x) > 0, onward, x_u)
+    x0 = endpoint(x, x_s, now, end)
+    return ((x if flow else column(now[0], x) * x) - x0) / column(now[1], x)
+
+
+def segment_loss(
+    net: nn.Module, teacher: nn.Module, schedule: NoiseSchedule, task: Segments, x0: torch.Tensor,
+    generator: torch.Generator, **condition: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """Mean squared error of the velocity of `net` against that of the segments; x0 (B, C, H, W) in -1..1, `condition`
+    with B rows. The teacher, and the student where it is its own target, are held fixed."""
+    levels, device = Levels(schedule), next(net.parameters()).device
+    t, u, s = DRAWS[task.draw](task, levels, generator, len(x0))
+    alpha, sigma = levels.at(t)
+    noise = torch.randn(x0.shape, generator=generator)
+    x = (column(alpha, x0) * x0 + column(sigma, x0) * noise).to(device)
+    condition = {name: value.to(device) for name, value in condition.items()}
+
+    def predicting(network: nn.Module) -> Predict:
+        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return network(x, t.to(device, x.dtype), **condition, return_dict=False)[0].float()
+
+        return predict
+
+    with torch.no_grad():
+        wanted = target(x, t, u, s, predicting(teacher), predicting(net), levels, task)
+    return nn.functional.mse_loss(predicting(net)(x, torch.as_tensor(t)), wanted)

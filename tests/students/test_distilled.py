@@ -1,0 +1,205 @@
+"""Students in a recipe: where they sit, what their contract refuses, what they leave behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from accel.caching import DeepCache
+from accel.core.recipe import Recipe, accelerate
+from accel.core.student import Contract, contract_of, contracted, digest_of
+from accel.errors import AccelError, ConfigError, IncompatibleError, IntegrityError
+from accel.guidance import CFG
+from accel.registry import method
+from accel.samplers import DiffusersSampler
+from accel.stitching import TStitch
+from accel.students import KINDS, Distilled
+from accel.suites.base import Networks
+from accel.testing.suites import TinySuite, unet
+
+TIMES = (999, 550, 350, 170)
+
+
+@pytest.fixture
+def tiny():
+    suite = TinySuite("unet")
+    return suite.pipeline(), suite.networks()
+
+
+def recipe(name: str = "pd4", sampler: str = "ddim_accel", **axes) -> Recipe:
+    student = method("student", name)
+    return Recipe(method("sampler", sampler, steps=len(student.times)), student=student, **axes)
+
+
+def images(pipe, made: Recipe | None, models) -> torch.Tensor:
+    call = {
+        "class_labels": [3, 5],
+        "generator": [torch.Generator().manual_seed(i) for i in (0, 1)],
+        "output_type": "pt",
+    }
+    if made is None:
+        return pipe(**call, num_inference_steps=4).images
+    with accelerate(pipe, made, models=models):
+        return pipe(**call).images
+
+
+def test_its_images_are_those_of_a_pipeline_with_its_network(tiny):
+    pipe, models = tiny
+    found = images(pipe, recipe(), models)
+    pipe.unet = models["pd4"]
+    sampler = method("sampler", "ddim_accel", steps=4)
+    assert torch.equal(found, images(pipe, Recipe(sampler, recipe().grid), None))
+
+
+def test_the_pipeline_is_its_own_again_and_counts_are_the_students(tiny):
+    pipe, models = tiny
+    before, own = images(pipe, None, None), pipe.unet
+    with accelerate(pipe, recipe("pd2"), models=models, count_macs=True) as run:
+        pipe(class_labels=[1], output_type="pt")
+        assert (run.nfe, run.strip) == (2, "base:full base:full")
+    assert pipe.unet is own
+    assert "forward" not in vars(own) | vars(models["pd2"])
+    assert torch.equal(before, images(pipe, None, None))
+
+
+def test_without_a_grid_it_runs_at_its_own_times():
+    made = recipe()
+    assert made.grid.timesteps == TIMES
+    assert made.label == "ddim_accel-4@pd4 + pd4"
+    assert made.axes()["student"] == "pd4"
+    assert made.unaccelerated.grid == made.grid, "the teacher in as many steps, at the same times, is its plain recipe"
+    assert made.unaccelerated.student is None
+    assert not made.plain
+
+
+def test_a_stitch_may_let_the_teacher_begin(tiny):
+    pipe, models = tiny
+    stitch = TStitch(models=("teacher",), fractions=(0.5,))
+    with accelerate(pipe, recipe(stitch=stitch), models=models) as run:
+        pipe(class_labels=[1], output_type="pt")
+        assert run.strip == "teacher:full teacher:full base:full base:full"
+    whole = images(pipe, recipe(stitch=TStitch(models=("teacher",), fractions=(1.0,))), models)
+    alone = images(pipe, replace(recipe(), student=None), None)
+    assert torch.equal(whole, alone), "the teacher alone is the plain recipe"
+
+
+def test_students_are_loaded_when_they_are_asked_for():
+    asked = []
+    suite = TinySuite("unet")
+    found = Networks(suite.models(), {name: lambda name=name: asked.append(name) or unet(1) for name in ("a", "b")})
+    assert {"small", "a", "b"} == {*found}
+    assert len(found) == 3
+    moved = found.to("cpu")
+    assert asked == []
+    assert moved["b"] is moved["b"]
+    assert asked == ["b"]
+
+
+REFUSED = {
+    "guidance on top": (lambda: recipe(guidance=CFG(2.0)), "no guidance was built into it.*student.on_top=true"),
+    "a cache at one step": (lambda: recipe("pd1", cache=DeepCache(2, 1)), "has one step; use cache=none"),
+    "too many steps": (
+        lambda: Recipe(method("sampler", "ddim_accel", steps=5), student=method("student", "pd4")),
+        "trained for 4 steps, at the timesteps 999, 550, 350, 170, and this recipe has 5 steps; use sampler.steps=4",
+    ),
+    "no sampler": (lambda: Recipe(student=method("student", "pd4")), "the pipeline's own scheduler"),
+    "another grid": (lambda: recipe(grid=method("grid", "karras")), "has grid 'karras'; use grid=none"),
+    "times of another": (
+        lambda: replace(recipe(), student=Distilled("pd4", (999, 600, 350, 170))),
+        r"use student.times=\[999, 550, 350, 170\]",
+    ),
+    "a solver of two evaluations": (lambda: recipe(sampler="heun"), "cannot be driven by HeunDiscreteScheduler"),
+    "Runge-Kutta": (lambda: recipe(sampler="deis_rhork"), "DEISScheduler by Runge-Kutta"),
+    "a searched sampler": (lambda: recipe(sampler="dc_solver"), "DCSolverScheduler"),
+    "noise": (
+        lambda: replace(
+            recipe(),
+            sampler=DiffusersSampler("DPMSolverMultistepScheduler", 4, options={"algorithm_type": "sde-dpmsolver++"}),
+        ),
+        "DPMSolverMultistepScheduler with noise",
+    ),
+    "re-noising": (lambda: replace(recipe(), sampler=DiffusersSampler("LCMScheduler", 4)), "LCMScheduler: it predicts"),
+    "as a stitch": (
+        lambda: Recipe(method("sampler", "ddim", steps=4), stitch=TStitch(models=("pd4",), fractions=(0.5,))),
+        r"'pd4' is a student.*stitch.models=\[teacher\]",
+    ),
+    "unknown": (lambda: replace(recipe(), student=Distilled("pd3", TIMES)), "Did you mean"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_breaks_the_contract_is_refused_with_what_mends_it(case, tiny):
+    made, said = REFUSED[case]
+    pipe, models = tiny
+    with pytest.raises(AccelError, match=said):
+        made().check(pipe, models)
+
+
+def test_a_student_of_another_teacher_is_refused(tiny):
+    pipe, models = tiny
+    with torch.no_grad():
+        next(pipe.unet.parameters()).mul_(1.01)
+    with pytest.raises(IncompatibleError, match=r"another teacher\. Distil it anew"):
+        recipe().check(pipe, models)
+
+
+def test_a_suite_without_students_says_so(tiny):
+    pipe, _ = tiny
+    with pytest.raises(IncompatibleError, match="this suite has no student"):
+        recipe().check(pipe, {"small": unet(1)})
+
+
+def test_guidance_on_top_is_allowed_where_it_is_said(tiny):
+    pipe, models = tiny
+    made = recipe(guidance=CFG(2.0))
+    made = replace(made, student=replace(made.student, on_top=True))
+    made.check(pipe, models)
+    assert "pd4(guided)" in made.label
+    shortcut = replace(made, guidance=method("guidance", "ag", scale=2.0))
+    with pytest.raises(IncompatibleError, match="allows guidance=cfg"):
+        shortcut.check(pipe, models)
+
+
+def test_multistep_solvers_and_other_axes_go_with_it(tiny):
+    pipe, models = tiny
+    for made in (
+        recipe(sampler="dpmpp_2m"),
+        recipe(sampler="deis_tab"),
+        recipe(cache=DeepCache(2, 1)),
+        recipe(stitch=TStitch(fractions=(0.25,))),
+        recipe(precision=method("precision", "bf16")),
+    ):
+        made.check(pipe, models)
+
+
+def test_a_contract_comes_back_from_its_folder(tmp_path):
+    contract = Contract("endpoint", TIMES, "ab", 1.0, {"seconds": 3.0})
+    contract.save(tmp_path)
+    assert Contract.load(tmp_path) == contract
+    assert contract.steps == 4
+    for text in ("{", '{"kind": "endpoint"}', "[]"):
+        (tmp_path / "student.json").write_text(text)
+        with pytest.raises(IntegrityError, match="no contract of a student"):
+            Contract.load(tmp_path)
+
+
+def test_an_unknown_kind_is_refused(tiny):
+    pipe, _ = tiny
+    own = Contract("dream", TIMES, digest_of(pipe.unet))
+    with pytest.raises(ConfigError, match="endpoint"):
+        recipe().check(pipe, {"pd4": contracted(unet(2), own)})
+    assert "endpoint" in KINDS
+
+
+def test_a_contract_is_of_one_network():
+    net = contracted(unet(2), Contract("endpoint", TIMES, "ab"))
+    assert contract_of(net).times == TIMES
+    assert contract_of(unet(2)) is None
+
+
+@pytest.mark.parametrize("given", [{}, {"model": "pd4"}, {"model": "pd4", "times": ("x",)}, {"times": (999,)}])
+def test_a_student_without_name_or_times_is_refused(given):
+    with pytest.raises(ConfigError, match=r"student.model|timesteps"):
+        Distilled(**given)
