@@ -46,6 +46,8 @@ def _distinct() -> list[tuple[str, str]]:
         kind = (axis, choice)
         if axis == "cache":
             kind = (type(config), getattr(config, "hook", None))
+        elif axis == "student":
+            kind = (type(config), len(config.times) > 1)
         elif isinstance(config, FakeQuant):
             kind = (type(config), config.calibration.replayed)
         elif isinstance(config, Whole):

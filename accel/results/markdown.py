@@ -11,6 +11,7 @@ from accel.results.comparison import HOCHBERG, HOLM, PROMPTED, SIMILAR, TO_PLAIN
 from accel.results.composition_table import composition_section
 from accel.results.frame import torch_of
 from accel.results.headline import sentences
+from accel.results.students import students_section
 from accel.results.text import POINTS, comma, device_text, devices_text, listed, metric_name, short_hash
 from accel.results.timing_notes import timing_notes
 
@@ -45,6 +46,8 @@ def markdown(study: Comparison) -> str:
         page += ["## Equal-cost controls", said, grid(control_columns(study), study.controls())]
     if section := composition_section(study):
         page += ["## Composition", section]
+    if section := students_section(study):
+        page += ["## Students", section]
     if pairs := again(study):
         page += ["## A/A: the same recipes on other seeds", aa_text(study), grid(aa_columns(study), pairs)]
     if said := sentences(study) if study.against else ():

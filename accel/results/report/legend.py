@@ -15,7 +15,7 @@ Describe = Callable[[str, str, str, "str | None"], "str | None"]
 GRAMMAR = (
     "A label is read from the left: the sampler and its number of steps (`dpmpp_2m-10`), after @ the grid of timesteps "
     "that it visits (`@karras`; without @ the sampler's usual one), then after each + what is added: guidance, stitch, "
-    "cache, skip, precision."
+    "cache, skip, precision; a student after guidance."
 )
 
 
