@@ -11,7 +11,8 @@ from accel.results.text import significant
 
 WORSE = "worse"
 TEXT = (
-    "Training of all stages together, on the machine that trained it: a backward pass counts as two evaluations. "
+    "Training of all stages together; its seconds are those that passed, whatever else the machine did, and a backward "
+    "pass counts as two evaluations. "
     "Teacher images: so many images of the baseline take as many MACs as the training did. Break-even: the number of "
     "images from which training and sampling together take fewer MACs than sampling with the cheapest row that needs "
     "no training and is worse than the student in none of the values that a user would miss."

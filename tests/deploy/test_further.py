@@ -15,13 +15,16 @@ import accel
 from accel.cli import export as cli
 from accel.core.conditioning import conditioned
 from accel.core.recipe import Recipe
+from accel.core.student import Contract, digest_of
 from accel.deploy.export import write_folder
 from accel.deploy.opened import open_recipe
 from accel.deploy.recipe_file import OtherModelError
 from accel.errors import AccelError, ConfigError, IntegrityError
 from accel.guidance import AutoGuidance, ClassifierGuidance
 from accel.precision import Cast
+from accel.registry import method
 from accel.stitching import TStitch
+from accel.suites import students
 from accel.suites.base import write_manifest
 from accel.suites.pipeline import PixelPipeline
 
@@ -174,3 +177,26 @@ def test_what_no_folder_can_hold_is_refused(light_words, recipes, tmp_path):
     assert "'small' has a conditioning of its own (accel.core.conditioning), which no folder holds" in refusal(opened)
     opened = open_recipe(RECIPES["stitch"].save(tmp_path / "bare", suite=light_words))
     assert "has no digest of its further network 'small', by which it would be known in a folder" in refusal(opened)
+
+
+def test_a_folder_brings_a_student_with_its_contract(light_digits, tmp_path):
+    weights = Path(shutil.copytree(light_digits, tmp_path / "digits"))
+    teacher, student = pipeline(weights / "large"), pipeline(weights / "small")
+    contract = Contract("endpoint", (999, 350), digest_of(teacher.unet), 1.0, {"seconds": 1.0})
+    students.save(student, contract, tmp_path / "digits_students/pd2")
+    recipe = Recipe(method("sampler", "ddim_accel", steps=2), student=method("student", "pd2"))
+    path = saved(tmp_path / "recipe", ["suite=digits", f"+suite.weights={weights}"], recipe, samples=None).parent
+    with open_recipe(path).apply() as applied:
+        want = images(applied)
+        assert applied.run.nfe == 2
+    folder = tmp_path / "folder"
+    assert cli.main([str(path), "--to", "folder", "--output", str(folder)]) == 0
+    with accel.apply(pipeline(folder), folder) as applied:
+        assert torch.equal(images(applied), want)
+    said = json.loads((folder / "networks/pd2/student.json").read_text())
+    (folder / "networks/pd2/student.json").write_text(json.dumps(said | {"times": [999, 300]}))
+    with pytest.raises(IntegrityError, match=r"student\.json is damaged"):
+        accel.apply(pipeline(folder), folder)
+    write_manifest(folder / "networks")
+    with pytest.raises(AccelError, match=r"timesteps 999, 300, and student\.times are 999, 350"):
+        accel.apply(pipeline(folder), folder)

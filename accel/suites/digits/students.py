@@ -7,6 +7,7 @@ Pictures seen: the training images, noised.
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +19,12 @@ from torch import nn
 from accel.core.macs import count_macs
 from accel.core.student import Contract, contract_of, digest_of
 from accel.errors import ConfigError
+from accel.files import write_atomic
 from accel.samplers.noise_schedule import noise_schedule
 from accel.suites.base import ASSETS, load_pipeline
 from accel.suites.digits import data
 from accel.suites.digits.fit import OnStep, fit, quiet
-from accel.suites.digits.models import SCHEDULER, build_unet
+from accel.suites.digits.models import SCHEDULER
 from accel.suites.pipeline import PixelPipeline
 from accel.suites.students import folder_of, load, save
 from accel.suites.training.loop import TrainConfig
@@ -51,9 +53,9 @@ _TRAINING = TrainConfig(
 PARTS = {
     "pd4": Stage(Segments((999, 550, 350, 170)), replace(_TRAINING, steps=600, seed=11)),
     "pd2": Stage(
-        Segments((999, 350), order=1, through=(999, 550, 350, 170)), replace(_TRAINING, steps=500, seed=12), "pd4"
+        Segments((999, 350), order=1, through=(999, 550, 350, 170)), replace(_TRAINING, steps=300, seed=12), "pd4"
     ),
-    "pd1": Stage(Segments((999,), order=1, through=(999, 350)), replace(_TRAINING, steps=700, seed=13), "pd2"),
+    "pd1": Stage(Segments((999,), order=1, through=(999, 350)), replace(_TRAINING, steps=400, seed=13), "pd2"),
 }
 
 
@@ -68,26 +70,43 @@ def train_part(
     parent = original if stage.parent == "large" else load(folder / stage.parent, PixelPipeline, "digits")
     schedule, before = noise_schedule(SCHEDULER), contract_of(parent)
 
-    def make() -> nn.Module:
-        net = build_unet("large")
-        net.load_state_dict(parent.state_dict())
-        return net
-
-    teacher = parent.to(device).eval().requires_grad_(False)
+    teacher = copy.deepcopy(parent).to(device).eval().requires_grad_(False)
 
     def loss(net: nn.Module, x0: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return segment_loss(net, teacher, schedule, stage.task, x0, generator, class_labels=labels)
 
-    begin = time.perf_counter()
-    net = fit(make, loss, stage.training, work / f"{part}.safetensors", device, on_step)
-    seconds = time.perf_counter() - begin
+    teacher_digest, spent = digest_of(original), Spent(work / f"{part}.seconds", stage.training.checkpoint_every)
+
+    def told(step: int, loss: float) -> None:
+        spent(step)
+        on_step(step, loss)
+
+    begun = parent.float().requires_grad_(True)
+    net = fit(lambda: begun, loss, stage.training, work / f"{part}.safetensors", device, told)
     calls = len(stage.task.inner(stage.task.times[0], [*stage.task.times[1:], -1.0][0])) + 1
-    bill = _bill(stage, original, calls if stage.task.through else stage.task.calls, seconds)
+    bill = _bill(stage, original, calls if stage.task.through else stage.task.calls, spent.total)
     if before is not None:
         bill |= {key: before.bill[key] + bill[key] for key in bill if key != "data"}
     pipe = PixelPipeline(unet=net.half(), scheduler=DDPMScheduler(**SCHEDULER))
-    save(pipe, Contract("endpoint", stage.task.times, digest_of(original.cpu()), 1.0, bill), folder / part)
+    save(pipe, Contract("endpoint", stage.task.times, teacher_digest, 1.0, bill), folder / part)
     return net
+
+
+class Spent:
+    """Seconds of a training over all its commands: `total`; kept in a file whenever a checkpoint is."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every, self._begin = path, every, time.perf_counter()
+        checkpoint = path.with_suffix(".safetensors")
+        self._before = float(path.read_text()) if path.exists() and checkpoint.exists() else 0.0
+
+    @property
+    def total(self) -> float:
+        return self._before + time.perf_counter() - self._begin
+
+    def __call__(self, step: int) -> None:
+        if step % self.every == 0:
+            write_atomic(self.path, f"{self.total:.1f}".encode())
 
 
 def _bill(stage: Stage, net: nn.Module, calls: int, seconds: float) -> dict[str, float | str]:
