@@ -68,7 +68,7 @@ STUDIES := plain_digits plain_digits_dit plain_digits_flow plain_shapes headline
   samplers_digits samplers_digits_cfg2 samplers_digits_cfg4 flow_digits reference_digits dmcmc guidance_digits \
   caching_digits caching_ddim_digits stitching_digits composition_digits caching_dit stitching_dit \
   samplers_shapes guidance_shapes caching_shapes stitching_shapes overview_shapes \
-  step_search_digits step_search_shapes autodiffusion_digits recipe_search_digits recipe_search_shapes recipe_search_shapes_adherence \
+  students_digits step_search_digits step_search_shapes autodiffusion_digits recipe_search_digits recipe_search_shapes recipe_search_shapes_adherence \
   precision_digits precision_shapes executed_digits
 
 results: $(READY) ## compute the tracked tables in results/ (all studies, extras search, torchao, openvino; about eight hours)
