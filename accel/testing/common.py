@@ -54,7 +54,7 @@ class _Interrupted(Exception):
 def restores_the_pipeline(case: Case) -> None:
     """After the context, also after an exception in mid-trajectory, the pipeline is bit for bit what it was."""
     on = case.first()
-    before = on.untouched
+    before = on.untouched()
     state = snapshot(on.pipe, on.models.values())
     on.images(case.recipe)
     assert_same(state, snapshot(on.pipe, on.models.values()))
