@@ -48,7 +48,7 @@ UNWRITABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 
 def unwritable(path: object, error: OSError) -> StorageError:
     """What is told of a file that the system does not let us write."""
-    remedy = "Choose a writable folder with results=<folder>."
+    remedy = "Choose a writable folder with results=<folder> (--results, --to or --output of subcommands)."
     if error.errno in FULL:
         remedy = "Free some space and run the same command again: what is finished is kept."
     return StorageError(f"cannot write {path}: {error.strerror or error}. {remedy}")

@@ -24,7 +24,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from accel.errors import ConfigError, IntegrityError, check_name
+from accel.errors import ConfigError, IntegrityError, check_name, unknown
 from accel.files import locked, write_atomic
 
 SCHEMA = 1
@@ -173,6 +173,15 @@ class Results:
 
     def studies(self) -> list[str]:
         return sorted(p.stem for p in (self.root / "studies").glob("*.json"))
+
+    def unknown_study(self, name: str) -> ConfigError:
+        """The error for a study that is not here."""
+        if known := self.studies():
+            return unknown("study", name, known)
+        return ConfigError(
+            f"unknown study {name!r}: {self.root} holds none; run one, or say where its results are "
+            "(--results <folder>)."
+        )
 
 
 def _check_shape(path: Path, content: Mapping[str, Any], shape: Shape, where: str = "") -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import warnings
+from functools import lru_cache
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # also for the processes that tests start: spinning threads starve each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,9 +21,13 @@ os.environ["ACCEL_LOCKS"] = tempfile.mkdtemp(prefix="accel-locks-")
 
 import pytest
 import torch
+from diffusers.configuration_utils import ConfigMixin
 
 from accel.samplers import DiffusersSampler
 
+# What the constructors of a dozen schedulers take, diffusers asks whenever it makes one; tests make many thousands.
+_keys = lru_cache(maxsize=None)(ConfigMixin._get_init_keys)
+ConfigMixin._get_init_keys = staticmethod(lambda cls: set(_keys(cls)))
 logging.getLogger("diffusers").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning)
 # Processes of pytest-xdist share the cores; alone, two threads as the tables have.
@@ -88,6 +93,13 @@ def pipe(digits):
 @pytest.fixture(scope="session")
 def models(digits):
     return digits.networks()
+
+
+@pytest.fixture
+def plain_kernels(monkeypatch):
+    """Convolutions of a few rows without oneDNN, which prepares each for longer than it takes: a network's evaluation
+    in two thirds of the time, for tests that ask what methods do and not how torch multiplies."""
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
 
 
 @pytest.fixture

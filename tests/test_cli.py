@@ -250,6 +250,7 @@ def test_refused_cells_are_listed_with_the_reason_and_the_others_run(light, tmp_
     assert [bool(r["refused"]) for r in rows] == [False, False, False, False, True]
 
 
+@pytest.mark.usefixtures("few_ranges")
 def test_damaged_calibration_is_made_anew(light, tmp_path):
     cells = 'cells=[["sampler=euler","sampler.steps=2","precision=w8a8"]]'
     assert light(cells, "study=s")[0] == 0

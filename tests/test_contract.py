@@ -58,7 +58,7 @@ FOR_DIGITS = ("dmcmc", "ode")
 KEPT = ("slots", "parts", "members")
 POINTS = [(*m, point) for m in METHODS for point in CHECKS[m[0]] if point not in KEPT or m not in SCHEDULED_ALIKE]
 ids = "-".join
-pytestmark = pytest.mark.usefixtures("few_ranges")
+pytestmark = pytest.mark.usefixtures("few_ranges", "plain_kernels")
 
 
 @pytest.mark.parametrize("point", POINTS, ids=ids)

@@ -56,6 +56,15 @@ def build_search(cfg: Any, overrides: list[str] | None = None) -> Any:
     return SearchStudy(*shown, cells, merge=not cfg.cells, wandb=cfg.wandb, **parts["plain"])
 
 
+def check_request(cfg: Any, overrides: list[str]) -> None:
+    """ConfigError with all that is wrong with a request for a search whose recipes are not known yet, so that none is
+    tried on the pipeline."""
+    with Refusals() as refusals:
+        parts = _parts(cfg, refusals)
+        _cells(cfg, overrides, refusals, _search_cell)
+        _look_at_suite(cfg, parts, refusals)
+
+
 def searches(cfg: Any) -> bool:
     """Whether a composed configuration asks for a search, in any of its cells."""
     cells = expand_cells(resolved(cfg)["cells"]) if cfg.cells else []
@@ -258,14 +267,10 @@ def _task(overrides: list[str] | None) -> list[str]:
 def _look_further(cfg: Any, parts: dict[str, Any], cells: list[Any], refusals: Refusals) -> None:
     """Ask what a run would ask before its work; and where something is wrong already, what else is: whether the suite
     runs the recipes, which a run finds out by itself with the pipeline that it loads."""
-    suite, evaluation = parts["suite"], parts["evaluation"]
+    suite = parts["suite"]
     if suite is None:
         return
-    n = evaluation.n if evaluation else cfg.evaluation.n
-    if isinstance(n, int) and not isinstance(n, bool):
-        refusals.ask(suite.check, n)
-    refusals.ask(suite.fingerprint)
-    refusals.ask(suite.reference_identity)
+    _look_at_suite(cfg, parts, refusals)
     if refusals.reasons:
         with suppress(Exception):  # whatever a library says now, what is to be mended is known
             pipe, models = suite.pipeline(), suite.networks()
@@ -277,3 +282,15 @@ def _look_further(cfg: Any, parts: dict[str, Any], cells: list[Any], refusals: R
                 except AccelError as error:
                     if not (row and isinstance(error, IncompatibleError)):
                         refusals.add(error)
+
+
+def _look_at_suite(cfg: Any, parts: dict[str, Any], refusals: Refusals) -> None:
+    """Whether the suite has its files, and as many prompts as samples."""
+    suite, evaluation = parts["suite"], parts["evaluation"]
+    if suite is None:
+        return
+    n = evaluation.n if evaluation else cfg.evaluation.n
+    if isinstance(n, int) and not isinstance(n, bool):
+        refusals.ask(suite.check, n)
+    refusals.ask(suite.fingerprint)
+    refusals.ask(suite.reference_identity)

@@ -48,6 +48,8 @@ def main(words: Sequence[str]) -> int:
     check_int("--n", args.n, MIN_N, why=WHY_N)
     if args.seed is not None:
         check_int("--seed", args.seed, 0)
+    if args.to and Path(args.to).is_dir():
+        raise ConfigError(f"--to is {args.to!r}, a folder; allowed: a file to write, such as gate.md.")
     margins = dict(map(_margin, args.margin))
     silence_libraries()
     paths = Path(args.baseline), Path(args.candidate)

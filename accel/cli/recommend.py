@@ -20,19 +20,22 @@ The same command again resumes. Exit codes: 0 recommended; 3 nothing could be re
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from accel.cli import recipe
-from accel.cli.build import build
+from accel.cli.build import build, check_request
 from accel.config import compose, instantiate
 from accel.core.silence import silence_libraries
+from accel.errors import Refusals
 from accel.recommend.answer import answer, told
 from accel.recommend.axes import propose
 from accel.recommend.request import Wanted, read
-from accel.recommend.study import division, judged, overrides, plan_text
+from accel.recommend.study import division, draft, judged, overrides, plan_text
 from accel.records import Results
 from accel.results.comparison import Comparison
 from accel.studies.evaluation import MIN_N, Evaluation
@@ -51,8 +54,8 @@ def main(words: Sequence[str]) -> int:
     if {"--help", "-h"} & set(words):
         say(__doc__ or "")
         return 0
-    wanted = read(words)
     silence_libraries()
+    wanted = read(words, _check)
     study = _study(wanted, say)
     if wanted.plan:
         say("Nothing was run or written.")
@@ -66,9 +69,28 @@ def main(words: Sequence[str]) -> int:
         return NOTHING
     row = found.recommended.quality["id"]
     recipe.main([study.name, row, "--results", wanted.results, "--to", str(wanted.to), *wanted.suite])
-    say(f"Next: accel verify {wanted.to}; accel generate {wanted.to}; accel export {wanted.to} --to code")
+    say(f"Next: {following(wanted.to)}")
     say(f"In Python: accel.apply(pipe, {str(wanted.to)!r}), and call pipe as before (docs/deploy.md).")
     return 1 if failed else 0
+
+
+def following(folder: Path) -> str:
+    """What to type next, as a shell takes it."""
+    to = shlex.quote(str(folder))
+    return f"accel verify {to}; accel generate {to}; accel export {to} --to code"
+
+
+def _check(wanted: Wanted) -> None:
+    """ConfigError with all that is wrong with the model's files and the settings, before anything is timed."""
+    words = draft(wanted)
+    with Refusals() as refusals:
+        cfg = refusals.ask(compose, words)
+        if cfg is None:  # the rest is asked about without the words that are refused as such
+            said = [str(reason) for reason in refusals.reasons]
+            words = [word for word in words if not any(repr(word.partition("=")[0]) in text for text in said)]
+            cfg = refusals.ask(compose, words)
+        if cfg is not None:
+            refusals.ask(check_request, cfg, words)
 
 
 def _study(wanted: Wanted, say: Any) -> Any:

@@ -76,8 +76,8 @@ class Calls:
             text = f"this call differs from what the recipe {fixed.label} runs: {'; '.join(said)}"
             if fixed.strict:
                 raise ConfigError(
-                    f"{text}. Leave these arguments out, for the recipe gives them; or apply it with strict=False, "
-                    "which warns in place of this error."
+                    f"{text}. {_remedy(said, accepted)}; or apply it with strict=False, which warns in place of this "
+                    "error."
                 )
             warnings.warn(f"{text}.", stacklevel=5)
             given |= {name: None for name in OWN_TIMES if name in given and fixed.steps is not None}
@@ -184,6 +184,21 @@ def differences(given: Mapping[str, Any], accepted: Mapping[str, inspect.Paramet
             by = "" if name in given else ", the pipeline's default"
             said.append(f"{name}={value!r}{by}, and it was measured with {wanted!r}")
     return said
+
+
+def _remedy(said: list[str], accepted: Mapping[str, inspect.Parameter]) -> str:
+    """How a call is made that differs in what was `said`. Where the pipeline's default is not what was measured, to
+    leave the argument out would be refused again."""
+    whole = {name: whole for name, whole in PARTIAL.items() if whole is not DEFAULT and name in accepted}
+    passed = [
+        f"{name}={value!r}"
+        for name, value in whole.items()
+        if accepted[name].default != value and any(text.startswith(f"{name}=") for text in said)
+    ]
+    if not passed:
+        return "Leave these arguments out, for the recipe gives them"
+    others = ". Leave the others out, for the recipe gives them" if len(said) > len(passed) else ""
+    return f"Pass {', '.join(passed)}{others}"
 
 
 def _asked_for_timesteps(error: BaseException) -> bool:

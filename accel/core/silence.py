@@ -10,5 +10,6 @@ import warnings
 def silence_libraries() -> None:
     """Say nothing of what diffusers and transformers log below an error, nor of what will change in a library."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    for name in ("diffusers", "transformers"):  # and where that was already
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -29,6 +29,8 @@ def pictures(
     check_int("--seed", seed, 0)
     check_int("--count", count, 1)
     check_int("--batch", batch, 1)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--to is {str(folder)!r}, a file; allowed: a folder for the images.")
     if not suite.pictures:
         raise ConfigError(f"suite {suite.name!r} makes points, no pictures; there is nothing to look at.")
     shown: Shown = Asked(suite, tuple(words)) if words else suite

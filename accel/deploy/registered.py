@@ -49,7 +49,8 @@ class Axis:
         return self.classes[name]
 
     def choice_of(self, kind: Name, settings: Mapping[str, Any]) -> str:
-        """The registered method of class `kind` that differs in the fewest settings; ConfigError if none is of it."""
+        """The registered method of class `kind` that differs in the fewest settings, in those that name
+        code before all others; ConfigError if none is of it."""
         fit = [choice for choice in self.targets if self._kind(choice) == kind]
         if not fit:
             raise ConfigError(
@@ -57,10 +58,12 @@ class Axis:
                 "give it a YAML file in a package with an entry point accel.methods (docs/extending.md)."
             )
 
-        def unlike(choice: str) -> tuple[bool, int, str]:
+        def unlike(choice: str) -> tuple[bool, bool, int, str]:
             own, wanted = _leaves(self._described(choice)), _leaves(describe(settings))
-            differing = sum(own.get(key, ...) != wanted.get(key, ...) for key in own.keys() | wanted.keys())
-            return choice != settings.get("name"), differing, choice
+            differing = {key for key in own.keys() | wanted.keys() if own.get(key, ...) != wanted.get(key, ...)}
+            made = makes(self.targets[choice])
+            code = {(field.name,) for field in fields(made) if field.metadata.get("code")} if made else set()
+            return choice != settings.get("name"), bool(differing & code), len(differing), choice
 
         return min(fit, key=unlike)
 

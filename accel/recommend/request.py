@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accel.deploy.recipe_file import NAME
-from accel.errors import ConfigError, Refusals, check_float, check_int, unknown
+from accel.errors import AccelError, ConfigError, Refusals, check_float, check_int, unknown
 from accel.grammar import quoted
 from accel.metrics.networks import NETWORKS
 
@@ -22,6 +22,7 @@ MODEL = {
     "clip": "suite.clip",
     "small": "+suite.stitch_models.small",
 }
+FILES = ("prompts", "reference")  # of them, what is never looked for on the hub
 OWN = ("budget", "steps", "scale", "to", "results", "plan")
 UNITS = {"s": 1, "m": 60, "h": 3600}
 LEAST = 60  # seconds
@@ -56,8 +57,9 @@ class Wanted:
         return "recommend_" + re.sub(r"[^A-Za-z0-9._-]+", "_", last).strip("_.")
 
 
-def read(words: Sequence[str]) -> Wanted:
-    """The request that the words of a command line make; all that is wrong with them is said at once."""
+def read(words: Sequence[str], further: Callable[[Wanted], None] | None = None) -> Wanted:
+    """The request that the words of a command line make; all that is wrong with them is said at once, and with that
+    what `further` finds wrong: it is asked wherever there is a model to ask about."""
     own: dict[str, str] = {}
     others: list[str] = []
     with Refusals() as refusals:
@@ -91,16 +93,42 @@ def read(words: Sequence[str]) -> Wanted:
         to = Path(own.get("to", "recommended"))
         if (to / NAME).exists() and not plan:
             refusals.add(ConfigError(f"{to / NAME} is there already; choose another folder, to=..., or delete it."))
-    suite = [f"{MODEL[key]}={quoted(own[key])}" for key in MODEL if key in own]
+        absent = [own[key] for key in FILES if own.get(key) and not Path(own[key]).exists()]
+        # What was refused above is left out, or stands at its default: the rest is asked about all the same.
+        wanted = Wanted(
+            _suite(own, others), budget or 0.0, steps, scale, to, own.get("results") or "outputs", _rest(own, others),
+            bool(plan),
+        )  # fmt: skip
+        if further is not None and any(word.startswith("suite=") for word in wanted.suite):
+            for reason in _asked(further, wanted):
+                if not any(path in str(reason) for path in absent):  # it is said already, by the word that names it
+                    refusals.add(reason)
+    return wanted
+
+
+def _asked(further: Callable[[Wanted], None], wanted: Wanted) -> Sequence[AccelError]:
+    """What `further` finds wrong."""
+    found = Refusals()
+    found.ask(further, wanted)
+    return found.reasons
+
+
+def _suite(own: dict[str, str], others: list[str]) -> tuple[str, ...]:
+    """Overrides that choose model and scoring."""
+    suite = [f"{MODEL[key]}={quoted(own[key])}" for key in MODEL if own.get(key)]
     if "model" in own:
         suite.insert(0, "suite=hub")
     if "reference" in own and "features" not in own:
         suite.append("suite.feature_network=inception")
-    suite += [word for word in others if word.lstrip("+~").startswith("suite")]
-    rest = [word for word in others if word not in suite]
+    return (*suite, *(word for word in others if word.lstrip("+~").startswith("suite")))
+
+
+def _rest(own: dict[str, str], others: list[str]) -> tuple[str, ...]:
+    """All other overrides."""
+    rest = [word for word in others if not word.lstrip("+~").startswith("suite")]
     if "model" in own and not any(word.startswith("evaluation.batch=") for word in rest):
         rest.insert(0, f"evaluation.batch={BATCH}")
-    return Wanted(tuple(suite), budget, steps, scale, to, own.get("results", "outputs"), tuple(rest), plan)
+    return tuple(rest)
 
 
 def _bare(word: str) -> ConfigError:
@@ -113,7 +141,7 @@ def _bare(word: str) -> ConfigError:
 def _said(key: str, value: str) -> None:
     if not value:
         raise ConfigError(f"{key}= has no value; give one, or leave it out.")
-    if key in ("prompts", "reference") and not Path(value).exists():
+    if key in FILES and not Path(value).exists():
         raise ConfigError(f"{key}={value}: there is no such {'file' if key == 'prompts' else 'folder or file'}.")
 
 

@@ -8,11 +8,12 @@ from typing import Any
 from accel.config import recipe_by
 from accel.grammar import quoted
 from accel.recommend.axes import Proposal
-from accel.recommend.plan import FRONT, MOST_N, Division, divide, kept, known
+from accel.recommend.plan import FRONT, MOST_N, RUNGS, Division, divide, kept, known
 from accel.recommend.precisions import BATCH, ROUNDS, STEPS, Rates, measured
 from accel.recommend.request import Wanted
 from accel.registry import load
 from accel.studies.estimate import rows_per_image, seconds_per_row
+from accel.studies.evaluation import MIN_N
 from accel.studies.runner import Runner
 from accel.suites.base import Suite
 
@@ -41,6 +42,12 @@ def _own_cost(wanted: Wanted) -> bool:
     """Whether the request itself says which precisions are searched, or what recipes cost."""
     keys = {word.lstrip("+").partition("=")[0] for word in wanted.others}
     return bool(keys & {"search.axes.precision", "search.cost", "search.rates"})
+
+
+def draft(wanted: Wanted) -> list[str]:
+    """The study before anything is known of the model, to find what is wrong with the words of the request."""
+    nothing = Proposal(("sampler=ddim",), {"sampler": ["sampler=ddim"], "steps": ["sampler.steps=2"]}, {})
+    return overrides(wanted, nothing, Division(MIN_N, MIN_N, 1, RUNGS[-1], 0.0), known=True)
 
 
 def judged(suite: Suite) -> bool:

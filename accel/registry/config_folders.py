@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -129,9 +129,16 @@ def _directory(text: str, source: str) -> Path:
 
 def _files(known: Iterable[Folder]) -> dict[str, dict[str, tuple[Path, Folder]]]:
     """By group and choice the file that counts, and whose it is."""
+    return _counting(tuple((folder, tuple(_listed(folder.path))) for folder in known))
+
+
+@lru_cache(maxsize=16)
+def _counting(
+    listed: tuple[tuple[Folder, tuple[tuple[str, str], ...]], ...],
+) -> dict[str, dict[str, tuple[Path, Folder]]]:
     found: dict[str, dict[str, tuple[Path, Folder]]] = {}
-    for folder in known:
-        for group, file in sorted(_listed(folder.path)):
+    for folder, files in listed:
+        for group, file in sorted(files):
             choices, choice = found.setdefault(group, {}), file.removesuffix(".yaml")
             path = folder.path / group / file
             first = choices.setdefault(choice, (path, folder))[1]

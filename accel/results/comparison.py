@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from accel.errors import unknown
 from accel.metrics.statistics import Estimate, beaten_by, paired
 from accel.metrics.verdicts import Margins, benjamini_hochberg, holm, losses, p_value, verdict
 from accel.records import Results
@@ -208,7 +207,7 @@ class Comparison:
         """Read a study. ConfigError if there is none of this name; IntegrityError for a damaged record."""
         manifest = results.load_study(name)
         if manifest is None:
-            raise unknown("study", name, results.studies())
+            raise results.unknown_study(name)
         rows = []
         for line in manifest["rows"]:
             quality = results.load("quality", line["quality"]) if line.get("quality") else None

@@ -36,7 +36,7 @@ class PixelPipeline(DiffusionPipeline):
         return self.unet
 
     def _predict(self, inputs: torch.Tensor, t: torch.Tensor, condition: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.unet(inputs.to(self.unet.dtype), t, **condition, return_dict=False)[0]
+        return self.unet(inputs, t, **condition, return_dict=False)[0]
 
     @torch.no_grad()
     def __call__(
@@ -60,16 +60,17 @@ class PixelPipeline(DiffusionPipeline):
         guided = guidance_scale > 1.0 and self.null_label is not None
         x = self._initial_noise(len(labels), generator, latents)
 
-        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        device, dtype = x.device, self.denoiser.dtype  # each of both, asked of a model, walks through all its modules
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
         # FlowMatch schedulers start from unit noise and take the sample as it is, without saying so.
         x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
         scale_model_input = getattr(self.scheduler, "scale_model_input", lambda sample, t: sample)
         step_kwargs = {"generator": generator} if _accepts_generator(self.scheduler) else {}
-        condition = self._condition(labels, guided)
+        condition = self._condition(send(labels, device), guided)
         for t in self.progress_bar(self.scheduler.timesteps):
             inputs = torch.cat([x, x]) if guided else x
             inputs = scale_model_input(inputs, t)
-            predicted = self._predict(inputs, t, condition).to(x.dtype)
+            predicted = self._predict(inputs.to(dtype), t, condition).to(x.dtype)
             if guided:
                 uncond, cond = predicted.chunk(2)
                 predicted = uncond + guidance_scale * (cond - uncond)
@@ -102,7 +103,6 @@ class PixelPipeline(DiffusionPipeline):
     def _condition(self, labels: torch.Tensor, guided: bool) -> dict[str, torch.Tensor]:
         if self.null_label is None:
             return {}
-        labels = send(labels, self.device)
         if guided:
             labels = torch.cat([torch.full_like(labels, self.null_label), labels])
         return {"class_labels": labels}
@@ -134,7 +134,7 @@ class PixelTransformerPipeline(PixelPipeline):
 
     def _predict(self, inputs: torch.Tensor, t: torch.Tensor, condition: dict[str, torch.Tensor]) -> torch.Tensor:
         rows = torch.as_tensor(t, device=inputs.device).expand(len(inputs))
-        return self.transformer(inputs.to(self.transformer.dtype), rows, **condition, return_dict=False)[0]
+        return self.transformer(inputs, rows, **condition, return_dict=False)[0]
 
 
 def _accepts_generator(scheduler) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -43,6 +43,10 @@ class Bench:
         return getattr(self.pipe, denoiser_name(self.pipe))
 
     @cached_property
+    def _kept(self) -> list[tuple[Any, Recipe, Any]]:
+        return []
+
+    @cached_property
     def _calibration(self) -> Calibration:
         folder = Path(tempfile.mkdtemp(prefix="accel_contract_"))
         quiet = lambda *said: None  # noqa: E731
@@ -65,6 +69,23 @@ class Bench:
         """Samples of `recipe`, and what happened."""
         with self.accelerated(recipe) as run:
             return self.generate(recipe, start, stop, batch), run
+
+    def once(self, what: str, recipe: Recipe, make: Callable[[], Any]) -> Any:
+        """What `make` gave for an equal recipe when it was first asked for; equal methods are of the same class."""
+        how = what, torch.get_num_threads(), torch.backends.mkldnn.enabled  # in which order torch sums
+        for kept, own, value in self._kept:
+            if kept == how and own == recipe:
+                return value
+        self._kept.append((how, recipe, make()))
+        return self._kept[-1][-1]
+
+    def fresh(self, recipe: Recipe, count: int = 2) -> torch.Tensor:
+        """The first `count` samples of `recipe`, one batch in a context of its own: what checks hold others against."""
+        return self.once(f"{count} samples", recipe, lambda: self.images(recipe, 0, count, count)[0]).clone()
+
+    def untouched(self) -> torch.Tensor:
+        """What `plain` gives, as it was before the first check that asks."""
+        return self.once("plain", Recipe(), self.plain)
 
     def plain(self, steps: int = 4) -> torch.Tensor:
         """Two samples of the pipeline as it is now, whatever is attached."""

@@ -30,7 +30,7 @@ CACHES = {
     "blocks": FeatureInheritance("block"),
 }
 STEPS = 5
-GENERATIONS = 400
+GENERATIONS = 240
 
 
 def tiny() -> PixelPipeline:
@@ -87,16 +87,16 @@ def test_no_state_and_no_memory_is_left(name, only_new_objects):
     for pipe in pipes:
         with accelerate(pipe, Recipe(cache=cache)):
             for i in range(GENERATIONS // len(CACHES) // len(pipes) + 1):
-                key = random_.choice((1, 2, 3)), 0 if fixed else random_.choice((0, 2)), random_.randrange(3)
+                key = random_.choice((1, 2, 3)), 0 if fixed else random_.choice((0, 2)), random_.randrange(2)
                 found = generate(pipe, *key)
                 known = (id(pipe), *key)
                 if known not in fresh:
                     fresh[known] = found
                 assert torch.equal(found, fresh[known]), (i, key)
                 del found
-                if i in (6, 16):
+                if i in (4, 10):
                     counts.append(tensors() - len(fresh))
-    assert counts[0::2] == counts[1::2], "as many tensors after 16 generations as after 6"
+    assert counts[0::2] == counts[1::2], "as many tensors after 10 generations as after 4"
     for (_, *key), image in random_.sample(sorted(fresh.items(), key=lambda item: item[0][1:]), 4):
         owner = next(p for p in pipes if id(p) == _)
         with accelerate(owner, Recipe(cache=cache)):

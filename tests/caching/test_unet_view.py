@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from diffusers import (
@@ -16,6 +18,7 @@ from accel.caching.unet_view import ShallowView, skip_count
 from accel.errors import AccelError, IncompatibleError
 
 torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("plain_kernels")
 
 
 def unet2d(**changes):
@@ -59,7 +62,15 @@ KINDS = {
     "SDXL": unet_sdxl,
     "no mid block": lambda: unet_sd(mid_block_type=None),
 }
-CASES = [(kind, skips) for kind, make in KINDS.items() for skips in range(1, skip_count(make()[0]) + 1)]
+
+
+@cache
+def made(kind: str):
+    """The network of a kind, made once, and its condition; tests leave it as it was."""
+    return KINDS[kind]()
+
+
+CASES = [(kind, skips) for kind in KINDS for skips in range(1, skip_count(made(kind)[0]) + 1)]
 
 
 def overwritten_forward(net, view: ShallowView, stored: torch.Tensor, x, t, condition):
@@ -91,7 +102,7 @@ def assert_shallow_is_overwritten(net, view, condition, x, later, full, stored):
 @pytest.mark.parametrize(("kind", "skips"), CASES)
 def test_shallow_equals_a_full_forward_with_the_entry_overwritten(kind, skips):
     """The definition of DeepCache: only the stored tensor is old, everything outside it is computed at (x_t, t)."""
-    net, condition = KINDS[kind]()
+    net, condition = made(kind)
     view = ShallowView(net, skips)
     x, later = torch.randn(2, 1, 16, 16), torch.randn(2, 1, 16, 16)
     full, stored = view.capture(lambda: net(x, 500, **condition).sample)
@@ -187,7 +198,7 @@ def test_shallow_equals_a_full_forward_with_the_entry_overwritten_on_video(make,
 @pytest.mark.parametrize("skips", range(1, 10))
 def test_an_adapters_residuals_are_where_the_whole_network_has_them(skips, formerly):
     """T2I-Adapter: one residual a down block; formerly handed over under the name of ControlNet's."""
-    net, condition = unet_sd()
+    net, condition = made("SD")
     view, (x, later) = ShallowView(net, skips), torch.randn(2, 2, 1, 16, 16)
 
     name = "down_block_additional_residuals" if formerly else "down_intrablock_additional_residuals"

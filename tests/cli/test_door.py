@@ -119,10 +119,14 @@ def test_several_typos_are_one_list(monkeypatch, capsys):
 
 
 def test_importing_accel_loads_neither_torch_nor_diffusers():
+    """And a recipe loads neither transformers, which takes seconds, nor torchvision, which may not be there; diffusers
+    may import what is installed."""
     script = (
-        "import sys, accel, accel.errors, accel.config, accel.cli.build\n"
+        "import sys, accel, accel.__main__, accel.errors, accel.config, accel.cli.build\n"
         "assert not {'torch', 'diffusers', 'hydra'} & set(sys.modules), sorted(sys.modules)\n"
         "assert {'Recipe', 'Run', 'accelerate', '__version__'} <= set(dir(accel))\n"
+        "import accel.core.recipe, accel.samplers\n"
+        "assert not {'transformers', 'torchvision'} & set(sys.modules), 'loaded for a recipe'\n"
         "from accel import *\n"
         "from accel.core.recipe import Recipe as same\n"
         "assert Recipe is same is accel.Recipe\n"

@@ -67,7 +67,7 @@ def test_an_interrupt_keeps_finished_shards_and_leaves_no_process(tmp_path):
     process = subprocess.Popen([sys.executable, "-m", "accel", *words, "workers=2", "threads=2"], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
     while len(shards(root)) < 10 and process.poll() is None:
-        time.sleep(0.01)
+        time.sleep(0.05)
     workers = [p for p in running(process.pid) if b"spawn_main" in (p / "cmdline").read_bytes()]
     assert [hears_interrupts(p) for p in (Path(f"/proc/{process.pid}"), *workers)] == [True, False, False]
     assert all(b"OMP_NUM_THREADS=1" in (p / "environ").read_bytes().split(b"\0") for p in workers)

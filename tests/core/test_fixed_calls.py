@@ -102,7 +102,7 @@ def test_image_to_image_that_begins_in_the_middle_is_said(said):
     """strength=0.8 is also what the pipeline does by itself; its steps were too many for diffusers' default before."""
     pipe = stable_diffusion("StableDiffusionImg2ImgPipeline")
     applied = apply(pipe, RECIPE)
-    with pytest.raises(ConfigError, match=r"strength=0\.8.*measured with 1\.0"):
+    with pytest.raises(ConfigError, match=r"strength=0\.8.*measured with 1\.0\. Pass strength=1\.0; or apply"):
         prompted(pipe, image=IMAGE, **said)
     prompted(pipe, image=IMAGE, strength=1.0)
     assert len(applied.run.trace) == 10

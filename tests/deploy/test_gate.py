@@ -54,6 +54,12 @@ def test_the_same_again_passes_and_a_poor_one_fails(ones, kept, capsys, tmp_path
     assert any(line == "| network evaluations | 5 | 1 | 0.2 |" for line in lines)
 
 
+def test_a_folder_is_no_file_for_the_table_and_nothing_is_sampled(ones, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "run_gate", lambda *given: pytest.fail("it sampled"))
+    with pytest.raises(ConfigError, match="a folder; allowed: a file to write"):
+        cli.main([str(ones["base"]), str(ones["base"]), "--to", str(tmp_path)])
+
+
 def test_its_verdicts_are_those_of_a_study(ones, kept):
     found = gate.run_gate(ones["base"], ones["fast"], Results(kept), n=60)
     base, own = found.study.rows

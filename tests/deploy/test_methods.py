@@ -39,6 +39,11 @@ def test_every_registered_method_is_the_same_again(axis, choice):
     assert canonical(describe(again)) == canonical(describe(method))
 
 
+def test_a_sampler_is_named_by_the_scheduler_that_it_is():
+    assert written("sampler", DiffusersSampler("DDIMScheduler", 2), {})["method"] == "ddim"
+    assert written("sampler", DiffusersSampler("UniPCMultistepScheduler", 2), {})["method"] == "unipc"
+
+
 @pytest.mark.parametrize(("axis", "choice"), METHODS, ids=["-".join(method) for method in METHODS])
 def test_every_registered_method_is_made_again_from_its_record(axis, choice):
     made = recipe(**{axis: choice})

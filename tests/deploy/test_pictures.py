@@ -72,6 +72,12 @@ def test_bad_requests_are_one_error(words, reason, fast, sd, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+def test_a_file_is_no_folder_for_pictures(fast, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="a file; allowed: a folder for the images"):
+        cli.main([str(fast), "3", "--to", str(tmp_path / "file")])
+
+
 def test_a_picture_that_is_there_is_kept(fast, tmp_path):
     (tmp_path / "0-000000.png").write_text("mine")
     with pytest.raises(ConfigError, match="is there already; choose another folder with --to"):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import hub_tiny
 import pytest
 
 import accel
 from accel.__main__ import main as program
 from accel.cli import export, recommend, verify
+from accel.errors import ConfigError
 from accel.precision import Cast
 from accel.recommend import axes
 from accel.recommend import study as study_of
@@ -48,12 +52,42 @@ def test_it_ends_with_a_recipe_file_of_what_it_recommends(words, tmp_path, capsy
     assert "accel.apply" in said
 
     # Again: all is there, and the recipe is not written over.
-    with pytest.raises(accel.errors.ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="is there already"):
         recommend.main([*words, *wide])
     again = [word if not word.startswith("to=") else f"to={tmp_path / 'again'}" for word in words]
     assert recommend.main([*again, *wide]) == 0
     assert "0 of" in capsys.readouterr().out
     assert accel.load_recipe(tmp_path / "again").recipe == loaded.recipe
+
+
+def test_words_files_and_values_are_told_together(tmp_path, monkeypatch):
+    """What a person who types it for the first time gets wrong is one list, and nothing is in it twice."""
+    monkeypatch.chdir(tmp_path)
+    words = ["model=mine", "prompts=absent.txt", "small=other", "budget=5x", "fast"]
+    words += ["evaluation.n=3", "evaluation.foo=2", "search.budget=-1", "evaluation.device=cuda:99"]
+    with pytest.raises(ConfigError) as error:
+        recommend.main(words)
+    said = ["absent.txt", "no folder mine", "no folder other", "budget is '5x'", "'fast'"]
+    said += ["evaluation.n is 3", "'evaluation.foo'", "search.budget is -1", "evaluation.device=cuda:99"]
+    told = [str(reason) for reason in error.value.reasons]
+    assert len(told) == len(said)
+    assert [text for text in said if not any(text in reason for reason in told)] == []
+    assert not any(tmp_path.iterdir()), "nothing was written"
+
+
+def test_too_few_prompts_are_no_matter_of_time(tmp_path):
+    folder, prompts = hub_tiny.save("sd", tmp_path / "model"), tmp_path / "prompts.txt"
+    prompts.write_text("a cat\na dog\n")
+    with pytest.raises(ConfigError, match="has 2 prompts, and 60 samples are wanted") as error:
+        recommend.main([f"model={folder}", f"prompts={prompts}", "evaluation.device=cpu"])
+    assert "budget" not in str(error.value)
+
+
+def test_the_commands_that_follow_can_be_typed():
+    assert recommend.following(Path("fast")).startswith(
+        "accel verify fast; accel generate fast; accel export fast --to"
+    )
+    assert recommend.following(Path("my recipes/fast")).startswith("accel verify 'my recipes/fast'; ")
 
 
 def test_nothing_that_holds_is_an_exit_code_of_its_own(words, tmp_path, capsys):

@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 
 from accel import __main__ as cli
+from accel.cli import report
 from accel.cli.listing import meaning
+from accel.errors import ConfigError
 from accel.files import write_atomic
 from accel.records import Results
 from accel.results.comparison import Comparison
@@ -495,6 +497,11 @@ def test_the_command_writes_the_page_and_says_where(demo, monkeypatch, capsys, t
         assert stop.value.code == 0
         assert capsys.readouterr().out.strip() == str(path)
         assert Page(path.read_text(encoding="utf-8")).all("table")
+
+
+def test_a_folder_without_studies_is_said_as_such(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown study 'demo': .*absent holds none; run one"):
+        report.main(["demo", "--results", str(tmp_path / "absent")])
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,6 @@ import ast
 import copy
 import inspect
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
@@ -636,14 +634,11 @@ def imported(nodes) -> set[str]:
 
 
 def test_transformers_is_imported_where_text_is_and_torchvision_nowhere():
-    """Importing transformers takes seconds, torchvision may not be there; diffusers may import what is installed."""
+    """What a process has loaded then: tests/cli/test_door.py."""
     for path in Path(accel.__file__).parent.rglob("*.py"):
-        tree = ast.parse(path.read_text())
+        text = path.read_text()
+        if "transformers" not in text and "torchvision" not in text:
+            continue
+        tree = ast.parse(text)
         assert "transformers" not in imported(tree.body), path
         assert "torchvision" not in imported(ast.walk(tree)), path
-    script = (
-        "import sys, accel, accel.__main__, accel.config, accel.core.recipe, accel.samplers\n"
-        "sys.exit(sorted({'transformers', 'torchvision'} & set(sys.modules)) or 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

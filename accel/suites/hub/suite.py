@@ -146,6 +146,16 @@ class HubSuite(Suite):
         return settings
 
     def check(self, n: int) -> None:
+        with Refusals() as refusals:
+            for _, source in self.stitch_models:
+                refusals.ask(hub_files.folder_of, source, None, self.variant)
+            if self.prompts.path:
+                refusals.ask(self.prompts.texts)
+            refusals.ask(self.scoring)  # a network that cannot be loaded is found now
+            refusals.ask(self._check_kind, n)
+
+    def _check_kind(self, n: int) -> None:
+        """Whether the settings are of this kind of pipeline, and its files whole."""
         kind = self.kind
         with Refusals() as refusals:
             if self.height is not None and not kind.sized:
@@ -167,7 +177,6 @@ class HubSuite(Suite):
                 refusals.add(
                     ConfigError(f"{kind.name} has no prompts, so there is no CLIP score; leave suite.clip out.")
                 )
-            refusals.ask(self.scoring)  # a network that cannot be loaded is found now
 
     def _check_classes(self) -> None:
         count = self._class_count

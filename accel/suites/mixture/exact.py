@@ -7,7 +7,7 @@ x = x_bar / sqrt(1 + rho^2) (Zhang & Chen 2022, DEIS, proposition 3; Song et al.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -108,10 +108,12 @@ def _integrate(model, x_start, labels, rhos, guidance_scale, tolerances, to_vari
 
 
 def _integrate_chunk(model, x, labels, rhos, guidance_scale, tolerances, to_variable, to_rho) -> torch.Tensor:
+    predict = guided_predictor(model, labels, guidance_scale)
+
     def slope(u: float, flat: np.ndarray) -> np.ndarray:
         rho, derivative = to_rho(u)
         at = torch.from_numpy(flat).reshape(x.shape).to(x.device) / math.sqrt(1 + rho**2)
-        eps = guided_noise_prediction(model, at, rho, labels, guidance_scale)
+        eps = predict(at, rho)
         return (eps * derivative).flatten().cpu().numpy()
 
     start, end = rhos
@@ -131,8 +133,20 @@ def guided_noise_prediction(
     model: MixtureDenoiser, x: torch.Tensor, rho: float, labels: torch.Tensor, guidance_scale: float
 ) -> torch.Tensor:
     """eps_u + s (eps_c - eps_u), (B, C, H, W), s = `guidance_scale`; s = 1 evaluates the conditional alone."""
-    cond = model.noise_prediction(x, rho, labels)
+    return guided_predictor(model, labels, guidance_scale)(x, rho)
+
+
+def guided_predictor(
+    model: MixtureDenoiser, labels: torch.Tensor, guidance_scale: float
+) -> Callable[[torch.Tensor, float], torch.Tensor]:
+    """(x, rho) -> `guided_noise_prediction` with these labels, one for each sample."""
+    conditional = model.predictor(labels, len(labels))
     if guidance_scale == 1.0:
-        return cond
-    uncond = model.noise_prediction(x, rho, model.null_label)
-    return uncond + guidance_scale * (cond - uncond)
+        return conditional
+    unconditional = model.predictor(model.null_label, len(labels))
+
+    def predict(x: torch.Tensor, rho: float) -> torch.Tensor:
+        cond, uncond = conditional(x, rho), unconditional(x, rho)
+        return uncond + guidance_scale * (cond - uncond)
+
+    return predict

@@ -13,7 +13,8 @@ so every sampler can be held against a model without training error and a probab
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,15 @@ from accel.samplers.noise_schedule import noise_schedule
 MEAN_RANGE = 1.0  # component means are uniform in [-1, 1], the range of image pixels
 STD_RANGE = (0.1, 0.3)  # principal standard deviations: structure at several noise levels, but no stiffness
 TIMESTEP_SLACK = 1e-3  # float32 grids may end a rounding error outside [0, T - 1]
+
+
+class _Mixture(NamedTuple):
+    """Of (B,) labels the log weights of all M components (B, M); means and principal variances (M, D), rotations."""
+
+    log_weights: torch.Tensor
+    means: torch.Tensor
+    variances: torch.Tensor
+    rotations: torch.Tensor
 
 
 class MixtureDenoiser(ModelMixin, ConfigMixin):
@@ -143,16 +153,28 @@ class MixtureDenoiser(ModelMixin, ConfigMixin):
         `x`: (B, C, H, W) in variance-preserving scale (x_bar / sqrt(1 + rho^2)); `rho` >= 0: number or (B,); `labels`:
         number, (B,), or None for the null label. Returns (B, C, H, W). eps is 0 at rho = 0.
         """
-        log_joint, scaled, sigma = self._components(x, rho, labels)
-        posterior = log_joint.softmax(dim=1)
-        eps = sigma * torch.einsum("bm,bme,mde->bd", posterior, scaled, self.rotations.to(scaled.dtype))
-        return eps.reshape(x.shape).to(x.dtype)
+        return self.predictor(labels, len(x))(x, rho)
+
+    def predictor(
+        self, labels: torch.Tensor | Sequence[int] | int | None, count: int
+    ) -> Callable[[torch.Tensor, torch.Tensor | float], torch.Tensor]:
+        """(x, rho) -> `noise_prediction` of `count` samples with these labels. What labels and weights alone decide is
+        made once: half of an evaluation's time, of which an ODE solver needs a thousand."""
+        mixture = self._mixture(labels, count)
+
+        def predict(x: torch.Tensor, rho: torch.Tensor | float) -> torch.Tensor:
+            log_joint, scaled, sigma = self._components(x, rho, mixture)
+            posterior = log_joint.softmax(dim=1)
+            eps = sigma * torch.einsum("bm,bme,mde->bd", posterior, scaled, mixture.rotations)
+            return eps.reshape(x.shape).to(x.dtype)
+
+        return predict
 
     def log_density(
         self, x: torch.Tensor, rho: torch.Tensor | float, labels: torch.Tensor | Sequence[int] | int | None = None
     ) -> torch.Tensor:
         """log p(x_t = x | c), (B,), at noise level `rho` (0: the data); arguments as in `noise_prediction`."""
-        return self._components(x, rho, labels)[0].logsumexp(dim=1)
+        return self._components(x, rho, self._mixture(labels, len(x)))[0].logsumexp(dim=1)
 
     def sample(
         self,
@@ -200,7 +222,12 @@ class MixtureDenoiser(ModelMixin, ConfigMixin):
         own = torch.eye(classes, dtype=weights.dtype, device=weights.device)[:, :, None] * weights
         return torch.cat([own.reshape(classes, -1), weights.reshape(1, -1) / classes]).log()
 
-    def _components(self, x, rho, labels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _mixture(self, labels: torch.Tensor | Sequence[int] | int | None, count: int) -> _Mixture:
+        dtype = self._compute_dtype
+        means, variances, rotations = self.means.to(dtype), self.stds.to(dtype).square(), self.rotations.to(dtype)
+        return _Mixture(self._log_weights()[self.expand_labels(labels, count)], means, variances, rotations)
+
+    def _components(self, x, rho, mixture: _Mixture) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """log w_m N_m(x) (B, M); (alpha^2 S_m + sigma^2)^-1 (x - alpha mu_m) in principal axes (B, M, D); sigma."""
         self.check_shape(x)
         count, dtype, device = len(x), self._compute_dtype, self.means.device
@@ -210,13 +237,12 @@ class MixtureDenoiser(ModelMixin, ConfigMixin):
         alpha = (1 + rho.square()).rsqrt().reshape(-1, 1)
         sigma = rho.reshape(-1, 1) * alpha
 
-        rotations = self.rotations.to(dtype)
-        centred = x.reshape(count, 1, -1).to(dtype) - (alpha[:, :, None] * self.means.to(dtype))
-        centred = torch.einsum("bmd,mde->bme", centred, rotations)
-        variance = alpha[:, :, None].square() * self.stds.to(dtype).square() + sigma[:, :, None].square()
+        centred = x.reshape(count, 1, -1).to(dtype) - (alpha[:, :, None] * mixture.means)
+        centred = torch.einsum("bmd,mde->bme", centred, mixture.rotations)
+        variance = alpha[:, :, None].square() * mixture.variances + sigma[:, :, None].square()
         scaled = centred / variance
         log_normal = -0.5 * (centred * scaled + variance.log() + math.log(2 * math.pi)).sum(dim=2)
-        return self._log_weights()[self.expand_labels(labels, count)] + log_normal, scaled, sigma
+        return mixture.log_weights + log_normal, scaled, sigma
 
 
 def _draw_mixture(classes: int, components: int, dim: int, seed: int) -> tuple[np.ndarray, ...]:
