@@ -22,6 +22,7 @@ from scipy.stats import t as student_t
 from accel.errors import ConfigError, check_int
 
 CONFIDENCE = 0.95
+MIN_N = 60  # samples of a study: three in each of twenty groups
 LEAST_PERIODS = 6  # below it groups of whole periods are too few, and t(0.975) too large, to tell anything
 
 

@@ -9,10 +9,10 @@ from accel.core.devices import resolved
 from accel.errors import ConfigError, Refusals, check_bool, check_float, check_int
 from accel.evaluation.intervals import LEAST
 from accel.metrics.similarity import Similarity, check_metrics
+from accel.metrics.statistics import MIN_N
 from accel.metrics.verdicts import Margins
 from accel.studies.calibration import CALIBRATION_SEED
 
-MIN_N = 60
 WHY_N = "20 jackknife groups of three samples, or 6 of a period of ten classes, which every interval comes from"
 WHY_ROUNDS = "fewer rounds have no 95 % interval of the median: even their range covers it with 1 - 2^(1-n)"
 AUTO = "auto"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from accel.errors import ConfigError, unknown
+from accel.metrics.statistics import MIN_N
 
 FORMATS = (".json", ".txt", ".csv", ".tsv")
 BEYOND = ("refuse", "repeat")
@@ -62,9 +63,10 @@ class Prompts:
     def check(self, n: int) -> None:
         """Raise ConfigError if there are fewer than `n` prompts and repeating them is not allowed."""
         if self.beyond != "repeat" and (found := len(self.texts())) < n:
+            fewer = f"evaluation.n={found}, " if found >= MIN_N else ""
             raise ConfigError(
-                f"{self.path} has {found} prompts, and {n} samples are wanted; use evaluation.n={found}, a longer "
-                "file, or suite.prompts.beyond=repeat to begin the file again with other noise."
+                f"{self.path} has {found} prompts, and {n} samples are wanted; use {fewer}a longer file, or "
+                "suite.prompts.beyond=repeat to begin the file again with other noise."
             )
 
     def sha256(self) -> str:

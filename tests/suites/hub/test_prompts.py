@@ -117,7 +117,7 @@ def test_missing_files_are_refused(tmp_path):
 
 def test_more_samples_than_prompts_are_refused_or_repeat(write):
     path = write("a.txt", "one\ntwo\n")
-    with pytest.raises(ConfigError, match=r"has 2 prompts, and 3 samples are wanted; use evaluation\.n=2"):
+    with pytest.raises(ConfigError, match=r"has 2 prompts, and 3 samples are wanted; use a longer file"):
         Prompts(path).check(3)
     Prompts(path).check(2)
     repeating = Prompts(path, beyond="repeat")
