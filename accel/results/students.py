@@ -56,7 +56,9 @@ def students_section(study: Comparison) -> str:
     def even(row: Row) -> str:
         other = rival(study, row)
         found = break_even(row.quality["student"], row, other)
-        return f"{_number(found)}, against {other.label}" if found else "never" if other else "no row is as good"
+        if found:
+            return f"{_number(found)}, against {other.label}"
+        return f"never: {other.label} takes as few MACs or fewer" if other else "no row is as good"
 
     columns = [
         recipe_column(),
