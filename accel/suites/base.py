@@ -83,6 +83,11 @@ class Networks(Mapping[str, nn.Module]):
     def __len__(self) -> int:
         return len({**self._there, **self._later})
 
+    def __or__(self, others: Mapping[str, nn.Module]) -> Networks:
+        """These and others, which stand for those of the same name."""
+        later = {name: load for name, load in self._later.items() if name not in others}
+        return Networks({**self._there, **others}, later, self._device)
+
     def to(self, device: Any) -> Networks:
         """The same networks on a device; those that are loaded later go there, too."""
         return Networks({name: net.to(device) for name, net in self._there.items()}, self._later, device)

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
         ("accel list guidance ", []),
         ("accel completion b", ["bash"]),
         ("accel train sui", []),
-        ("accel stud", ["study="]),
+        ("accel stud", ["student=", "study="]),
     ],
 )
 def test_what_is_offered(line, offered):

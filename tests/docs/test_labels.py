@@ -19,6 +19,7 @@ NUMBER, NUMBERS = r"-?(?:\d+(?:\.\d+)?(?:e-?\d+)?|inf)", r"[-\d.,;]*"
 NAMES = {
     "SAMPLER": "|".join(map(re.escape, groups()["sampler"])),
     "GRID": "|".join(groups()["grid"]),
+    "STUDENT": "|".join(groups()["student"]),
     "MODELS": r"\w+(?:,\w+)*",
     "MATCH": r"[^)]+",
     "LAYERS": ".+",

@@ -92,6 +92,9 @@ def test_students_are_loaded_when_they_are_asked_for():
     assert {"small", "a", "b"} == {*found}
     assert len(found) == 3
     moved = found.to("cpu")
+    more = found | {"a": unet(3)}
+    assert {*more} == {*found}
+    assert next(more["a"].parameters()).equal(next(unet(3).parameters())), "the other one stands for it"
     assert asked == []
     assert moved["b"] is moved["b"]
     assert asked == ["b"]

@@ -151,8 +151,8 @@ class HubSuite(Suite):
                 refusals.ask(hub_files.folder_of, source, None, self.variant)
             if self.prompts.path:
                 refusals.ask(self.prompts.texts)
-            refusals.ask(self.scoring)  # a network that cannot be loaded is found now
             refusals.ask(self._check_kind, n)
+            refusals.ask(self.scoring)  # a network that cannot be loaded is found now
 
     def _check_kind(self, n: int) -> None:
         """Whether the settings are of this kind of pipeline, and its files whole."""
