@@ -182,10 +182,16 @@ def _opened(results: Results, mode: str, shown: Shown) -> Any:
             shutil.rmtree(folder, ignore_errors=True)
     results.root.mkdir(parents=True, exist_ok=True)
     where = {"project": PROJECT, "dir": str(results.root), "mode": mode, "reinit": "finish_previous"}
-    run = wandb.init(**where, **shown.arguments, resume="allow", settings=_settings())
+    run = wandb.init(**where, **shown.arguments, resume=_resume(mode, wandb.__version__), settings=_settings())
     if mode == "online":  # what a resumed run says of itself is of before
         run.config.update(shown.arguments["config"], allow_val_change=True)
     return run
+
+
+def _resume(mode: str, version: str) -> str | None:
+    """What wandb is told of a run that may be there already. Before 0.31 it heeds that online only, and warns."""
+    heeded = tuple(int(part) for part in version.split(".")[:2]) >= (0, 31)
+    return "allow" if mode == "online" or heeded else None
 
 
 def _there(results: Results, mode: str, shown: Shown) -> list[Path]:

@@ -138,6 +138,19 @@ def test_what_was_uploaded_is_kept_and_its_update_has_the_same_id(demo):
     assert len({read_run(folder)["run"].run_id for folder in (first, second)}) == 1
 
 
+@pytest.mark.parametrize(
+    ("mode", "version", "told"),
+    [
+        ("online", "0.20.0", "allow"),
+        ("offline", "0.30.0", None),
+        ("offline", "0.31.0", "allow"),
+        ("offline", "1.2", "allow"),
+    ],
+)
+def test_a_version_that_would_not_heed_it_is_not_told_to_resume(mode, version, told):
+    assert tracking._resume(mode, version) == told
+
+
 def test_runs_are_resumed_where_they_are_there_already(demo, monkeypatch):
     import wandb
 
@@ -154,7 +167,8 @@ def test_runs_are_resumed_where_they_are_there_already(demo, monkeypatch):
     demo.save()
     log_study(demo.results, "demo")
     assert len({one["id"] for one in asked}) == 1
-    assert all(one["resume"] == "allow" for one in asked)
+    heeded = tuple(map(int, wandb.__version__.split(".")[:2])) >= (0, 31)
+    assert all(one["resume"] == ("allow" if heeded else None) for one in asked)
     [found] = runs_of(demo.results).values()
     assert found["summary"]["rows"] == len(demo.lines)
 
