@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,12 @@ def save(pipe: DiffusionPipeline, contract: Contract, folder: Path) -> None:
     """Write a student, in the dtype that it has, in the place of what is there."""
     shutil.rmtree(folder, ignore_errors=True)
     pipe.save_pretrained(folder)
+    for path in (
+        folder / "model_index.json",
+        *folder.glob("*/config.json"),
+    ):  # diffusers notes the place that a network was loaded from
+        config = {key: own for key, own in json.loads(path.read_text()).items() if key != "_name_or_path"}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     contract.save(folder)
     write_manifest(folder)
 
