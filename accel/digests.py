@@ -22,6 +22,11 @@ def weights_digest(net: nn.Module) -> torch.Tensor:
     return tensors_digest(net.state_dict())
 
 
+def weights_hex(net: nn.Module) -> str:
+    """The same in hex, by which files and records know a network."""
+    return bytes(weights_digest(net).tolist()).hex()
+
+
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Sixteen bytes (uint8) that change with named tensors: names, shapes and 64 values of each."""
     digest = hashlib.sha256()

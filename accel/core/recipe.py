@@ -31,7 +31,7 @@ from accel.core.sampler import Sampler, TimestepGrid
 from accel.core.sharing import check_free, shared_forward
 from accel.core.student import TEACHER, Student, check_students
 from accel.core.trajectory import Event, NetworkCall, Trajectory, attach_clock
-from accel.digests import weights_digest
+from accel.digests import weights_hex
 from accel.errors import ConfigError, IncompatibleError, unknown
 
 
@@ -143,7 +143,7 @@ class Recipe:
         if self.grid and not self.sampler:
             raise IncompatibleError(f"grid={self.grid.name} needs a sampler to place it; choose one, or grid=none.")
         if self.grid and self.grid.keyed:
-            self.grid.check({name: bytes(weights_digest(net).tolist()).hex() for name, net in nets.items()})
+            self.grid.check({name: weights_hex(net) for name, net in nets.items()})
         scheduler = None
         if self.sampler:
             ready = self.sampler if self.sampler.calibrated else self.sampler.prepared(pipe, self)

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from accel.core.method import Method
-from accel.digests import weights_digest
+from accel.digests import weights_hex
 from accel.errors import IncompatibleError, IntegrityError, unknown
 
 TEACHER = "teacher"  # what a stitch calls the pipeline's own denoiser, where a student stands in its place
@@ -29,7 +29,7 @@ _NAME = "accel_student"
 class Contract:
     """How a student may be run. `kind`: of accel.students.KINDS; `times`: the timesteps that it was trained for,
     largest first, and `steps` their number; `guidance`: the scale that is built in (1: none); `teacher`: digest of the
-    network that it stands for (hex, accel.digests.weights_digest); `bill`: what its training cost, all stages together
+    network that it stands for (hex, accel.digests.weights_hex); `bill`: what its training cost, all stages together
     (seconds, optimiser steps, samples, evaluations of each network, MACs), and what it saw (`data`)."""
 
     kind: str
@@ -73,11 +73,6 @@ def contract_of(net: nn.Module) -> Contract | None:
     return vars(net).get(_NAME)  # a module looks long for an attribute that it lacks
 
 
-def digest_of(net: nn.Module) -> str:
-    """What contracts know a teacher by."""
-    return bytes(weights_digest(net).tolist()).hex()
-
-
 class Student(Method):
     """A distilled network in the place of the pipeline's denoiser: what a recipe asks of it."""
 
@@ -102,7 +97,7 @@ class Student(Method):
 
     def check_teacher(self, net: nn.Module, contract: Contract) -> None:
         """IncompatibleError unless `net`, the pipeline's own denoiser, is what the student was distilled from."""
-        if (found := digest_of(net)) != contract.teacher:
+        if (found := weights_hex(net)) != contract.teacher:
             raise IncompatibleError(
                 f"student {self.model!r} was distilled from a network with the digest {contract.teacher[:12]}..., and "
                 f"this pipeline's has {found[:12]}...: another teacher. Distil it anew from this one, or use "

@@ -11,7 +11,7 @@ from accel.core.denoiser import denoiser_name
 from accel.core.guidance import CLASSIFIER
 from accel.core.recipe import Recipe
 from accel.core.student import TEACHER
-from accel.digests import weights_digest
+from accel.digests import weights_hex
 from accel.errors import AccelError, ConfigError
 from accel.samplers.noise_schedule import noise_schedule
 
@@ -74,7 +74,7 @@ def _short(digest: str | None) -> str:
 
 def _digest(name: str, net: nn.Module) -> str:
     try:
-        return bytes(weights_digest(net).tolist()).hex()
+        return weights_hex(net)
     except (NotImplementedError, RuntimeError) as error:  # weights that offloading has taken away
         raise ConfigError(
             f"the weights of {name} cannot be read ({' '.join(str(error).split())[:200]}); save or apply a recipe "

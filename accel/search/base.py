@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from accel.core.recipe import Recipe
-from accel.digests import weights_digest
+from accel.digests import weights_hex
 from accel.errors import ConfigError, check_int
 from accel.files import load_tensors, locked, save_tensors
 from accel.records import describe, digest
@@ -222,4 +222,4 @@ def schedule_of(pipe: Any) -> Any:
 def weights_of(runner: Any, recipe: Recipe) -> dict[str, str]:
     """A digest of the weights of each network that a recipe runs, by name."""
     nets = recipe.nets(runner.pipe, runner.models)
-    return {name: bytes(weights_digest(net).tolist()).hex() for name, net in nets.items()}
+    return {name: weights_hex(net) for name, net in nets.items()}

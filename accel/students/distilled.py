@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from accel.core.student import Contract, Student, contract_of
 from accel.errors import ConfigError, IncompatibleError, unknown
 from accel.samplers.grids import ExplicitGrid
+from accel.samplers.noise import adds_noise
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,13 @@ class Distilled(Student):
     def _check_times(self, contract: Contract, recipe: Any) -> None:
         times = ", ".join(f"{time:g}" for time in contract.times)
         trained = f"student {self.model!r} was trained for {contract.steps} steps, at the timesteps {times}"
-        if not np.allclose(self.times, contract.times) if len(self.times) == contract.steps else True:
+        if not _same(self.times, contract.times):
             said = ", ".join(f"{time:g}" for time in self.times) or "none"
             raise IncompatibleError(f"{trained}, and student.times are {said}; use student.times=[{times}].")
         if recipe.sampler is None or recipe.sampler.steps != contract.steps:
             found = "the pipeline's own scheduler" if recipe.sampler is None else f"{recipe.sampler.steps} steps"
             raise IncompatibleError(f"{trained}, and this recipe has {found}; use sampler.steps={contract.steps}.")
-        own = getattr(recipe.grid, "timesteps", ())
-        if len(own) != contract.steps or not np.allclose(own, contract.times):
+        if not _same(getattr(recipe.grid, "timesteps", ()), contract.times):
             raise IncompatibleError(f"{trained}, and this recipe has grid {recipe.grid.name!r}; use grid=none.")
 
     def _check_guidance(self, contract: Contract, recipe: Any) -> None:
@@ -92,12 +92,15 @@ class Distilled(Student):
 
     def check_around(self, scheduler, models) -> None:
         kind = KINDS[contract_of(models[self.model]).kind]
-        name, config = type(scheduler).__name__, scheduler.config
-        several = str(config.get("variant", "")) == "rhork"
-        noisy = "sde" in str(config.get("algorithm_type", "")) or config.get("stochastic_sampling")
+        name, noisy = type(scheduler).__name__, adds_noise(scheduler)
+        several = scheduler.config.get("variant") == "rhork"
         if name not in kind.schedulers or noisy or several:
-            how = " with noise" if noisy else " by Runge-Kutta" if several else ""
+            how = " by Runge-Kutta" if several else " with noise" * (name in kind.schedulers)
             raise IncompatibleError(
                 f"student {self.model!r} cannot be driven by {name}{how}: {kind.refused}; "
                 "use sampler=ddim_accel, dpmpp_2m or deis_tab."
             )
+
+
+def _same(times: Sequence[float], others: Sequence[float]) -> bool:
+    return len(times) == len(others) and np.allclose(times, others)

@@ -10,7 +10,7 @@ import torch
 
 from accel.core.devices import device_lock
 from accel.core.recipe import Recipe, accelerate
-from accel.digests import weights_digest
+from accel.digests import weights_hex
 from accel.errors import ConfigError, IntegrityError, Refusals
 from accel.evaluation.generate import generate
 from accel.evaluation.score import score_images
@@ -75,7 +75,7 @@ class Samples:
     def _classifier(self) -> str | None:
         # It need not be among the weights that a suite's fingerprint is of.
         net = self.suite.classifier()
-        return None if net is None else bytes(weights_digest(net).tolist()).hex()
+        return None if net is None else weights_hex(net)
 
     @cached_property
     def _scoring(self) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from torch import nn
 
 from accel.core.guidance import Guidance
 from accel.core.recipe import Recipe
-from accel.core.student import Contract, contracted, digest_of
+from accel.core.student import Contract, contracted
+from accel.digests import weights_hex
 from accel.errors import unknown
 from accel.registry import groups, method
 from accel.suites.base import Student, Suite, labels
@@ -85,7 +86,7 @@ def _random(seed: int, make: Callable[[], nn.Module]) -> Any:
 
 @lru_cache(maxsize=1)
 def _teacher() -> str:
-    return digest_of(unet())
+    return weights_hex(unet())
 
 
 def _contract(times: tuple[float, ...]) -> Contract:

@@ -15,10 +15,11 @@ import accel
 from accel.cli import export as cli
 from accel.core.conditioning import conditioned
 from accel.core.recipe import Recipe
-from accel.core.student import Contract, digest_of
+from accel.core.student import Contract
 from accel.deploy.export import write_folder
 from accel.deploy.opened import open_recipe
 from accel.deploy.recipe_file import OtherModelError
+from accel.digests import weights_hex
 from accel.errors import AccelError, ConfigError, IntegrityError
 from accel.guidance import AutoGuidance, ClassifierGuidance
 from accel.precision import Cast
@@ -182,7 +183,7 @@ def test_what_no_folder_can_hold_is_refused(light_words, recipes, tmp_path):
 def test_a_folder_brings_a_student_with_its_contract(light_digits, tmp_path):
     weights = Path(shutil.copytree(light_digits, tmp_path / "digits"))
     teacher, student = pipeline(weights / "large"), pipeline(weights / "small")
-    contract = Contract("endpoint", (999, 350), digest_of(teacher.unet), 1.0, {"seconds": 1.0})
+    contract = Contract("endpoint", (999, 350), weights_hex(teacher.unet), 1.0, {"seconds": 1.0})
     students.save(student, contract, tmp_path / "digits_students/pd2")
     recipe = Recipe(method("sampler", "ddim_accel", steps=2), student=method("student", "pd2"))
     path = saved(tmp_path / "recipe", ["suite=digits", f"+suite.weights={weights}"], recipe, samples=None).parent

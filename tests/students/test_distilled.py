@@ -9,7 +9,8 @@ import torch
 
 from accel.caching import DeepCache
 from accel.core.recipe import Recipe, accelerate
-from accel.core.student import Contract, contract_of, contracted, digest_of
+from accel.core.student import Contract, contract_of, contracted
+from accel.digests import weights_hex
 from accel.errors import AccelError, ConfigError, IncompatibleError, IntegrityError
 from accel.guidance import CFG
 from accel.registry import method
@@ -190,7 +191,7 @@ def test_a_contract_comes_back_from_its_folder(tmp_path):
 
 def test_an_unknown_kind_is_refused(tiny):
     pipe, _ = tiny
-    own = Contract("dream", TIMES, digest_of(pipe.unet))
+    own = Contract("dream", TIMES, weights_hex(pipe.unet))
     with pytest.raises(ConfigError, match="endpoint"):
         recipe().check(pipe, {"pd4": contracted(unet(2), own)})
     assert "endpoint" in KINDS

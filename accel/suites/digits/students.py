@@ -17,7 +17,8 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from accel.core.macs import count_macs
-from accel.core.student import Contract, contract_of, digest_of
+from accel.core.student import Contract, contract_of
+from accel.digests import weights_hex
 from accel.errors import ConfigError
 from accel.files import write_atomic
 from accel.samplers.noise_schedule import noise_schedule
@@ -75,7 +76,7 @@ def train_part(
     def loss(net: nn.Module, x0: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return segment_loss(net, teacher, schedule, stage.task, x0, generator, class_labels=labels)
 
-    teacher_digest, spent = digest_of(original), Spent(work / f"{part}.seconds", stage.training.checkpoint_every)
+    teacher_digest, spent = weights_hex(original), Spent(work / f"{part}.seconds", stage.training.checkpoint_every)
 
     def told(step: int, loss: float) -> None:
         spent(step)
@@ -83,8 +84,7 @@ def train_part(
 
     begun = parent.float().requires_grad_(True)
     net = fit(lambda: begun, loss, stage.training, work / f"{part}.safetensors", device, told)
-    calls = len(stage.task.inner(stage.task.times[0], [*stage.task.times[1:], -1.0][0])) + 1
-    bill = _bill(stage, original, calls if stage.task.through else stage.task.calls, spent.total)
+    bill = _bill(stage, original, spent.total)
     if before is not None:
         bill |= {key: before.bill[key] + bill[key] for key in bill if key != "data"}
     pipe = PixelPipeline(unet=net.half(), scheduler=DDPMScheduler(**SCHEDULER))
@@ -109,12 +109,12 @@ class Spent:
             write_atomic(self.path, f"{self.total:.1f}".encode())
 
 
-def _bill(stage: Stage, net: nn.Module, calls: int, seconds: float) -> dict[str, float | str]:
+def _bill(stage: Stage, net: nn.Module, seconds: float) -> dict[str, float | str]:
     """What a stage costs: evaluations are of one image each, `macs` those of all of them."""
     samples = stage.training.steps * stage.training.batch
     x = torch.zeros(1, 1, data.SIZE, data.SIZE)
     _, one = count_macs(lambda: net.cpu()(x, torch.tensor([0]), class_labels=torch.tensor([0])))
-    teacher, student = samples * calls, samples * (1 + BACKWARD)
+    teacher, student = samples * stage.task.evaluations, samples * (1 + BACKWARD)
     return {"seconds": round(seconds, 1), "steps": stage.training.steps, "samples": samples,
             "teacher_evaluations": teacher, "student_evaluations": student, "macs": (teacher + student) * one,
             "data": "training images"}  # fmt: skip

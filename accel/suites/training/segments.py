@@ -73,6 +73,12 @@ class Segments:
                 f"{list(self.times)}; allowed: draw='edges', times of its own, equally many in each segment."
             )
 
+    @property
+    def evaluations(self) -> int:
+        """The teacher's evaluations of one image in a segment."""
+        first, second = [*self.times, END][:2]
+        return 1 + len(self.inner(first, second)) if self.through else self.calls
+
     def inner(self, t: float, u: float) -> list[float]:
         """The teacher's own times strictly between t and u, largest first."""
         return sorted((time for time in self.through if u < time < t), reverse=True)

@@ -11,7 +11,8 @@ import torch
 
 from accel.cli.train import main as train
 from accel.core.recipe import Recipe, accelerate
-from accel.core.student import contract_of, digest_of
+from accel.core.student import contract_of
+from accel.digests import weights_hex
 from accel.errors import ConfigError, IntegrityError
 from accel.records import describe
 from accel.registry import groups, method
@@ -40,7 +41,7 @@ def test_what_ships_is_what_the_configuration_and_the_teacher_are():
     suite = DigitsSuite()
     found = suite.students()
     assert {*found} == {*NAMES} == {*groups()["student"]} - {"none"}
-    teacher = digest_of(suite.pipeline().unet)
+    teacher = weights_hex(suite.pipeline().unet)
     for name, student in found.items():
         assert student.contract.times == method("student", name).times == tuple(students.PARTS[name].task.times)
         assert student.contract.teacher == teacher
@@ -70,7 +71,7 @@ def test_training_writes_students_with_their_bills(assets, quick, tmp_path):
     found = suite.students()
     four, two, one = (found[name].contract for name in NAMES)
     assert (four.steps, two.steps, one.steps) == (4, 2, 1)
-    assert four.teacher == one.teacher == digest_of(suite.pipeline().unet), "the original, not the parent"
+    assert four.teacher == one.teacher == weights_hex(suite.pipeline().unet), "the original, not the parent"
     assert four.bill["teacher_evaluations"] == 3 * 4 * 4
     assert two.bill["teacher_evaluations"] == four.bill["teacher_evaluations"] + 3 * 4 * 2
     assert two.bill["student_evaluations"] == 2 * 3 * 4 * 3
