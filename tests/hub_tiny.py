@@ -1,8 +1,9 @@
-"""Tiny random pipelines of every class that suite `hub` runs, saved as a user would have them on disk."""
+"""Tiny random pipelines of classes that suite `hub` runs (more are in hub_modern), saved as a user has them on disk."""
 
 from __future__ import annotations
 
 import string
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,21 @@ def save(kind: str, folder: Path, **changes: Any) -> Path:
     logging.disable_progress_bar()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pipe = globals()[f"_{kind}"](**changes)
+        pipe = builder(kind)(**changes)
         for network in pipe.components.values():
             if isinstance(network, torch.nn.Module):
                 network.eval().requires_grad_(False)
         pipe.save_pretrained(folder)
     return folder
+
+
+def builder(kind: str) -> Callable[..., Any]:
+    """What makes a pipeline of one of KINDS, or of hub_modern.MODERN."""
+    if kind in KINDS:
+        return globals()[f"_{kind}"]
+    import hub_modern
+
+    return getattr(hub_modern, kind)
 
 
 def _clip_tokenizer():

@@ -9,9 +9,11 @@ from accel.errors import ConfigError, IncompatibleError, Refusals, check_float, 
 from accel.samplers.noise_schedule import is_flow, noise_schedule
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import index as hub_index
-from accel.suites.hub.kinds import PIXEL
 
 LARGEST = 4096  # cells of latents, or pixels, on a side
+CELLS = 128  # of latents on a side, where a denoiser is for no size of its own: 1024 pixels, in most classes
+# In the config of an autoencoder, a list of its levels, and how many of these do not halve the image.
+LEVELS = {"block_out_channels": 1, "encoder_block_out_channels": 1, "temperal_downsample": 0}
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 SPACINGS = ("leading", "linspace", "trailing")
 
@@ -30,19 +32,28 @@ def check(folder: Path) -> None:
 
 
 def image_size(folder: Path) -> tuple[int, int]:
-    """Height and width that a pipeline generates by itself."""
+    """Height and width that a pipeline generates by itself: what its class says in pixels, else its denoiser's
+    `sample_size` (or diffusers' 128) in cells of the autoencoder."""
     kind, config = hub_index.kind_of(folder), hub_files.config_of(folder, hub_files.denoiser_of(folder))
-    size = 128 if kind.name == "FluxPipeline" else config.get("sample_size")  # Flux's config has none
+    if kind.side is not None:
+        return kind.side, kind.side
+    size = config.get("sample_size", CELLS if kind.sized else None)
     sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
     for side in sides:
         check_int(f"sample_size in the config of {folder / hub_files.denoiser_of(folder)}", side, 1, LARGEST)
-    factor = 1
-    if kind.name not in PIXEL:
-        levels = hub_files.config_of(folder, "vae").get("block_out_channels")
-        if not isinstance(levels, list) or not levels:
-            raise ConfigError(f"block_out_channels in the config of {folder / 'vae'} is {levels!r}; allowed: a list.")
-        factor = 2 ** (len(levels) - 1)
+    factor = _pixels(folder) if "vae" in hub_index.components(folder) else 1
     return sides[0] * factor, sides[1] * factor
+
+
+def _pixels(folder: Path) -> int:
+    """Pixels of a side of one latent cell: every level of the autoencoder but the first halves the image."""
+    config = hub_files.config_of(folder, "vae")
+    for name, first in LEVELS.items():
+        if isinstance(levels := config.get(name), list) and levels:
+            return 2 ** (len(levels) - first)
+    raise ConfigError(
+        f"the config of {folder / 'vae'} has none of {', '.join(LEVELS)} as a list, which tell its levels."
+    )
 
 
 def _check_scheduler(folder: Path, config: dict[str, Any]) -> None:

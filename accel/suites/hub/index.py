@@ -17,19 +17,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from accel.errors import ConfigError, unknown
-from accel.suites.hub.kinds import KINDS, UNUSED, Kind
+from accel.errors import ConfigError
+from accel.suites.hub import kinds as hub_kinds
+from accel.suites.hub.kinds import UNUSED, Kind
 
 FILE = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
 NEVER = "Code of a checkpoint is never run."
-# Part, without its number: the library and the base of its classes. All others are networks of diffusers.
+# Part, without its number: the library and the bases of its classes. All others are networks of diffusers.
+_TEXT = ("transformers", ("PreTrainedTokenizerBase", "ProcessorMixin"))
 BASES = {
-    "scheduler": ("diffusers", "SchedulerMixin"),
-    "tokenizer": ("transformers", "PreTrainedTokenizerBase"),
-    "text_encoder": ("transformers", "PreTrainedModel"),
+    "scheduler": ("diffusers", ("SchedulerMixin",)),
+    "tokenizer": _TEXT,
+    "processor": _TEXT,
+    "text_encoder": ("transformers", ("PreTrainedModel",)),
 }
-NETWORK = ("diffusers", "ModelMixin")
+NETWORK = ("diffusers", ("ModelMixin",))
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -51,23 +54,24 @@ def read_object(path: Path, absent: str) -> dict[str, Any]:
 
 
 def kind_of(folder: Path) -> Kind:
-    """The kind of the pipeline in `folder`; ConfigError for a class that suite hub does not know."""
+    """The kind of the pipeline in `folder`; ConfigError for a class that suite hub cannot run."""
     name = read(folder).get("_class_name")
     if not isinstance(name, str):
         raise ConfigError(f"{folder} names the pipeline class {short(name)}, code of its own, which is never run.")
-    if name not in KINDS:
-        raise unknown(f"pipeline class of {folder}", name, KINDS)
-    return KINDS[name]
+    try:
+        return _kind(name)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from None
 
 
 def components(folder: Path) -> dict[str, tuple[str, str]]:
     """{name: (library, class)} of what is loaded, after checking every entry. ConfigError for whatever is no class of
     diffusers or transformers, for code that lies beside one, and for a part that is missing."""
     kind, index = kind_of(folder), read(folder)
-    parts, optional = _parts(kind.name)
+    parts, optional, settings = _parts(kind.name)
     found = {}
     for name, value in index.items():
-        if name.startswith("_") or (name not in parts and not isinstance(value, list)):
+        if name.startswith("_") or name in settings or (name not in parts and not isinstance(value, list)):
             continue
         library, cls = _pair(folder, name, value)
         if library is not None and name in parts and name not in UNUSED:
@@ -76,7 +80,8 @@ def components(folder: Path) -> dict[str, tuple[str, str]]:
     needed = [name for name in parts if name not in (*UNUSED, *optional)]
     if kind.condition == "prompt":  # a text encoder may be left out, all of them may not
         encoders = [name for name in found if name.startswith("text_encoder")] or ["text_encoder"]
-        needed += [e for own in encoders for e in (own, own.replace("text_encoder", "tokenizer"))]
+        both = [e for own in encoders for e in (own, own.replace("text_encoder", "tokenizer"))]
+        needed += [name for name in both if name in parts]
     if missing := sorted(set(needed) - set(found)):
         raise ConfigError(f"{folder / FILE} lacks {', '.join(missing)}, without which there is no {kind.name}.")
     return found
@@ -103,27 +108,33 @@ def _pair(folder: Path, name: str, value: Any) -> tuple[str | None, str | None]:
 
 
 def _check_class(folder: Path, name: str, library: str, cls: str) -> None:
-    needed, base = BASES.get(re.sub(r"_\d+$", "", name), NETWORK)
+    needed, bases = BASES.get(re.sub(r"_\d+$", "", name), NETWORK)
     found = getattr(import_module(library), cls, None) if library == needed else None
     if packages := getattr(found, "_backends", None):  # what stands in for a class whose packages are missing
         raise ConfigError(f"{folder}: component {name} is a {cls}, which needs {' and '.join(packages)}; install it.")
-    if not (isinstance(found, type) and issubclass(found, getattr(import_module(needed), base))):
+    allowed = tuple(getattr(import_module(needed), base) for base in bases)
+    if not (isinstance(found, type) and issubclass(found, allowed)):
         raise ConfigError(
             f"{folder}: component {name} is {library}.{short(cls)}; allowed: a class of the installed {needed} that "
-            f"is a {base}. {NEVER}"
+            f"is a {' or a '.join(bases)}. {NEVER}"
         )
     if (beside := folder / name / f"{library}.py").exists():
         raise ConfigError(f"{beside} would be run in the place of {library}. {NEVER} Remove the file.")
 
 
-@lru_cache(maxsize=32)
-def _parts(kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The components that a pipeline class is made of, and which of them it does without."""
-    cls = KINDS[kind].cls()
+@lru_cache(maxsize=64)
+def _kind(name: str) -> Kind:
+    return hub_kinds.kind_of(name)
+
+
+@lru_cache(maxsize=64)
+def _parts(kind: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The components that a pipeline class is made of, which of them it does without, and its settings."""
+    cls = _kind(kind).cls()
     optional = tuple(cls._optional_components)
-    arguments = inspect.signature(cls.__init__).parameters.values()
-    parts = [p.name for p in arguments if p.name != "self" and (p.default is p.empty or p.name in optional)]
-    return tuple(parts), optional
+    arguments = [p for p in inspect.signature(cls.__init__).parameters.values() if p.name != "self"]
+    parts = tuple(p.name for p in arguments if p.default is p.empty or p.name in optional)
+    return parts, optional, tuple(p.name for p in arguments if p.name not in parts)
 
 
 def short(value: Any) -> str:

@@ -1,22 +1,43 @@
-"""The pipeline classes that suite `hub` runs, and what each needs to be told so that nothing but the recipe decides."""
+"""The pipeline classes that suite `hub` runs, and what each needs to be told so that nothing but the recipe decides.
+
+A class is known by the signatures of its constructor (its parts) and of its calls (what may be asked of it): `kind_of`
+reads them, and says what is missing where a class cannot be run. What no signature tells is in `OWN`.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
+
+from accel.errors import ConfigError, unknown
+
+SCALE, TRUE_SCALE = "guidance_scale", "true_cfg_scale"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One pipeline class, by its name in model_index.json."""
+    """One pipeline class, by its name in model_index.json.
+
+    `guided`: the argument of a call that asks for guidance, None without one. `true_cfg_scale` asks for it beside a
+    negative prompt, and `guidance_scale` is then a number that a distilled network is told. `unguided`: the number at
+    which nothing is guided; a scale s of accel's (u + s (c - u), none at 1) is asked for as s - 1 + unguided.
+    """
 
     name: str
     condition: str = "prompt"  # prompt | label | none
     sized: bool = True  # takes height and width
+    side: int | None = None  # of its images where nothing is said, in pixels; None: see configs.image_size
     sequence: int | None = None  # its own max_sequence_length; None: it has no such argument
-    separate: bool = False  # guidance_scale is embedded, and the null prediction a call of its own
+    guided: str | None = SCALE
+    unguided: float = 1.0
+    told: bool = True  # has a guidance_scale
+    negative: bool = True  # takes negative prompts
+    area: bool = False  # takes the product of height and width, too
     signed: bool = False  # output_type="pt" is -1..1, not clipped; else 0..1
     load: Mapping[str, Any] = field(default_factory=dict)  # for from_pretrained
     call: Mapping[str, Any] = field(default_factory=dict)  # for every call
@@ -31,27 +52,162 @@ class Kind:
 
         return getattr(diffusers, self.name)
 
+    def asked(self, scale: float) -> float:
+        """What `guidance_scale` is called with for a scale of accel's."""
+        return scale - 1 + self.unguided
+
     def loading(self) -> dict[str, Any]:
         """Arguments of from_pretrained: `load`, and None for every part that is never loaded."""
         absent = (name for name in UNUSED if name in inspect.signature(self.cls().__init__).parameters)
         return dict(self.load) | dict.fromkeys(absent)
 
 
-# Whether an unsafe-looking image is blackened, a watermark is drawn or a caption is cleaned (which depends on what else
-# is installed) is switched off: it would enter the metrics. Sizes are taken as they are said, not as the nearest bin.
-_PIXART = {"clean_caption": False, "use_resolution_binning": False}
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # never loaded
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker", "pe", "pe_tokenizer")  # never loaded
 PIXEL = ("DDPMPipeline", "DDIMPipeline")
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("StableDiffusionPipeline", load={"requires_safety_checker": False}),
-        Kind("StableDiffusionXLPipeline", load={"add_watermarker": False}),
-        Kind("PixArtAlphaPipeline", sequence=120, call=_PIXART),
-        Kind("PixArtSigmaPipeline", sequence=300, call=_PIXART),
-        Kind("StableDiffusion3Pipeline", sequence=256),
-        Kind("FluxPipeline", sequence=512, separate=True),
-        Kind("DiTPipeline", "label", sized=False),
-        *(Kind(name, "none", sized=False, signed=True) for name in PIXEL),
-    )
+# Whether an unsafe-looking image is blackened, a watermark is drawn, a caption is cleaned (which depends on what else
+# is installed) or written anew by a language model is switched off: it would enter the metrics. Sizes are taken as
+# they are said, not as the nearest bin.
+LOADED = {"requires_safety_checker": False, "add_watermarker": False}
+CALLED = {
+    "clean_caption": False,
+    "skip_text_cleaning": True,
+    "use_resolution_binning": False,
+    "use_pe": False,
+    "enable_prompt_rewrite": False,
 }
+# What no signature tells. HiDream scales whatever size it is asked for to its own area.
+OWN: Mapping[str, Mapping[str, Any]] = {
+    "DiTPipeline": {"condition": "label"},
+    **{name: {"condition": "none", "signed": True} for name in PIXEL},
+    "ZImagePipeline": {"unguided": 0.0, "side": 1024},
+    "Krea2Pipeline": {"unguided": 0.0},
+    "HiDreamImagePipeline": {"sized": False, "side": 1024},
+    "BriaPipeline": {"side": 1024},
+    "BriaFiboPipeline": {"side": 1024},
+    "PRXPipeline": {"side": 512},
+    "QwenImage21Pipeline": {"side": 1024},
+}
+# Classes that make images from prompts alone, too; all others with an argument `image` need one.
+WITHOUT_IMAGE = ("FluxKontextPipeline", "Flux2Pipeline", "Flux2KleinPipeline", "QwenImage21Pipeline")
+UNABLE = {
+    "GlmImagePipeline": "its language model draws tokens by no generator that a caller gives",
+    "HunyuanDiTPAGPipeline": "it runs guided by classifier-free and by perturbed-attention guidance at once, and not "
+    "otherwise (use HunyuanDiTPipeline)",
+    "IFPipeline": "its network predicts a variance beside the noise, which few samplers take",
+}
+PACKAGES = {"PRXPipeline": "ftfy"}  # that a class asks for when it runs
+NEEDED = ("num_inference_steps", "generator", "output_type")
+# An argument, or a part, of a class that suite hub does not feed: what it stands for.
+FOREIGN_ARGUMENTS = {
+    "num_frames": "it makes videos",
+    "num_videos_per_prompt": "it makes videos",
+    "audio_length_in_s": "it makes sound",
+    "control_image": "it needs the image of a condition (control_image)",
+    "mask_image": "it needs an image and a mask (mask_image)",
+    "strength": "it needs an image to begin with (image, strength)",
+    "image_guidance_scale": "it needs an image to edit (image)",
+    "noise_level": "it needs an image to enlarge (image)",
+}
+FOREIGN_PARTS = {
+    r"controlnet": "it needs the image of a condition, for its part {}",
+    r"guider|ocr_guider": "it guides by objects of its own ({}), where a recipe's guidance decides",
+    r"prior_\w+|prior": "it is a cascade, whose part {} makes a trajectory of its own",
+    r"siglip|adapter": "it needs images, for its part {}",
+    r"(?!unet$|transformer$)\w*(unet|transformer)\w*": "it has a further denoiser, {}, beside the accelerated one",
+}  # fmt: skip
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of a pipeline class of diffusers; ConfigError for a name that it does not have, and for one that needs
+    more than prompts or class labels, which is named."""
+    if name in PIXEL:
+        return Kind(name, **_own(name))
+    cls = pipeline_class(name)
+    if (package := PACKAGES.get(name)) and find_spec(package) is None:
+        raise ConfigError(f"the pipeline class {name} needs {package}; install it.")
+    if reason := lacking(cls):
+        raise ConfigError(f"suite hub cannot run a {name}: {reason}. Allowed: classes that make images from prompts.")
+    return _described(cls)
+
+
+def pipeline_class(name: str) -> type:
+    """The class of the installed diffusers. ConfigError if there is none, or packages that it needs are missing."""
+    import diffusers
+
+    found = getattr(diffusers, name, None) if name.endswith("Pipeline") else None
+    if packages := getattr(found, "_backends", None):  # what stands in for a class whose packages are missing
+        raise ConfigError(f"the pipeline class {name} needs {' and '.join(packages)}; install it.")
+    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+        raise unknown("pipeline class", name, [*PIXEL, *COMMON])
+    return found
+
+
+# What an unknown name is compared with: diffusers has hundreds of classes.
+COMMON = (
+    "AuraFlowPipeline", "ChromaPipeline", "CogView4Pipeline", "DiTPipeline", "Flux2KleinPipeline", "FluxPipeline",
+    "HiDreamImagePipeline", "HunyuanDiTPipeline", "LatentConsistencyModelPipeline", "Lumina2Pipeline",
+    "PixArtAlphaPipeline", "PixArtSigmaPipeline", "QwenImagePipeline", "SanaPipeline", "StableDiffusion3Pipeline",
+    "StableDiffusionPipeline", "StableDiffusionXLPipeline", "ZImagePipeline",
+)  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def lacking(cls: type) -> str | None:
+    """Why suite hub cannot run a pipeline class, by its signatures; None if it can."""
+    asked, parts = arguments(cls), inspect.signature(cls.__init__).parameters
+    for pattern, reason in FOREIGN_PARTS.items():
+        if found := [part for part in parts if re.fullmatch(pattern, part)]:
+            return reason.format(found[0])
+    for argument, reason in FOREIGN_ARGUMENTS.items():
+        if argument in asked:
+            return reason
+    if not {"prompt", "class_labels"} & set(asked):
+        return "its calls take no prompt"
+    if not {"unet", "transformer"} & set(parts):
+        return "it has no part unet or transformer to accelerate"
+    if missing := [name for name in NEEDED if name not in asked]:
+        return f"its calls take no {missing[0]}"
+    if "prompt" in asked and not {"height", "width"} <= set(asked):
+        return "its calls take no height and width"
+    if "prompt" in asked and not {SCALE, TRUE_SCALE} & set(asked):
+        return f"its calls take no {SCALE}"
+    needed = [p.name for p in asked.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if others := [name for name in needed if name not in ("self", "prompt", "class_labels")]:
+        return f"its calls need {others[0]}"
+    if cls.__name__ in UNABLE:
+        return UNABLE[cls.__name__]
+    return "it needs an image (image)" if "image" in asked and cls.__name__ not in WITHOUT_IMAGE else None
+
+
+def _described(cls: type) -> Kind:
+    """What the signatures of `cls` say, and over it what `OWN` does."""
+    asked = arguments(cls)
+    sequence = asked["max_sequence_length"].default if "max_sequence_length" in asked else None
+    height = asked["height"].default if "height" in asked else None
+    kind = Kind(
+        cls.__name__,
+        sized={"height", "width"} <= set(asked),
+        side=height if isinstance(height, int) else None,
+        area="max_area" in asked,
+        sequence=sequence if isinstance(sequence, int) else None,
+        guided=next((name for name in (TRUE_SCALE, SCALE) if name in asked), None),
+        told=SCALE in asked,
+        negative="negative_prompt" in asked,
+        load=_present(LOADED, inspect.signature(cls.__init__).parameters),
+        call=_present(CALLED, asked),
+    )
+    return replace(kind, **_own(cls.__name__))
+
+
+def _own(name: str) -> dict[str, Any]:
+    own = dict(OWN.get(name, {}))
+    return own | ({"sized": False, "negative": False} if "condition" in own else {})
+
+
+def _present(fixed: Mapping[str, Any], accepted: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in fixed.items() if name in accepted}
+
+
+def arguments(cls: type) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a call of a pipeline class by name, `self` first."""
+    return inspect.signature(inspect.unwrap(cls.__call__)).parameters

@@ -1,4 +1,4 @@
-"""Suite `hub`: any of the pipelines in `hub_kinds`, from a local folder or the hub, as it is.
+"""Suite `hub`: any pipeline whose class `kinds` can run, from a local folder or the hub, as it is.
 
 Sample i shows prompt i of a file (`prompts`), a class (DiT), or nothing. Classes: all of them, in an order that
 spreads: class (i * stride) mod K with the stride nearest to K / golden ratio that has no factor in common with K, so
@@ -33,7 +33,7 @@ from accel.suites.hub import configs as hub_configs
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import index as hub_index
 from accel.suites.hub import models as hub_models
-from accel.suites.hub.kinds import PIXEL, Kind
+from accel.suites.hub.kinds import PIXEL, SCALE, TRUE_SCALE, Kind
 from accel.suites.hub.prompts import Prompts
 from accel.suites.hub.real_images import RealImages
 
@@ -170,6 +170,8 @@ class HubSuite(Suite):
                 )
             if kind.condition == "prompt":
                 refusals.ask(self.prompts.check, n)
+            if self.prompts.negative is not None and kind.condition == "prompt" and not kind.negative:
+                refusals.add(ConfigError(f"{kind.name} has no negative prompts; leave suite.prompts.negative out."))
             refusals.ask(hub_configs.check, self.folder)
             if kind.condition == "label":
                 refusals.ask(self._check_classes)
@@ -213,17 +215,26 @@ class HubSuite(Suite):
 
     def _common(self, count: int) -> dict[str, Any]:
         """What is the same for all of `count` samples."""
-        common = dict(self.kind.call) | self._sizes()
-        if self.kind.condition != "prompt":
+        kind = self.kind
+        common = dict(kind.call) | self._sizes()
+        if kind.area and common.keys() >= {"height", "width"}:  # else the sides are scaled to the default area
+            common["max_area"] = self.height * self.width
+        if kind.condition != "prompt":
             return common
         if self.max_sequence_length is not None:
             common["max_sequence_length"] = self.max_sequence_length
-        if self.prompts.negative is not None and not self.kind.separate:
+        if kind.guided == TRUE_SCALE:  # without one there is no null prediction
+            common["negative_prompt"] = [self.prompts.negative or ""] * count
+        elif self.prompts.negative is not None:
             common["negative_prompt"] = [self.prompts.negative] * count
         return common
 
     def guidance_arguments(self, recipe: Recipe) -> dict[str, Any]:
-        return {"guidance_scale": self.distilled_guidance if self._distilled else recipe.guidance_scale}
+        kind, scale = self.kind, recipe.guidance_scale
+        asked = {SCALE: self.distilled_guidance if self._distilled else kind.asked(scale)} if kind.told else {}
+        if kind.guided == TRUE_SCALE:
+            asked |= {TRUE_SCALE: scale} | ({} if scale > 1 else {"negative_prompt": None})
+        return asked
 
     def notes(self, pipe: Any, n: int) -> dict[str, Any]:
         if self.kind.condition != "prompt":

@@ -1,0 +1,124 @@
+"""Further classes, from disk: a small experiment of each with its kind of sampler and a cache; the plain pipeline."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from hub_modern import MODERN
+
+from accel.core.denoiser import denoiser_name
+from accel.core.recipe import Recipe, accelerate
+from accel.core.seeds import generators
+from accel.errors import AccelError, ConfigError, IncompatibleError
+from accel.evaluation.generate import generate
+from accel.guidance import CFG
+from accel.records import Results
+from accel.registry import method
+from accel.samplers import DiffusersSampler
+from accel.studies.evaluation import Evaluation
+from accel.studies.runner import Runner
+from accel.suites.hub.prompts import Prompts
+
+QUICK = Evaluation(n=60, distance_n=60, shard=60, batch=60, timing=False, controls=False, device="cpu")
+BETAS = ("sd_pag", "sdxl_pag", "pixart_sigma_pag", "kandinsky3", "hunyuan_dit", "lcm", "cogview3")
+# Samplers of the command line cannot drive two; Kandinsky 3 has no cache, and sixty of its images take seconds.
+WHOLE = [kind for kind in MODERN if kind not in ("lcm", "cogview3", "kandinsky3")]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """HiDream scales every image to the area of 128 x 128 cells; here to that of 4 x 4."""
+    from diffusers import HiDreamImagePipeline
+
+    own = HiDreamImagePipeline.__init__
+
+    def init(self, *args, **kwargs):
+        own(self, *args, **kwargs)
+        self.default_sample_size = 4
+
+    init.__signature__ = inspect.signature(own)
+    monkeypatch.setattr(HiDreamImagePipeline, "__init__", init)
+
+
+def sampler(kind: str, steps: int = 2):
+    if kind == "lcm":
+        return DiffusersSampler("LCMScheduler", steps)
+    return method("sampler", "ddim" if kind in BETAS else "flow_euler", steps=steps)
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_experiment_of_every_class(kind, hub_suite, tmp_path):
+    suite = hub_suite(kind, converged_steps=1, converged_sampler="ddim" if kind in BETAS else "flow_euler")
+    record = Runner(suite, QUICK, Results(tmp_path)).quality(Recipe(sampler(kind), cache=method("cache", "fora")))
+    assert record["values"]["distance"]["value"] > 0
+    assert record["cost"]["nfe"] == (4 if "pag" in kind else 2), "perturbed attention is a second row of each sample"
+    assert record["notes"]["prompts"]["count"] == 60
+    assert "partial" in record["strip"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MODERN if kind != "cogview3"])
+def test_harness_changes_nothing_but_the_scheduler(kind, hub_suite, hub_pipe):
+    """Without guidance and with it, the images are those of a user who sets the scheduler by hand; or the guidance is
+    refused."""
+    suite, pipe = hub_suite(kind), hub_pipe(kind)
+    for guidance in (None, CFG(3.0)):
+        made = Recipe(sampler(kind), guidance=guidance)
+        call = suite.conditions(0, 2) | suite.guidance_arguments(made)
+        try:
+            with accelerate(pipe, made):
+                found = generate(pipe, suite, made, 0, 0, 2, 2)
+        except AccelError:
+            if guidance is None:
+                raise
+            continue
+        original, pipe.scheduler = pipe.scheduler, made.sampler.build(pipe.scheduler.config)
+        try:
+            expected = pipe(**call, generator=generators(0, 0, 2), num_inference_steps=2, output_type="pt").images
+        finally:
+            pipe.scheduler = original
+        assert torch.equal(found, expected)
+        if MODERN[kind].side:
+            assert found.shape == (2, 3, MODERN[kind].side, MODERN[kind].side)
+
+
+@pytest.mark.parametrize("kind", MODERN)
+def test_the_size_that_is_said_is_the_pipelines_own(kind, hub_suite, hub_pipe):
+    """Where its class computes one when it is built; others say it in the signature of a call."""
+    suite, pipe = hub_suite(kind, height=None, width=None), hub_pipe(kind)
+    cells = getattr(pipe, "default_sample_size", None)
+    if cells is None or kind == "hidream":
+        cells = getattr(pipe, denoiser_name(pipe)).config.get("sample_size")
+    if suite.kind.side is None:
+        assert suite.image_size == (cells * pipe.vae_scale_factor,) * 2
+    else:
+        assert suite.image_size == (1024, 1024)
+
+
+def test_what_true_guidance_asks_for(hub_suite, prompt_file):
+    """Two calls of Qwen-Image: a scale of its own name, and a negative prompt for each sample, maybe empty."""
+    suite, guided = hub_suite("qwen_image"), Recipe(guidance=CFG(4.0))
+    assert suite.conditions(0, 2)["negative_prompt"] == ["", ""]
+    assert suite.guidance_arguments(guided) == {"guidance_scale": 4.0, "true_cfg_scale": 4.0}
+    off = {"guidance_scale": 1.0, "true_cfg_scale": 1.0, "negative_prompt": None}
+    assert suite.guidance_arguments(Recipe()) == off
+    blurry = hub_suite("qwen_image", prompts=Prompts(str(prompt_file), negative="blurry"))
+    assert blurry.conditions(0, 2)["negative_prompt"] == ["blurry"] * 2
+    with pytest.raises(
+        ConfigError, match=r"Flux2KleinPipeline has no negative prompts; leave suite\.prompts\.negative"
+    ):
+        hub_suite("flux2_klein", prompts=Prompts(str(prompt_file), negative="blurry")).check(60)
+
+
+def test_kontext_keeps_the_size_that_it_is_asked_for(hub_suite):
+    """Its pipeline scales both sides to an area of its own, 1024 x 1024, unless it is told another."""
+    assert hub_suite("flux_kontext", height=16, width=24).conditions(0, 1)["max_area"] == 16 * 24
+
+
+def test_classes_that_only_their_own_scheduler_drives_say_so(hub_pipe):
+    ddim, lcm = Recipe(method("sampler", "ddim", steps=2)), "cannot drive DDIMScheduler"
+    with pytest.raises(IncompatibleError, match="snr_shift_scale"):
+        ddim.check(hub_pipe("cogview3"), {})
+    with accelerate(hub_pipe("lcm"), ddim), pytest.raises(IncompatibleError, match=lcm):
+        hub_pipe("lcm")("a cat", num_inference_steps=2, height=16, width=16)
