@@ -177,7 +177,7 @@ def _loaded(origin: Origin, imports: Sequence[str], lines: Sequence[str]) -> tup
     """The import, and the lines, that load a pipeline by diffusers and then do `lines`."""
     given = [repr(origin.model), *(f"{name}={source(value)}" for name, value in origin.options.items())]
     names = ", ".join(sorted({origin.name, *imports}))
-    load = LOAD.format(cls=origin.name, arguments=",\n    ".join(given), setup="\n".join(lines))
+    load = LOAD.format(cls=origin.name, arguments=",\n    ".join(given), setup="\n".join([*origin.lines, *lines]))
     return f"from diffusers import {names}\n", load
 
 

@@ -45,12 +45,13 @@ class Reference:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where diffusers itself loads a pipeline from: its class `name`, the folder or hub id `model`, and `options` of
-    from_pretrained."""
+    """Where diffusers itself loads a pipeline from: its class `name`, the folder or hub id `model`, `options` of
+    from_pretrained, and `lines` of Python that then make it what the suite runs."""
 
     name: str
     model: str
     options: Mapping[str, Any]
+    lines: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

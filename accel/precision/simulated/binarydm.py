@@ -136,6 +136,7 @@ class Binary(nn.Module):
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
         self.inputs = LearnedInputs.of(quantised)
 
+    @property
     def weight(self) -> torch.Tensor:
         """s_1 sign(w), while evolving + s_2 sign(w - s_1 sign(w))."""
         made = self.first * straight_sign(self.latent, self.first)
@@ -149,7 +150,7 @@ class Binary(nn.Module):
         return (self.first * sign(self.latent)).detach().reshape(self.quantised.layer.weight.shape)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return run_layer(self.quantised.layer, self.weight(), self.bias, x if self.inputs is None else self.inputs(x))
+        return run_layer(self.quantised.layer, self.weight, self.bias, x if self.inputs is None else self.inputs(x))
 
 
 def sign(x: torch.Tensor) -> torch.Tensor:

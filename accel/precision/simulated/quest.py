@@ -111,7 +111,7 @@ class QuEST(FakeQuant):
             stand_in=lambda k, layer: Tuned(layer, [part.scale for part in split[k]]),
         )  # fmt: skip
         for k, module in tuned.items():
-            artefact[k + WEIGHT] = module.weight().detach().clone()
+            artefact[k + WEIGHT] = module.weight.detach().clone()
             if scales:
                 artefact[k] = module.inputs.limits()
 
@@ -151,6 +151,7 @@ class Tuned(nn.Module):
     def _parts(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return sliced(weight, self.quantised.inputs.channels if len(self.scales) > 1 else ())
 
+    @property
     def weight(self) -> torch.Tensor:
         """The weight on its levels."""
         made = [
@@ -161,4 +162,4 @@ class Tuned(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layer = self.quantised.layer
-        return run_layer(layer, self.weight(), layer.bias, x if self.inputs is None else self.inputs(x))
+        return run_layer(layer, self.weight, layer.bias, x if self.inputs is None else self.inputs(x))

@@ -99,12 +99,13 @@ class _Rounding(nn.Module):
         self.learned, self.shapes = nn.ModuleList(learned), [part.shape for part in parts]
         self.eval()
 
+    @property
     def weight(self) -> torch.Tensor:
         made = [part.soft() if self.training else part.hard() for part in self.learned]
         return torch.cat([m.reshape(s) for m, s in zip(made, self.shapes, strict=True)], 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return run_layer(self.layer, self.weight(), self.layer.bias, x)
+        return run_layer(self.layer, self.weight, self.layer.bias, x)
 
 
 def reconstructed(
@@ -139,7 +140,7 @@ def reconstructed(
 
         def weights() -> tuple[dict[str, torch.Tensor], float]:
             with torch.no_grad():
-                now = {name: learner.weight() for name, learner in learners.items()}
+                now = {name: learner.weight for name, learner in learners.items()}
                 return now, float(error(torch.arange(len(keeper.rows))))
 
         nearest, before = weights()

@@ -32,6 +32,7 @@ from accel.suites.base import Origin, Reference, Suite, labels, load_pipeline, t
 from accel.suites.hub import configs as hub_configs
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import index as hub_index
+from accel.suites.hub import lora as hub_lora
 from accel.suites.hub import models as hub_models
 from accel.suites.hub.kinds import PIXEL, SCALE, TRUE_SCALE, Kind
 from accel.suites.hub.prompts import Prompts
@@ -61,6 +62,8 @@ class HubSuite(Suite):
     clip: str | None = None
     scoring_device: str = "auto"  # of both; auto: the GPU if there is one
     stitch_models: Mapping[str, str] = field(default_factory=dict)
+    lora: Sequence[Any] = ()  # see accel/suites/hub/lora.py
+    lora_fused: bool = True
     converged_steps: int = 50
     converged_sampler: str | None = None  # None: unipc, or rf_solver for a flow
     converged_grid: str | None = None  # None: karras for unipc
@@ -88,6 +91,7 @@ class HubSuite(Suite):
             value = getattr(self, name)
             hashable = None if value is None else tuple(value.items() if isinstance(value, Mapping) else value)
             object.__setattr__(self, name, hashable)
+        object.__setattr__(self, "lora", hub_lora.parsed(self.lora or ()))
 
     # what generates ------------------------------------------------------------------------------------------------
 
@@ -106,6 +110,7 @@ class HubSuite(Suite):
         options = kind.loading() | hub_models.memory()
         options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant)
         pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], **options)
+        hub_lora.add(pipe, self.lora, self.lora_fused)
         return hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
 
     def origin(self) -> Origin | None:
@@ -115,7 +120,8 @@ class HubSuite(Suite):
         local, said = Path(self.model).expanduser(), {"revision": self.revision, "variant": self.variant}
         options = {"torch_dtype": DTYPES[self.dtype], "use_safetensors": True, **kind.loading()}
         options |= {name: value for name, value in said.items() if value is not None}
-        return Origin(kind.name, str(local.absolute()) if local.is_dir() else self.model, options)
+        model = str(local.absolute()) if local.is_dir() else self.model
+        return Origin(kind.name, model, options, hub_lora.lines(self.lora, self.lora_fused))
 
     def models(self) -> dict[str, nn.Module]:
         return {
@@ -141,6 +147,9 @@ class HubSuite(Suite):
             settings |= {"negative prompt": self.prompts.negative, "max_sequence_length": self.max_sequence_length}
         if self.kind.condition == "label":
             settings["classes"] = self.classes
+        settings |= {f"lora {i}": lora.identity() for i, lora in enumerate(self.lora)}
+        if self.lora and not self.lora_fused:  # methods that look at layers find others
+            settings["lora fused"] = False
         if self._distilled:
             settings["distilled guidance"] = float(self.distilled_guidance)
         return settings
@@ -173,6 +182,7 @@ class HubSuite(Suite):
             if self.prompts.negative is not None and kind.condition == "prompt" and not kind.negative:
                 refusals.add(ConfigError(f"{kind.name} has no negative prompts; leave suite.prompts.negative out."))
             refusals.ask(hub_configs.check, self.folder)
+            refusals.ask(hub_lora.check, self.lora, kind.cls())
             if kind.condition == "label":
                 refusals.ask(self._check_classes)
             if self.clip and kind.condition != "prompt":

@@ -33,14 +33,14 @@ def test_two_bases_err_less_than_one_and_one_is_the_best_single_scale():
     """min over s of |w - s sign(w)|^2 is at s = mean |w| (Rastegari et al. 2016, arXiv:1603.05279, eq. 6)."""
     layer = nn.Linear(200, 3)
     module, weight = binary(layer), layer.weight.detach()
-    two = (module.weight() - weight).square().sum(1)
+    two = (module.weight - weight).square().sum(1)
     module.evolving = False
-    one = (module.weight() - weight).square().sum(1)
+    one = (module.weight - weight).square().sum(1)
     assert (two < 0.5 * one).all()
     for factor in (0.9, 1.1):
         other = factor * module.first * sign(weight)
         assert ((other - weight).square().sum(1) > one).all()
-    assert all(len(row.unique()) == 2 for row in module.weight())
+    assert all(len(row.unique()) == 2 for row in module.weight)
 
 
 def test_gradients_pass_within_the_scale_only():
