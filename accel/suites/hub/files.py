@@ -21,7 +21,7 @@ from accel.suites.hub.kinds import UNUSED
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.(?P<a>\w+))?(-\d+-of-\d+)?(\.(?P<b>\w+))?\.safetensors")
 ATTENTION = (None, "eager", "sdpa")  # of transformers, which need no other package
-TEXT = (".json", ".txt", ".model")  # configs and tokenizers
+TEXT = (".json", ".txt", ".model", ".jinja")  # configs, tokenizers and their templates
 
 
 @lru_cache(maxsize=16)

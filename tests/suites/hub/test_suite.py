@@ -428,14 +428,27 @@ def test_presets_are_documented_with_their_command():
     page = (CONF.parent / "docs" / "hub.md").read_text()
     files = {name: (CONF / "suite" / f"{name}.yaml").read_text() for name in groups()["suite"]}
     presets = {name: text for name, text in files.items() if "defaults: [hub, _self_]" in text}
-    assert len(presets) == 8
+    assert len(presets) == 22
     for name, text in presets.items():
         settings = yaml.safe_load(text)
         assert f"| `{name}` |" in page
         assert settings["name"] == name
-        source = "facebook/DiT-XL-2-256" if name == "dit_xl_2" else settings["model"]
+        source = {"dit_xl_2": "facebook/DiT-XL-2-256", "sdxl_lightning": "ByteDance/SDXL-Lightning"}.get(
+            name, settings["model"]
+        )
         assert f"`hf download {source} " in page
         assert f"#   hf download {source} " in text
+        if name != "sdxl_lightning":  # its row says as `sdxl`
+            command = " ".join(text.partition("#   ")[2].partition("\n# Usual")[0].replace("\\\n#", "").split())
+            assert command.partition(" # ")[0] in page, "one command, in the preset and on the page"
+
+
+def test_presets_are_valid_settings():
+    names = [name for name in groups()["suite"] if "[hub, _self_]" in (CONF / "suite" / f"{name}.yaml").read_text()]
+    for name in names:
+        suite = instantiate(compose([f"suite={name}"]).suite)
+        assert suite.name == name
+        assert [lora.scale for lora in suite.lora] == [1.0] * (name == "sdxl_lightning")
 
 
 def test_a_preset_is_the_suite():
