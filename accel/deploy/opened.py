@@ -48,7 +48,7 @@ class Opened:
     def _loaded(self) -> tuple[Any, Mapping[str, nn.Module]]:
         pipe, models = self.suite.pipeline(), self.suite.networks()
         self.saved.check(pipe, models)
-        return pipe.to(self.device), models.to(self.device)
+        return self.suite.on(pipe, self.device), models.to(self.device)
 
     def check(self) -> None:
         """ConfigError or IncompatibleError, with the reason, if this model or machine is not the recipe's."""

@@ -59,13 +59,15 @@ class Samples:
         self._reported: set[str] = set()
         with Refusals() as refusals:
             self.device = refusals.ask(evaluation.resolve_device)
+            if self.device is not None:
+                refusals.ask(suite.check_device, self.device)
             refusals.ask(suite.check, evaluation.n)
             refusals.ask(_check_pooled, suite, evaluation)
             self._fingerprint = refusals.ask(suite.fingerprint)
 
     @cached_property
     def pipe(self) -> Any:
-        return self.suite.pipeline().to(self.device)
+        return self.suite.on(self.suite.pipeline(), self.device)
 
     @cached_property
     def models(self) -> Networks:

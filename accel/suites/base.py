@@ -116,6 +116,13 @@ class Suite(ABC):
         """Where diffusers loads the same pipeline from by itself; None: its class is accel's own."""
         return None
 
+    def on(self, pipe: Any, device: str) -> Any:
+        """A pipeline that `pipeline` gave, on `device`, as the suite runs it there."""
+        return pipe.to(device)
+
+    def check_device(self, device: str) -> None:  # noqa: B027 (most suites run anywhere)
+        """Raise ConfigError now if the suite's settings are not for this device."""
+
     def models(self) -> dict[str, nn.Module]:
         """Further denoisers by name, for stitching and autoguidance."""
         return {}

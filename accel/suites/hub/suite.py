@@ -34,6 +34,7 @@ from accel.suites.hub import files as hub_files
 from accel.suites.hub import index as hub_index
 from accel.suites.hub import lora as hub_lora
 from accel.suites.hub import models as hub_models
+from accel.suites.hub import offload as hub_offload
 from accel.suites.hub.kinds import PIXEL, SCALE, TRUE_SCALE, Kind
 from accel.suites.hub.prompts import Prompts
 from accel.suites.hub.real_images import RealImages
@@ -70,6 +71,8 @@ class HubSuite(Suite):
     vae_slicing: bool = False
     channels_last: bool = False
     compile: bool = False
+    offload: str = "none"  # none | model | group
+    layerwise_casting: bool = False
     name: str = "hub"
 
     def __post_init__(self) -> None:
@@ -85,6 +88,8 @@ class HubSuite(Suite):
                 refusals.add(
                     ConfigError("one of suite.height and suite.width is given; allowed: both, or none of them.")
                 )
+            if self.offload not in hub_offload.WAYS:
+                refusals.add(unknown("suite.offload", str(self.offload), hub_offload.WAYS))
             refusals.ask(check_int, "suite.converged_steps", self.converged_steps, 1)
             refusals.ask(check_float, "suite.distilled_guidance", self.distilled_guidance, 1.0)
         for name in ("classes", "stitch_models"):
@@ -111,7 +116,16 @@ class HubSuite(Suite):
         options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant)
         pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], **options)
         hub_lora.add(pipe, self.lora, self.lora_fused)
-        return hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
+        pipe = hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
+        if self.layerwise_casting:
+            hub_offload.store(getattr(pipe, hub_files.denoiser_of(self.folder)))
+        return pipe
+
+    def on(self, pipe: Any, device: str) -> Any:
+        return hub_offload.place(pipe, device, self.offload)
+
+    def check_device(self, device: str) -> None:
+        hub_offload.check(self.offload, device)
 
     def origin(self) -> Origin | None:
         kind = self.kind
@@ -150,6 +164,8 @@ class HubSuite(Suite):
         settings |= {f"lora {i}": lora.identity() for i, lora in enumerate(self.lora)}
         if self.lora and not self.lora_fused:  # methods that look at layers find others
             settings["lora fused"] = False
+        if self.layerwise_casting:
+            settings["layerwise casting"] = str(hub_offload.STORED)
         if self._distilled:
             settings["distilled guidance"] = float(self.distilled_guidance)
         return settings
@@ -353,7 +369,8 @@ class HubSuite(Suite):
         return self.to_uint8(images)
 
     def execution(self) -> dict[str, Any]:
-        return {name: True for name in ("vae_slicing", "channels_last", "compile") if getattr(self, name)}
+        used = {name: True for name in ("vae_slicing", "channels_last", "compile") if getattr(self, name)}
+        return used | ({} if self.offload == "none" else {"offload": self.offload})
 
 
 @lru_cache(maxsize=8)
