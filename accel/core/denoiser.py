@@ -76,17 +76,20 @@ class Inputs:
         # Tensors with a row for each sample are changed, and lists of rows where the network takes such; others kept.
         rows = self.rows
 
-        def changed(value: Any) -> Any:
+        def changed(name: str, value: Any) -> Any:
             if self.listed and isinstance(value, list) and len(value) == rows:
                 return change_list(value)
+            if name in ALONG_SECOND:
+                return mapped(value, lambda t: change(t.transpose(0, 1)).transpose(0, 1))
             return mapped(value, lambda t: change(t) if t.dim() and len(t) == rows else t)
 
-        return replace(self, kwargs={name: changed(value) for name, value in self.kwargs.items()})
+        return replace(self, kwargs={name: changed(name, value) for name, value in self.kwargs.items()})
 
     def with_parts(self, parts: tuple[str, ...]) -> Inputs:
         return replace(self, parts=parts)
 
 
+ALONG_SECOND = ("encoder_hidden_states_llama3",)  # arguments whose rows are along their second dimension (HiDream)
 GRAPHS = 8  # of one compiled block: with and without its modules, for each number of rows
 
 Denoise = Callable[[Inputs], torch.Tensor]

@@ -278,3 +278,12 @@ def test_lists_of_rows_are_sliced_like_tensors():
     assert [len(row) for row in inputs.take("uncond").kwargs["text"]] == [3, 4]
     assert [len(row) for row in inputs.take("uncond").pick([1]).kwargs["text"]] == [4]
     assert len(inputs.tiled(2).kwargs["text"]) == 8
+
+
+def test_rows_of_an_argument_may_be_along_its_second_dimension():
+    """HiDream's Llama features (layers, B, ...): as many layers as rows, or not."""
+    for rows in (2, 4):
+        features = torch.arange(rows).expand(2, rows)[..., None]
+        inputs = Inputs({"x": torch.zeros(rows), "encoder_hidden_states_llama3": features}, "x", ("uncond", "cond"))
+        taken = inputs.take("cond").kwargs["encoder_hidden_states_llama3"]
+        assert taken[..., 0].tolist() == [list(range(rows // 2, rows))] * 2
