@@ -7,14 +7,15 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from accel.core.recipe import Recipe, Run, accelerate
+    from accel.core.recipe import Recipe, accelerate
+    from accel.core.run import Run
     from accel.deploy.apply import apply
     from accel.deploy.recipe_file import load_recipe, save_recipe
 
 __version__ = "0.1.0"
 __all__ = ["Recipe", "Run", "accelerate", "apply", "load_recipe", "save_recipe"]
 _CORE, _FILE = "accel.core.recipe", "accel.deploy.recipe_file"
-_HOMES = {"apply": "accel.deploy.apply", "load_recipe": _FILE, "save_recipe": _FILE}
+_HOMES = {"apply": "accel.deploy.apply", "Run": "accel.core.run", "load_recipe": _FILE, "save_recipe": _FILE}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """diffusers' own caches as baselines: FirstBlockCache, MagCache, TaylorSeer and PyramidAttentionBroadcast.
 
 Their hooks (diffusers.hooks) are applied as they are; around them accel resets their state with every trajectory, which
-a hand-written loop forgets, and whenever guidance changes the batch, gives each stage and call its own context, and
-removes every trace at the end. `options` are those of the hook's config:
+a hand-written loop forgets, gives each stage, call and set of rows its own context, and removes every trace at the
+end. `options` are those of the hook's config:
 
     first_block  threshold (of the relative change of the first block's residual)
     mag          threshold, max_skip_steps, retention_ratio, mag_ratios (left out: measured, see below)
@@ -13,8 +13,11 @@ Limits of theirs (diffusers 0.42): the first three work on transformers only; on
 nothing; PAB works on both. Where their hooks raise, or match no module of the network, they are refused here, which is
 found by putting them on and off again: TaylorSeer's default finds no module of DiTTransformer2DModel, so that
 `cache_identifiers` must name them. They count calls, so a sampler with two evaluations a step advances them twice; the
-contexts above undo that for FirstBlockCache, MagCache and TaylorSeer; PAB knows none and is refused under those
-samplers. FirstBlockCache fails where the last block returns no text stream (Stable Diffusion 3) and is refused there.
+contexts above undo that for FirstBlockCache, MagCache and TaylorSeer; PAB knows none, begins anew where guidance
+changes the batch, and is refused under those samplers and where a pipeline calls its denoiser twice a step. A module
+that is called twice in one evaluation (CogView 4's feed-forward, for image and text) keeps its last output only, and is
+refused at the first evaluation. FirstBlockCache fails where the last block returns no text stream (Stable Diffusion 3)
+and is refused there.
 MagCache's ratios belong to a model, a sampler and a number of steps: how much the norm of what all blocks add to a
 token changes from step to step, averaged over tokens (Ma et al. 2025, arXiv:2506.09045, eq. 4). Theirs are printed by a
 calibration run, to be copied; here they are an artefact.
@@ -24,7 +27,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -72,9 +75,16 @@ class DiffusersCache(Method):
         return self.hook == "mag" and RATIOS not in self.options
 
     @property
-    def timed(self) -> bool:
-        """Whether the hooks ask for the timestep (`current_timestep_callback`)."""
+    def contextless(self) -> bool:
+        """Whether the hooks count calls, whatever these are for, and ask for the timestep."""
         return self.hook == "pab"
+
+    def _alone(self, clock: Any, net: nn.Module) -> None:
+        if clock.call:
+            raise IncompatibleError(
+                f"diffusers' PyramidAttentionBroadcast counts calls, and this pipeline calls its {type(net).__name__} "
+                "more than once a step, whose features it would mix; use cache=fora, or guidance=none."
+            )
 
     def __hash__(self) -> int:
         return hash((self.hook, tuple(sorted(self.options.items(), key=str))))
@@ -177,20 +187,27 @@ class DiffusersCache(Method):
         seen: list[tuple] = []
         clock.on_reset(registry.reset_stateful_hooks)
         clock.on_reset(seen.clear)
+        checked: list[bool] = []
         node.state.append(lambda: _kept_by_hooks(net))
 
         def denoise(inputs: Inputs) -> torch.Tensor:
             batch = inputs.parts, inputs.members, inputs.rows
-            if seen and batch != seen[-1]:  # PAB knows no contexts, and others would broadcast what they kept
-                registry.reset_stateful_hooks()
-            seen[:] = [batch]
-            _enter(net, f"{clock.slot}.{clock.call}.{'+'.join(inputs.parts)}.{inputs.rows}")
+            if self.contextless:
+                self._alone(clock, net)
+                if seen and batch != seen[-1]:
+                    registry.reset_stateful_hooks()  # or it would broadcast the features of other rows
+                seen[:] = [batch]
+            own = ",".join(map(str, inputs.members or ()))
+            _enter(net, f"{clock.slot}.{clock.call}.{'+'.join(inputs.parts)}.{inputs.rows}.{own}")
             try:
-                return inner(inputs)
+                with _called_once(net, self.hook) if not checked else nullcontext():
+                    prediction = inner(inputs)
             except (ValueError, TypeError, KeyError) as error:
                 if not _raised_in_hooks(error):
                     raise
                 raise self._failed(net, error) from error
+            checked[:] = [True]
+            return prediction
 
         return denoise
 
@@ -198,7 +215,7 @@ class DiffusersCache(Method):
         import diffusers.hooks
 
         options = {**self.options, **(more or {})}
-        if self.timed:
+        if self.contextless:
             options["current_timestep_callback"] = lambda: int(clock.timestep)
         try:
             return getattr(diffusers.hooks, HOOKS[self.hook][0])(**options)
@@ -232,6 +249,28 @@ def _kept_by_hooks(net: nn.Module) -> list[Any]:
     registries = [r for module in net.modules() if (r := getattr(module, "_diffusers_hook", None)) is not None]
     hooks = [hook for registry in registries for hook in registry.hooks.values()]
     return [getattr(hook, name, None) for hook in hooks for name in ("state", "state_manager")]
+
+
+@contextmanager
+def _called_once(net: nn.Module, hook: str) -> Iterator[None]:
+    """IncompatibleError at the second call of a module with hooks, until the context ends."""
+    called: set[str] = set()
+
+    def count(name: str) -> None:
+        if name in called:
+            raise IncompatibleError(
+                f"{type(net).__name__} calls its module {name} twice in one evaluation, and diffusers' {hook} cache "
+                "would return the second output for the first; use cache=fora or cache=taylorseer, or cache=none."
+            )
+        called.add(name)
+
+    own = {name for name, _ in _hooked(net)} - {""}
+    handles = [net.get_submodule(n).register_forward_pre_hook(lambda *_, n=n: count(n)) for n in own]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _raised_in_hooks(error: BaseException) -> bool:

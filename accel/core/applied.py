@@ -12,7 +12,8 @@ from torch import nn
 
 from accel.core.calls import Calls, of_class
 from accel.core.precision import Precision
-from accel.core.recipe import Prepared, Recipe, Run, check_outside, run_pipeline
+from accel.core.recipe import Prepared, Recipe, check_outside
+from accel.core.run import Run, run_pipeline
 from accel.core.sharing import SharedForward, release, share
 from accel.errors import ConfigError
 

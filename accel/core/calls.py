@@ -17,9 +17,10 @@ from threading import RLock
 from typing import Any
 
 from accel.core.guidance import Guidance, Scaled
+from accel.core.pipelines import TRUE_SCALE
 from accel.errors import AccelError, ConfigError, IncompatibleError
 
-RESCALE, SCALE, STEPS = "guidance_rescale", "guidance_scale", "num_inference_steps"
+RESCALE, STEPS = "guidance_rescale", "num_inference_steps"
 OWN_TIMES = ("timesteps", "sigmas")
 # What makes another trajectory of the same steps: the value that leaves it whole, or the pipeline's own default.
 DEFAULT = object()
@@ -29,13 +30,14 @@ PARTIAL = {
     "denoising_end": None,
     "eta": DEFAULT,
     RESCALE: DEFAULT,
-    "true_cfg_scale": DEFAULT,
 }
+NULL = ("negative_prompt", "negative_prompt_embeds")
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """What a recipe fixes of the calls of a pipeline: `steps` and `scale` (None: the caller's own) of `guidance`.
+    """What a recipe fixes of the calls of a pipeline: `steps` (None: the caller's own) and `scales`, the arguments by
+    which its `guidance` is asked for.
 
     `strict`: whatever else a caller passes is refused (true), or said in one warning (false). None, for measurements:
     another number of steps is replaced without a word, and where a trajectory begins and ends is the caller's.
@@ -44,7 +46,7 @@ class Fixed:
     label: str
     steps: int | None
     guidance: Guidance | None
-    scale: float | None
+    scales: Mapping[str, float]
     strict: bool | None = None
 
 
@@ -81,13 +83,15 @@ class Calls:
                 )
             warnings.warn(f"{text}.", stacklevel=5)
             given |= {name: None for name in OWN_TIMES if name in given and fixed.steps is not None}
-            given = {name: value for name, value in given.items() if name != SCALE or fixed.scale is None}
+            given = {name: value for name, value in given.items() if name not in fixed.scales}
         if fixed.steps is not None and STEPS in accepted:
             given[STEPS] = fixed.steps
-        if fixed.scale is not None and SCALE in accepted and given.get(SCALE) is None:
-            given[SCALE] = fixed.scale
+        for name, scale in fixed.scales.items():
+            if name in accepted and given.get(name) is None:
+                given[name] = scale
         if fixed.guidance is not None:
-            check_call(given, accepted, fixed.guidance)
+            check_call(given, accepted, fixed)
+            given |= _null_prompt(given, accepted, fixed.guidance)
         return given
 
     def drive(self, pipe: Any, given: Mapping[str, Any]) -> Any:
@@ -171,10 +175,11 @@ def differences(given: Mapping[str, Any], accepted: Mapping[str, inspect.Paramet
         said += [
             f"{name} of its own, which sampler and grid decide" for name in OWN_TIMES if given.get(name) is not None
         ]
-    scale = given.get(SCALE)
-    off = isinstance(scale, (int, float)) and max(scale, fixed.scale or 1) <= 1  # at 1 and below nothing is guided
-    if scale is not None and fixed.scale is not None and scale != fixed.scale and not off:
-        said.append(f"{SCALE}={scale}, and its own is {fixed.scale:g}")
+    for name, own in fixed.scales.items():
+        scale = given.get(name)
+        off = isinstance(scale, (int, float)) and max(scale, own) <= 1  # at 1 and below nothing is guided
+        if scale is not None and scale != own and not off:
+            said.append(f"{name}={scale}, and its own is {own:g}")
     for name, whole in PARTIAL.items():
         if name not in accepted:
             continue
@@ -221,15 +226,16 @@ def check_steps(given: Mapping[str, Any]) -> None:
         )
 
 
-def check_call(given: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter], guidance: Guidance) -> None:
-    """ConfigError or IncompatibleError for arguments `given` to a pipeline that `guidance` cannot go with."""
-    scale, wanted = given.get(SCALE), guidance.pipeline_scale
-    told_both = isinstance(guidance, Scaled) and isinstance(scale, (int, float)) and min(scale, wanted) > 1
-    if told_both and scale != wanted:
-        raise ConfigError(
-            f"the pipeline is called with guidance_scale={scale:g}, and the recipe's guidance {guidance.label} is made "
-            f"for {wanted:g}; call the pipeline with guidance_scale={wanted:g}."
-        )
+def check_call(given: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter], fixed: Fixed) -> None:
+    """ConfigError or IncompatibleError for arguments `given` that the recipe's guidance cannot go with."""
+    guidance = fixed.guidance
+    for name, wanted in fixed.scales.items() if isinstance(guidance, Scaled) else ():
+        scale = given.get(name)
+        if isinstance(scale, (int, float)) and min(scale, wanted) > 1 and scale != wanted:
+            raise ConfigError(
+                f"the pipeline is called with {name}={scale:g}, and the recipe's guidance {guidance.label} is made "
+                f"for {wanted:g}; call the pipeline with {name}={wanted:g}."
+            )
     default = accepted[RESCALE].default if RESCALE in accepted else 0.0
     rescale = given.get(RESCALE, default)
     if isinstance(rescale, (int, float)) and rescale and not guidance.keeps_conditional:
@@ -237,3 +243,19 @@ def check_call(given: Mapping[str, Any], accepted: Mapping[str, inspect.Paramete
             f"{RESCALE}={rescale:g} measures the network's conditional prediction, and guidance {guidance.label} gives "
             f"the pipeline a changed one; call the pipeline with {RESCALE}=0, or use guidance=cfg."
         )
+
+
+def _null_prompt(
+    given: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter], guidance: Guidance
+) -> dict[str, Any]:
+    # Pipelines with a true_cfg_scale guide where there is a negative prompt, too; without one it is the empty one.
+    unsaid = all(given.get(name) is None for name in NULL)
+    if TRUE_SCALE not in accepted or NULL[0] not in accepted or guidance.pipeline_scale <= 1 or not unsaid:
+        return {}
+    prompt = given.get("prompt")
+    if prompt is None:
+        raise ConfigError(
+            f"guidance {guidance.label} needs a negative prompt, and the pipeline is called with prompt_embeds alone; "
+            f"pass {NULL[1]}, too."
+        )
+    return {NULL[0]: "" if isinstance(prompt, str) else [""] * len(prompt)}

@@ -26,13 +26,16 @@ from accel.errors import IncompatibleError
 class Inputs:
     """One denoiser call: all arguments by name. `parts` names the equal row blocks of the batch, in order.
 
-    `members`: which rows of its part are here, if not all; what is kept of a row is found by them.
+    `members`: which rows of its part are here, if not all; what is kept of a row is found by them. `listed`: the
+    network takes and returns lists of tensors, one a row (Z-Image): the sample is stacked here, and other lists as long
+    are of rows, too.
     """
 
     kwargs: dict[str, Any]
     sample_name: str
     parts: tuple[str, ...] = ("all",)
     members: tuple[int, ...] | None = None
+    listed: bool = False
 
     @property
     def sample(self) -> torch.Tensor:
@@ -46,16 +49,18 @@ class Inputs:
         """Only the rows of one part; every batched argument is sliced alike."""
         size = self.rows // len(self.parts)
         start = self.parts.index(part) * size
-        return replace(self._select(slice(start, start + size)), parts=(part,))
+        own = slice(start, start + size)
+        return replace(self._batched(lambda tensor: tensor[own], lambda row_list: row_list[own]), parts=(part,))
 
     def pick(self, members: Sequence[int]) -> Inputs:
         """Only these rows of inputs that have a single part, all of it."""
         rows = send(list(members), self.sample.device)
-        return replace(self._select(rows), members=tuple(members))
+        own = self._batched(lambda tensor: tensor[rows], lambda row_list: [row_list[i] for i in members])
+        return replace(own, members=tuple(members))
 
     def tiled(self, times: int) -> Inputs:
         """The whole batch `times` times over; every batched argument is repeated alike."""
-        return self._batched(lambda tensor: torch.cat([tensor] * times))
+        return self._batched(lambda tensor: torch.cat([tensor] * times), lambda row_list: row_list * times)
 
     def cloned(self) -> Inputs:
         """The same call on copies of all tensors."""
@@ -65,18 +70,26 @@ class Inputs:
         """The same call with some arguments replaced."""
         return replace(self, kwargs=self.kwargs | kwargs)
 
-    def _select(self, which: slice | torch.Tensor) -> Inputs:
-        return self._batched(lambda tensor: tensor[which])
-
-    def _batched(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
-        # Tensors with a row for each sample are changed, the others kept.
+    def _batched(
+        self, change: Callable[[torch.Tensor], torch.Tensor], change_list: Callable[[list[Any]], list[Any]]
+    ) -> Inputs:
+        # Tensors with a row for each sample are changed, and lists of rows where the network takes such; others kept.
         rows = self.rows
-        return replace(self, kwargs=mapped(self.kwargs, lambda t: change(t) if t.dim() and len(t) == rows else t))
+
+        def changed(name: str, value: Any) -> Any:
+            if self.listed and isinstance(value, list) and len(value) == rows:
+                return change_list(value)
+            if name in ALONG_SECOND:
+                return mapped(value, lambda t: change(t.transpose(0, 1)).transpose(0, 1))
+            return mapped(value, lambda t: change(t) if t.dim() and len(t) == rows else t)
+
+        return replace(self, kwargs={name: changed(name, value) for name, value in self.kwargs.items()})
 
     def with_parts(self, parts: tuple[str, ...]) -> Inputs:
         return replace(self, parts=parts)
 
 
+ALONG_SECOND = ("encoder_hidden_states_llama3",)  # arguments whose rows are along their second dimension (HiDream)
 GRAPHS = 8  # of one compiled block: with and without its modules, for each number of rows
 
 Denoise = Callable[[Inputs], torch.Tensor]
@@ -91,6 +104,16 @@ def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, dict):
         return {k: mapped(v, change) for k, v in value.items()}
     return type(value)(mapped(v, change) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def stacked(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The rows (...) as one tensor (B, ...); IncompatibleError where they differ in shape."""
+    if len(shapes := {tuple(row.shape) for row in rows}) > 1:
+        raise IncompatibleError(
+            f"the denoiser is called with images of several shapes at once, {sorted(shapes)[:3]}; allowed: one. Call "
+            "the pipeline for each size by itself."
+        )
+    return torch.stack(list(rows))
 
 
 def held_bytes(state: Iterable[Any]) -> int:
@@ -181,15 +204,15 @@ class Node:
         finally:
             self.evaluating = False
         prediction = first_output(output)
-        if self.dtype is None:
-            return prediction
-        like = next(iter(inputs.sample)) if isinstance(inputs.sample, list) else inputs.sample
-        return mapped(prediction, lambda tensor: tensor.to(like.dtype))  # some networks take and return lists
+        prediction = torch.stack(prediction) if inputs.listed else prediction
+        return prediction if self.dtype is None else prediction.to(inputs.sample.dtype)
 
     def arguments(self, inputs: Inputs) -> dict[str, Any]:
         """What the network's own forward is called with for `inputs`: tensors of the node's dtype, by name."""
         kwargs = self._own_arguments(inputs)
         kwargs = kwargs if self.dtype is None else _cast(kwargs, self.dtype)
+        if inputs.listed:
+            kwargs = kwargs | {self._names[0]: list(kwargs[self._names[0]].unbind())}
         return kwargs | {"return_dict": False} if self._return_dict else kwargs
 
     def _own_arguments(self, inputs: Inputs) -> dict[str, Any]:
@@ -284,9 +307,13 @@ def shadow_forward(net: nn.Module, denoise: Denoise, clock: Trajectory, place: P
             signature.bind(net, *args, **kwargs)  # raises what the network's own forward would
         kwargs = dict(zip(names, args, strict=False)) | kwargs
         wrapped = kwargs.pop("return_dict", True)
-        inputs = Inputs(kwargs, sample_name)
+        listed = isinstance(kwargs[sample_name], list)
+        if listed:
+            kwargs[sample_name] = stacked(kwargs[sample_name])
+        inputs = Inputs(kwargs, sample_name, listed=listed)
         clock.enter(inputs.rows, kwargs.get("timestep"))
         prediction = denoise(inputs)
+        prediction = list(prediction.unbind()) if listed else prediction
         if return_dict and wrapped:
             from diffusers.models.modeling_outputs import Transformer2DModelOutput
 

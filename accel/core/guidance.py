@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from accel.core.denoiser import Denoise, Inputs, Node
+from accel.core import pipelines
+from accel.core.branches import TwoCalls
+from accel.core.denoiser import Denoise, Inputs, Node, signature_of
 from accel.core.method import Method
 from accel.errors import AccelError, IncompatibleError, check_float
 
@@ -26,6 +28,7 @@ CONDITIONAL = (
     "caption_channels",
     "joint_attention_dim",
 )
+TIMES = ("timestep", "timesteps", "t", "sigma")  # what a network is told of the time
 CLASSIFIER = "classifier"  # its name among the networks that `accelerate` is given
 
 
@@ -35,13 +38,15 @@ class Guidance(Method):
     `remembers`: the prediction depends on earlier evaluations of the same trajectory, so that it is no function of (x,
     t). `varies`: how much it evaluates differs from sample to sample. `models`: names of further denoisers that it
     evaluates. `uses_classifier`: it needs the suite's classifier. `changes_conditional`: what it gives the pipeline as
-    the conditional prediction is not the network's, where guidance is on.
+    the conditional prediction is not the network's, where guidance is on. `scalable`: a pipeline that scales the length
+    of guided predictions back to that of c may scale its own.
     """
 
     remembers: ClassVar[bool] = False
     varies: ClassVar[bool] = False
     uses_classifier: ClassVar[bool] = False
     changes_conditional: ClassVar[bool] = True
+    scalable: ClassVar[bool] = True
     models: tuple[str, ...] = ()
 
     @property
@@ -94,8 +99,7 @@ class Guidance(Method):
 
     def _check_conditional(self, nets: Mapping[str, nn.Module]) -> None:
         for name, net in nets.items():
-            config = getattr(net, "config", {})
-            if not any(config.get(key) for key in CONDITIONAL):
+            if not conditional(net):
                 raise IncompatibleError(
                     f"guidance needs a conditional denoiser, but {name!r} has neither classes nor cross-attention; "
                     "use guidance=none."
@@ -114,6 +118,21 @@ class Guidance(Method):
         if self.pipeline_scale == 1.0:  # the pipeline does not double the batch
             return inner if self.neutral else lambda inputs: self.guide(inputs.with_parts(("cond",)), inner, node)
 
+        if node.layout != "unseen":
+            return self._laid_out(node.layout, node, inner)
+        found: list[Denoise] = []
+
+        def observed(inputs: Inputs) -> torch.Tensor:
+            if not found:
+                found.append(self._laid_out(pipelines.seen(inputs.sample), node, inner))
+            return found[0](inputs)
+
+        return observed
+
+    def _laid_out(self, layout: str, node: Node, inner: Denoise) -> Denoise:
+        """Guidance of a pipeline of that layout (see `accel.core.pipelines`)."""
+        clock = node.clock
+
         def refuse(found: str) -> None:
             raise AccelError(
                 f"the recipe's guidance expects a doubled batch, but {found}; "
@@ -124,7 +143,9 @@ class Guidance(Method):
             if clock.rows != 2 * clock.samples:
                 refuse(f"the denoiser got {clock.rows} rows for {clock.samples} images")
 
-        if node.layout == "uncond_first":
+        if layout == "separate":
+            return TwoCalls(self, inner, node)
+        if layout == "uncond_first":
             clock.on_stage(check_doubled)
 
             def doubled(inputs: Inputs) -> torch.Tensor:
@@ -150,6 +171,15 @@ class Guidance(Method):
         The default evaluates both: plain classifier-free guidance.
         """
         return inner(inputs)
+
+
+def conditional(net: nn.Module) -> bool:
+    """Whether a denoiser is told a class or a text: its config says so, or its forward cannot do without one."""
+    config = getattr(net, "config", {})
+    if any(config.get(key) for key in CONDITIONAL):
+        return True
+    told = list(signature_of(net).parameters.values())[2:]
+    return any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in TIMES for p in told)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
 """What accel must know of a diffusers pipeline beyond its two seams: how it guides, and what it asks of a scheduler.
 
-`layout`, the guided batch of one denoiser call: most pipelines stack (null, conditional) and step one of them.
-DiTPipeline stacks (conditional, null) and steps both. Pipelines with a `true_cfg_scale` (Flux) call the denoiser twice
-a step, conditional first, and their `guidance_scale` is a number that a distilled network is told, not a weight.
+`layout`, how the denoiser is called for guidance: most pipelines stack (null, conditional) in one batch and step one of
+them, DiTPipeline and Z-Image stack (conditional, null), and DiTPipeline steps both. Others call the denoiser twice a
+step, conditional first (accel/core/branches.py): those that tell its caches so, or have a `true_cfg_scale`. Where the
+pipeline's code calls it in several places the first call tells: a doubled batch has equal halves.
+
+`scale_arguments`: a pipeline with a `true_cfg_scale` guides by that, and its `guidance_scale` is a number that a
+distilled network is told. Some pipelines weigh c + w (c - u), w = s - 1.
 
 `sign`: the networks of some flow pipelines predict x_0 - eps, which the pipelines negate before they step.
 """
@@ -10,23 +14,64 @@ a step, conditional first, and their `guidance_scale` is a number that a distill
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from accel.errors import IncompatibleError
 
+DENOISER_CALL = re.compile(r"\b(self\.unet|self\.transformer|current_model)\(")
+SCALE, TRUE_SCALE = "guidance_scale", "true_cfg_scale"
+CONDITIONAL_FIRST = ("DiTPipeline", "ZImage")
+OFFSET = ("ZImage", "Krea2")
 NEGATING = ("HiDreamImage", "Lumina", "NucleusMoEImage", "ZImage")
 
 
 def layout(pipe: Any) -> str:
-    """Order of the guided batch: `uncond_first`, `cond_first`, or `separate` for two denoiser calls."""
-    if type(pipe).__name__ == "DiTPipeline":
+    """How a guided evaluation reaches the denoiser: `uncond_first` or `cond_first` in one batch, `separate` in two
+    calls, or `unseen`: its first call tells (see `seen`)."""
+    if type(pipe).__name__.startswith(CONDITIONAL_FIRST):
         return "cond_first"
-    return "separate" if "true_cfg_scale" in _arguments(pipe) else "uncond_first"
+    if TRUE_SCALE in _arguments(type(pipe)):
+        return "separate"
+    source = _source(type(pipe))
+    if 'cache_context("uncond"' in source:
+        return "separate"
+    return (
+        "uncond_first"
+        if len(re.findall(r"\b(self\.unet|self\.transformer|current_model)\(", source)) == 1
+        else "unseen"
+    )
+
+
+def seen(sample: torch.Tensor) -> str:
+    """The layout of an `unseen` pipeline by the first sample (R, ...) that its denoiser is called with: the halves of a
+    doubled batch are equal. Waits for the device."""
+    half, odd = divmod(len(sample), 2)
+    return "separate" if odd or not torch.equal(sample[:half], sample[half:]) else "uncond_first"
+
+
+def steps_both(pipe: Any) -> bool:
+    """Whether both halves of the doubled batch reach the scheduler."""
+    return type(pipe).__name__ == "DiTPipeline"
+
+
+def scale_arguments(cls: type, scale: float, embedded: float | None = None) -> dict[str, float]:
+    """What a call of a pipeline of class `cls` is told so that it steps with u + scale (c - u). `embedded`: what a
+    network is told that is distilled from guided predictions (None: it is no such, or the caller says)."""
+    if TRUE_SCALE in _arguments(cls):
+        return {TRUE_SCALE: scale} | ({} if embedded is None else {SCALE: embedded})
+    return {SCALE: scale - weight_offset(cls) if embedded is None else embedded}
+
+
+def weight_offset(cls: type) -> float:
+    """s minus what `guidance_scale` says of it: 1 for pipelines that step with c + w (c - u)."""
+    return 1.0 if cls.__name__.startswith(OFFSET) else 0.0
 
 
 def sign(pipe: Any) -> float:
@@ -54,23 +99,18 @@ def further_denoisers(pipe: Any, net: nn.Module) -> list[str]:
 def check(pipe: Any, net: Any, guidance_scale: float, scheduler: Any = None, steps: int = 1) -> None:
     """IncompatibleError, with the reason, if `pipe` cannot guide its denoiser `net`, or cannot drive `scheduler`."""
     name = type(pipe).__name__
-    if others := further_denoisers(pipe, net):
-        raise IncompatibleError(
-            f"{name} has a further denoiser, {', '.join(others)}, which would run unaccelerated and uncounted; "
-            "allowed: pipelines with one. Load it with None in its place if its part of the trajectory can be left out."
-        )
-    if guidance_scale > 1 and distilled(net):
+    if guidance_scale > 1 and distilled(net) and TRUE_SCALE not in _arguments(type(pipe)):
         raise IncompatibleError(
             f"the denoiser of this {name} is distilled from guided predictions: it is told the scale and gets no "
             "doubled batch. Use guidance=none; suite hub gives it the number suite.distilled_guidance."
         )
-    if guidance_scale > 1 and layout(pipe) == "separate":
-        raise IncompatibleError(
-            f"{name} evaluates the conditional and the null prediction in two calls of the denoiser, and guidance "
-            "methods need both in one doubled batch; use guidance=none."
-        )
-    if scheduler is not None and layout(pipe) == "separate":
+    if scheduler is not None and gives_sigmas(pipe):
         _check_driven(name, scheduler, steps)
+
+
+def gives_sigmas(pipe: Any) -> bool:
+    """Whether the pipeline hands its scheduler sigmas of its own and `mu` (Flux, Qwen-Image)."""
+    return TRUE_SCALE in _arguments(type(pipe))
 
 
 def _check_driven(name: str, scheduler: Any, steps: int) -> None:
@@ -91,5 +131,13 @@ def _check_driven(name: str, scheduler: Any, steps: int) -> None:
         )
 
 
-def _arguments(pipe: Any) -> Any:
-    return inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
+def _arguments(cls: type) -> Any:
+    return inspect.signature(inspect.unwrap(cls.__call__)).parameters
+
+
+@functools.cache
+def _source(cls: type) -> str:
+    try:
+        return inspect.getsource(inspect.unwrap(cls.__call__))
+    except (OSError, TypeError):  # made without a file: nothing is known
+        return ""

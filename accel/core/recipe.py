@@ -15,22 +15,25 @@ import accel
 from accel.core import pipelines
 from accel.core.calls import Fixed, told
 from accel.core.denoiser import (
+    Denoise,
+    Inputs,
     Node,
     Place,
     check_compiled,
     denoiser_name,
     forward_beneath,
-    held_bytes,
     room_to_compile,
     shadow_forward,
 )
 from accel.core.guidance import CLASSIFIER, Guidance
 from accel.core.method import LATER, Method, Stitch
+from accel.core.pipelines import further_denoisers
 from accel.core.precision import Precision
+from accel.core.run import Run
 from accel.core.sampler import Sampler, TimestepGrid
 from accel.core.sharing import check_free, shared_forward
 from accel.core.student import TEACHER, Student, check_students
-from accel.core.trajectory import Event, NetworkCall, Trajectory, attach_clock
+from accel.core.trajectory import Trajectory, attach_clock
 from accel.digests import weights_hex
 from accel.errors import ConfigError, IncompatibleError, unknown
 
@@ -140,6 +143,7 @@ class Recipe:
         models = models or {}
         nets, own = self.nets(pipe, models), getattr(pipe, denoiser_name(pipe))
         check_students(self, own, nets)
+        self._check_further(pipe, own)
         if self.grid and not self.sampler:
             raise IncompatibleError(f"grid={self.grid.name} needs a sampler to place it; choose one, or grid=none.")
         if self.grid and self.grid.keyed:
@@ -159,11 +163,21 @@ class Recipe:
         for method in self.methods() if machine else ():
             method.check_machine(nets)
 
+    def _check_further(self, pipe: Any, own: nn.Module) -> None:
+        axis = "stitch" if self.stitch else "student" if self.student else None
+        if axis and (others := further_denoisers(pipe, own)):
+            raise IncompatibleError(
+                f"{type(pipe).__name__} changes to {', '.join(others)} in mid-trajectory by itself, so that no {axis} "
+                f"can say which network runs; use {axis}=none."
+            )
+
     def nets(self, pipe: Any, models: Mapping[str, nn.Module] | None = None) -> dict[str, nn.Module]:
         """The denoisers this recipe runs by name: the pipeline's own, or the student in its place (`base`), first, then
-        the stitched ones, then those that guide. Under a student the pipeline's own is another network, `teacher`."""
+        those that the pipeline changes to by itself, the stitched ones, and those that guide. Under a student the
+        pipeline's own is another network, `teacher`."""
         given, own = models or {}, getattr(pipe, denoiser_name(pipe))
         nets = {"base": self.student.find(given) if self.student else own}
+        nets |= {name: getattr(pipe, name) for name in further_denoisers(pipe, own)}
         others = [name for name in given if name != CLASSIFIER] + [TEACHER] * bool(self.student)
         wanted = [("stitch", name) for name in (self.stitch.models if self.stitch else ())]
         wanted += [("guidance", name) for name in (self.guidance.models if self.guidance else ())]
@@ -182,62 +196,6 @@ class Recipe:
         return list(
             {id(net): net for net in (getattr(pipe, denoiser_name(pipe)), *self.nets(pipe, models).values())}.values()
         )
-
-
-@dataclass
-class Run:
-    """What happens inside `accelerate`: the clock, and the counts of its last trajectory.
-
-    `cached_share`: for each network whose modules a cache passes by, their part of the weights in its blocks.
-    """
-
-    recipe: Recipe
-    clock: Trajectory
-    count_macs: bool = False
-    pipe: Any = field(default=None, repr=False)
-    scheduler: Any = field(default=None, repr=False)
-    cached_share: dict[str, float] = field(default_factory=dict)
-    cache_state: list[Any] = field(default_factory=list, repr=False)
-
-    @property
-    def trace(self) -> list[NetworkCall]:
-        """Every network evaluation of the last trajectory."""
-        return self.clock.trace
-
-    @property
-    def nfe(self) -> float:
-        """Network evaluations for each image: batch rows evaluated / images (CFG counts 2 an evaluation)."""
-        return sum(e.rows for e in self._evaluations if e.denoiser) / max(1, self.clock.samples)
-
-    @property
-    def macs(self) -> float:
-        """Multiply-accumulates for each image that really executed in the denoisers, and in a guiding classifier."""
-        if not self.count_macs:
-            raise ConfigError("MACs were not counted; use accelerate(pipe, recipe, count_macs=True).")
-        return sum(e.macs for e in self._evaluations) / max(1, self.clock.samples)
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of the tensors that caches keep now, of all networks and the whole batch; 0 outside of a trajectory."""
-        return held_bytes(self.cache_state)
-
-    @property
-    def events(self) -> list[Event]:
-        """What methods decided in the last trajectory, such as where adaptive guidance ended for which samples."""
-        return self.clock.events
-
-    @property
-    def _evaluations(self) -> list[NetworkCall]:
-        return self.clock.prelude + self.trace
-
-    def __call__(self, **call: Any) -> Any:
-        """What the pipeline returns for the arguments `call`, with what the sampler prepares beforehand."""
-        return run_pipeline(self.pipe, self.recipe, call)
-
-    @property
-    def strip(self) -> str:
-        """One word an evaluation: model initial and mode, e.g. `b:full b:shallow`."""
-        return " ".join(f"{e.model}:{e.mode}" for e in self.trace)
 
 
 @dataclass(frozen=True)
@@ -265,9 +223,12 @@ class Prepared:
         """What calls of the pipeline get from the recipe. `scale`: what a network that is told the guidance scale, in
         the place of guidance, was told (None: whatever the caller, or the pipeline's default, says)."""
         recipe, net = self.recipe, getattr(self.pipe, denoiser_name(self.pipe))
-        own = scale if pipelines.distilled(net) else recipe.guidance_scale
+        scales = pipelines.scale_arguments(type(self.pipe), recipe.guidance_scale)
+        if pipelines.distilled(net):
+            scales.pop(pipelines.SCALE, None)
+            scales |= {} if scale is None else {pipelines.SCALE: scale}
         steps = self.sampler.steps if self.sampler else None
-        return Fixed(recipe.label, steps, self.guidance, own, strict)
+        return Fixed(recipe.label, steps, self.guidance, scales, strict)
 
     def attach(self, undo: ExitStack, count_macs: bool = False, place: Place | None = None) -> Run:
         """Put the recipe onto the pipeline; the way back goes on `undo`. `place`: see `shadow_forward`."""
@@ -277,7 +238,7 @@ class Prepared:
         layout = pipelines.layout(pipe)
         plain = recipe.nets(pipe, self.models)
         double = getattr(plain["base"], "dtype", None) == torch.float64
-        copies = 2 if layout == "cond_first" and recipe.guidance_scale > 1 else 1
+        copies = 2 if pipelines.steps_both(pipe) and recipe.guidance_scale > 1 else 1
         denoisers, nodes = {}, {}
         undo.enter_context(room_to_compile(plain.values()))
         if recipe.precision:
@@ -295,12 +256,19 @@ class Prepared:
             nodes[key] = node
         run.cache_state += [item for node in nodes.values() for item in node.state]
         run.cached_share |= {k: node.cached_share for k, node in nodes.items() if node.cached_share is not None}
-        denoise = recipe.stitch.combine(denoisers, clock) if recipe.stitch else denoisers["base"]
+        own = {getattr(pipe, name): key for name, key in self._own_denoisers()}
+        called = ["base"]  # which of them the pipeline's last call was for
+        if recipe.stitch:
+            denoise = recipe.stitch.combine(denoisers, clock)
+        else:
+            denoise = denoisers["base"] if len(own) == 1 else lambda inputs: denoisers[called[0]](inputs)
         if self.guidance:
             nodes["base"].guides = {name: denoisers[name] for name in self.guidance.models}
             nodes["base"].classifier = (self.models or {}).get(CLASSIFIER)
             denoise = self.guidance.attach(nodes["base"], denoise)
-        undo.enter_context(shadow_forward(getattr(pipe, denoiser_name(pipe)), denoise, clock, place))
+        for net, key in own.items():
+            enter = denoise if len(own) == 1 else _calling(key, called, denoise)
+            undo.enter_context(shadow_forward(net, enter, clock, place))
 
         original = pipe.scheduler
         scheduler = self.sampler.build(original.config, recipe.grid) if self.sampler else copy.deepcopy(original)
@@ -314,6 +282,11 @@ class Prepared:
         undo.callback(setattr, pipe, "scheduler", original)
         pipe.scheduler = run.scheduler = scheduler
         return run
+
+    def _own_denoisers(self) -> list[tuple[str, str]]:
+        # Attribute names of the pipeline's denoisers, and what the recipe calls them.
+        name = denoiser_name(self.pipe)
+        return [(name, "base"), *((n, n) for n in further_denoisers(self.pipe, getattr(self.pipe, name)))]
 
 
 class _Inside(AbstractContextManager["Run"]):
@@ -377,17 +350,12 @@ def check_outside(pipe: Any) -> None:
         )
 
 
-def run_pipeline(pipe: Any, recipe: Recipe, call: dict[str, Any]) -> Any:
-    """The result of the pipeline accelerated with `recipe`; its sampler may prepare the initial noise."""
-    if recipe.sampler is None:
-        return pipe(**call)
-    clock = pipe.scheduler.clock
-    clock.prelude.clear()
-    clock.generator = call.get("generator")
-    try:
-        return recipe.sampler.run(pipe, clock, call)
-    finally:
-        clock.generator = None
+def _calling(key: str, called: list[str], denoise: Denoise) -> Denoise:
+    def denoised(inputs: Inputs) -> torch.Tensor:
+        called[0] = key
+        return denoise(inputs)
+
+    return denoised
 
 
 def nothing() -> None:

@@ -85,6 +85,7 @@ class Trajectory:
     _offset: int = 0
     _resets: list[Callable[[], None]] = field(default_factory=list)
     _checks: list[Callable[[], None]] = field(default_factory=list)
+    _outputs: list[Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=list)
 
     @property
     def step(self) -> int:
@@ -157,6 +158,16 @@ class Trajectory:
     def on_stage(self, check: Callable[[], None]) -> None:
         """Call `check` after each scheduler step, when the number of samples is known."""
         self._checks.append(check)
+
+    def on_output(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Step with `change(prediction)` in the place of the prediction that the pipeline hands to its scheduler."""
+        self._outputs.append(change)
+
+    def stepped_with(self, prediction: torch.Tensor) -> torch.Tensor:
+        """What the scheduler steps with where the pipeline hands it `prediction`."""
+        for change in self._outputs:
+            prediction = change(prediction)
+        return prediction
 
     def begin(self, scheduler) -> None:
         """Start a trajectory over `scheduler.timesteps`; every method's state is reset."""
@@ -312,6 +323,7 @@ def attach_clock(
         if draws and clock.generator is not None and not args and kwargs.get("generator") is None:
             own = clock.generator
             kwargs["generator"] = own * copies if isinstance(own, list) else own
+        model_output = clock.stepped_with(model_output)
         result = step(model_output, timestep, sample, *args, **kwargs)
         mended = getattr(scheduler, "in_double", False)  # see Sampler.in_double
         if sample.dtype == torch.float64 and clock.stage == clock.runs == 0 and not mended:

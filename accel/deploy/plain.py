@@ -112,7 +112,7 @@ def _scheduler(opened: Opened, found: Plain) -> None:
     found.setup.append(f"pipe.scheduler = {cls.__name__}.from_config({_joined('pipe.scheduler.config', own)})")
     found.call["num_inference_steps"] = sampler.steps
     for name, values in getattr(built.set_timesteps, "fixed", {}).items():
-        if pipelines.layout(pipe) == "separate":  # which gives sigmas of its own, under accel, too
+        if pipelines.gives_sigmas(pipe):  # which gives sigmas of its own, under accel, too
             continue
         if name in inspect.signature(type(pipe).__call__).parameters:
             found.call[name] = values

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from accel.core.precision import plain_bytes
-from accel.core.recipe import Recipe, Run, accelerate
+from accel.core.recipe import Recipe, accelerate
+from accel.core.run import Run
 from accel.evaluation.generate import generate
 from accel.precision.simulated.bits import Counted, bit_operations
 from accel.suites.base import Suite

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from accel.core.environment import out_of_memory
-from accel.core.recipe import Recipe, run_pipeline
+from accel.core.recipe import Recipe
+from accel.core.run import run_pipeline
 from accel.core.seeds import generators
 from accel.errors import AccelError, ConfigError, DivergedError
 from accel.suites.base import Suite

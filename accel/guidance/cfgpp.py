@@ -86,6 +86,7 @@ class CFGPlusPlus(Guidance):
 
     weight: float = 0.6
     remembers: ClassVar[bool] = True
+    scalable: ClassVar[bool] = False  # renoised by the same eps_g that is stepped with
 
     def __post_init__(self) -> None:
         check_float("guidance.weight", self.weight, 0.0, 1.0)
@@ -145,6 +146,7 @@ def cfgpp(u: torch.Tensor, c: torch.Tensor, weight: float, slope: float) -> tupl
 def _moved(result: Any, change: torch.Tensor) -> Any:
     """A scheduler's result, tuple or output object, with `change` added to the sample (all copies of it)."""
     sample = result[0]
+    change = change.reshape(len(change), *sample.shape[1:])  # Z-Image's network has a dimension of frames, too
     copies = len(sample) // len(change)  # DiTPipeline steps both halves
     moved = shifted(sample, change.repeat(copies, *[1] * (change.ndim - 1)))
     if isinstance(result, tuple):

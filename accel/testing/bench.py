@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from accel.core.denoiser import denoiser_name
-from accel.core.recipe import Recipe, Run, accelerate
+from accel.core.recipe import Recipe, accelerate
+from accel.core.run import Run
 from accel.core.seeds import generators
 from accel.errors import ConfigError, IncompatibleError
 from accel.evaluation.generate import generate

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from core.test_branches import SIX, video, wan
 from snapshots import assert_same, snapshot
 from tiny import dit_pipeline, run_dit
 
@@ -11,6 +14,7 @@ from accel.caching import DiffusersCache
 from accel.caching.diffusers_hooks import _without_traces
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
+from accel.guidance import CFG
 from accel.samplers import DiffusersSampler
 
 DDIM = DiffusersSampler("DDIMScheduler", 8)
@@ -86,6 +90,44 @@ def test_both_stages_of_heun_have_a_state_of_their_own(dit):
         run_dit(dit)
     full = run.trace[0].macs
     assert [e.macs == full for e in run.trace][:4] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("hook", ["first_block", "taylorseer"])
+def test_the_calls_of_one_step_have_a_state_each(hook):
+    """A step with two calls (Wan) hits as often as two pipelines, and what a call keeps is its own."""
+    pipe = wan()
+    cache = DiffusersCache(
+        hook, ACTIVE[hook] | ({"cache_identifiers": [r"blocks\.\d+\.ffn"]} if hook == "taylorseer" else {})
+    )
+    _, plain = video(pipe, Recipe(SIX, guidance=CFG(3.0)))
+    _, run = video(pipe, Recipe(SIX, guidance=CFG(3.0), cache=cache))
+    saved = [own.macs < whole.macs for own, whole in zip(run.trace, plain.trace, strict=True)]
+    assert saved[::2] == saved[1::2]
+    assert any(saved)
+
+
+def test_where_calls_or_modules_would_be_mixed_they_are_refused(dit):
+    pab = Recipe(SIX, guidance=CFG(3.0), cache=DiffusersCache("pab", {"spatial_attention_block_skip_range": 2}))
+    with pytest.raises(IncompatibleError, match="more than once a step"):
+        video(wan(), pab)
+    video(wan(), replace(pab, guidance=None))
+
+    class Twice(torch.nn.Module):
+        def forward(self, *args, **kwargs):
+            return self.own(self.own(*args, **kwargs))
+
+    pipe = dit_pipeline(layers=2)
+    block = pipe.transformer.transformer_blocks[1]
+    inside, block.ff = block.ff, Twice()
+    block.ff.own = inside
+    cache = DiffusersCache("taylorseer", TAYLOR | {"cache_identifiers": [r"transformer_blocks\.1\.ff\.own"]})
+    with pytest.raises(IncompatibleError, match=r"calls its module transformer_blocks\.1\.ff\.own twice"):
+        run_recipe(pipe, Recipe(DDIM, cache=cache))
+
+
+def run_recipe(pipe, recipe):
+    with accelerate(pipe, recipe):
+        return run_dit(pipe)
 
 
 def test_where_they_do_not_work_they_are_refused(pipe, ddim):

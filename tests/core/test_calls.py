@@ -1,7 +1,5 @@
 """What a caller passes to an accelerated pipeline that the recipe decides, and networks that it would not see."""
 
-import copy
-
 import diffusers
 import pytest
 import torch
@@ -72,16 +70,6 @@ def test_guidance_rescale_is_refused_where_the_conditional_prediction_is_changed
     with pytest.raises(IncompatibleError, match=r"guidance_rescale=0\.7"):
         ratio(guidance, 0.7)
     assert ratio(guidance, 0.0).isfinite().all()
-
-
-@pytest.mark.parametrize("name", ["unet_2", "transformer", "second"])
-def test_a_second_denoiser_is_refused(name):
-    pipe = stable_diffusion()
-    setattr(pipe, name, copy.deepcopy(pipe.unet))
-    with pytest.raises(IncompatibleError, match=f"further denoiser, {name}"):
-        Recipe(SAMPLER).check(pipe)
-    setattr(pipe, name, pipe.unet)
-    Recipe(SAMPLER).check(pipe)
 
 
 class Demanding(diffusers.DDIMScheduler):

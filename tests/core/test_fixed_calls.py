@@ -139,11 +139,12 @@ def said_of(given, fixed, **defaults):
     ids=str,
 )
 def test_what_makes_another_trajectory(given, defaults, said):
-    assert len(said_of(given, Fixed("r", 10, None, 1.0, True), **defaults)) == said
+    scales = {"guidance_scale": 1.0, "true_cfg_scale": 1.0}
+    assert len(said_of(given, Fixed("r", 10, None, scales, True), **defaults)) == said
 
 
 def test_without_a_sampler_steps_and_timesteps_are_the_callers():
-    fixed = Fixed("r", None, None, 1.0, True)
+    fixed = Fixed("r", None, None, {"guidance_scale": 1.0}, True)
     assert not said_of({"num_inference_steps": 9, "timesteps": [5, 1]}, fixed, num_inference_steps=50, timesteps=None)
 
 
