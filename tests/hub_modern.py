@@ -38,7 +38,7 @@ MODERN = {
     "flux_schnell": Small(),
     "flux_kontext": Small(),
     "flux2_klein": Small(),
-    "qwen_image": Small(32),
+    "qwen_image": Small(32, 256),  # its template comes first
     "z_image": Small(),
     "sana": Small(32),
     "lumina": Small(32),
@@ -48,7 +48,7 @@ MODERN = {
     "aura_flow": Small(),
     "cogview3": Small(),
     "cogview4": Small(),
-    "ovis": Small(),
+    "ovis": Small(sequence=192),
 }
 
 
