@@ -14,9 +14,8 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
+from accel.core.pipelines import SCALE, TRUE_SCALE
 from accel.errors import ConfigError, unknown
-
-SCALE, TRUE_SCALE = "guidance_scale", "true_cfg_scale"
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,6 @@ class Kind:
     side: int | None = None  # of its images where nothing is said, in pixels; None: see configs.image_size
     sequence: int | None = None  # its own max_sequence_length; None: it has no such argument
     guided: str | None = SCALE
-    unguided: float = 1.0
-    told: bool = True  # has a guidance_scale
     negative: bool = True  # takes negative prompts
     area: bool = False  # takes the product of height and width, too
     signed: bool = False  # output_type="pt" is -1..1, not clipped; else 0..1
@@ -51,10 +48,6 @@ class Kind:
         import diffusers
 
         return getattr(diffusers, self.name)
-
-    def asked(self, scale: float) -> float:
-        """What `guidance_scale` is called with for a scale of accel's."""
-        return scale - 1 + self.unguided
 
     def loading(self) -> dict[str, Any]:
         """Arguments of from_pretrained: `load`, and None for every part that is never loaded."""
@@ -79,8 +72,7 @@ CALLED = {
 OWN: Mapping[str, Mapping[str, Any]] = {
     "DiTPipeline": {"condition": "label"},
     **{name: {"condition": "none", "signed": True} for name in PIXEL},
-    "ZImagePipeline": {"unguided": 0.0, "side": 1024},
-    "Krea2Pipeline": {"unguided": 0.0},
+    "ZImagePipeline": {"side": 1024},
     "HiDreamImagePipeline": {"sized": False, "side": 1024},
     "BriaPipeline": {"side": 1024},
     "BriaFiboPipeline": {"side": 1024},
@@ -191,7 +183,6 @@ def _described(cls: type) -> Kind:
         area="max_area" in asked,
         sequence=sequence if isinstance(sequence, int) else None,
         guided=next((name for name in (TRUE_SCALE, SCALE) if name in asked), None),
-        told=SCALE in asked,
         negative="negative_prompt" in asked,
         load=_present(LOADED, inspect.signature(cls.__init__).parameters),
         call=_present(CALLED, asked),

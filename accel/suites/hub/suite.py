@@ -22,29 +22,30 @@ import torch
 from torch import nn
 
 from accel.core.guidance import Guidance
+from accel.core.pipelines import TRUE_SCALE, distilled_config, scale_arguments
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, Refusals, check_float, check_int, unknown
 from accel.metrics.networks import NETWORKS
-from accel.metrics.statistics import Estimate
 from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
-from accel.suites.base import Origin, Reference, Suite, labels, load_pipeline, to_uint8
+from accel.suites.base import Origin, labels, load_pipeline, to_uint8
 from accel.suites.hub import configs as hub_configs
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import index as hub_index
 from accel.suites.hub import lora as hub_lora
 from accel.suites.hub import models as hub_models
 from accel.suites.hub import offload as hub_offload
-from accel.suites.hub.kinds import PIXEL, SCALE, TRUE_SCALE, Kind
+from accel.suites.hub.kinds import PIXEL, Kind
 from accel.suites.hub.prompts import Prompts
 from accel.suites.hub.real_images import RealImages
+from accel.suites.hub.scored import Scored
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CONVERGED = {"unipc": "karras", "rf_solver": "none", "flow_euler": "none"}  # sampler: its grid
 
 
 @dataclass(frozen=True)
-class HubSuite(Suite):
+class HubSuite(Scored):
     """`model`: a folder of a diffusers pipeline, or a hub id. See conf/suite/hub.yaml and docs/hub.md."""
 
     model: str = ""
@@ -135,7 +136,10 @@ class HubSuite(Suite):
         options = {"torch_dtype": DTYPES[self.dtype], "use_safetensors": True, **kind.loading()}
         options |= {name: value for name, value in said.items() if value is not None}
         model = str(local.absolute()) if local.is_dir() else self.model
-        return Origin(kind.name, model, options, hub_lora.lines(self.lora, self.lora_fused))
+        lines = hub_lora.lines(self.lora, self.lora_fused)
+        if self.layerwise_casting:
+            lines.append(hub_offload.line(hub_files.denoiser_of(self.folder)))
+        return Origin(kind.name, model, options, lines)
 
     def models(self) -> dict[str, nn.Module]:
         return {
@@ -249,17 +253,15 @@ class HubSuite(Suite):
             return common
         if self.max_sequence_length is not None:
             common["max_sequence_length"] = self.max_sequence_length
-        if kind.guided == TRUE_SCALE:  # without one there is no null prediction
-            common["negative_prompt"] = [self.prompts.negative or ""] * count
-        elif self.prompts.negative is not None:
+        if self.prompts.negative is not None:
             common["negative_prompt"] = [self.prompts.negative] * count
         return common
 
     def guidance_arguments(self, recipe: Recipe) -> dict[str, Any]:
         kind, scale = self.kind, recipe.guidance_scale
-        asked = {SCALE: self.distilled_guidance if self._distilled else kind.asked(scale)} if kind.told else {}
-        if kind.guided == TRUE_SCALE:
-            asked |= {TRUE_SCALE: scale} | ({} if scale > 1 else {"negative_prompt": None})
+        asked = scale_arguments(kind.cls(), scale, self.distilled_guidance if self._distilled else None)
+        if kind.guided == TRUE_SCALE and scale <= 1 and self.prompts.negative is not None:
+            asked["negative_prompt"] = None  # nothing asks for it
         return asked
 
     def notes(self, pipe: Any, n: int) -> dict[str, Any]:
@@ -301,59 +303,6 @@ class HubSuite(Suite):
         return Recipe(sampler, method("grid", grid), guidance)
 
     @property
-    def feature_space(self) -> str | None:
-        network = self._network_or_none()
-        return network and network.name
-
-    def features(self, images: torch.Tensor) -> torch.Tensor | None:
-        network = self._network_or_none()
-        return network and network(self.to_uint8(images))
-
-    def feature_scores(self, features: torch.Tensor, period: int = 1) -> dict[str, Estimate]:
-        return self._network_or_none().scores(features, period)
-
-    def scoring(self) -> dict[str, Any]:
-        network, used = self._network_or_none(), {}
-        if network is not None:
-            if reason := network.unavailable():
-                raise ConfigError(reason)
-            used["features"] = network.identity()
-        return used | ({"clip_score": self._clip.identity()} if self.clip else {})
-
-    def per_sample(self, images: torch.Tensor, conditions: dict[str, Any]) -> dict[str, torch.Tensor]:
-        if not self.clip:
-            return {}
-        return {"clip_score": self._clip(self.to_uint8(images), conditions["prompt"])}
-
-    def reference(self) -> Reference | None:
-        network = self._network_or_none()
-        if network is None:
-            return None
-        return self.reference_images.load(network, *self.image_size)
-
-    def reference_identity(self) -> dict[str, Any] | None:
-        network = self._network_or_none()
-        return network and self.reference_images.identity(network, *self.image_size)
-
-    def _network_or_none(self) -> Any:
-        if self.reference_images.path is None:
-            return None
-        if self.feature_network == "none":
-            raise ConfigError(
-                "suite.reference_images.path is given, but suite.feature_network is none; choose one, such as "
-                "suite.feature_network=inception."
-            )
-        return _network(self.feature_network, self.feature_weights, self._scoring_device)
-
-    @property
-    def _clip(self) -> Any:
-        return _clip(self.clip, self._scoring_device)
-
-    @property
-    def _scoring_device(self) -> str | None:
-        return None if self.scoring_device == "auto" else self.scoring_device
-
-    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the generated images."""
         if self.height is not None:
@@ -383,20 +332,4 @@ def spread(count: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=8)
 def _distilled(folder: Path) -> bool:
-    from accel.core.pipelines import distilled_config
-
     return distilled_config(hub_files.config_of(folder, hub_files.denoiser_of(folder)))
-
-
-@lru_cache(maxsize=4)
-def _network(name: str, path: str | None, device: str | None) -> Any:
-    from accel.metrics.networks import feature_network
-
-    return feature_network(name, path, device=device)
-
-
-@lru_cache(maxsize=2)
-def _clip(path: str, device: str | None) -> Any:
-    from accel.metrics.networks import ClipScore
-
-    return ClipScore.load(path, device)
