@@ -44,6 +44,7 @@ IDENTITY = {
     "TF32": None,  # runs on GPUs only: tests/precision/test_tf32.py
     "Compiled": {"dtype": "float32", "backend": "none"},
     "TorchAO": None,  # always rounds
+    "InPlace": {"dtype": "float32", "linear": "none", "backend": "none"},
     "StaticInt8": None,
     "OpenVINO": None,  # sums in another order
     "MagnitudePruning": {"sparsity": 0.0},

@@ -20,12 +20,12 @@ import torch
 from accel.benches.device_job import Job, emptied, reason
 from accel.benches.device_networks import NETWORKS, Network
 from accel.benches.device_speed import AGAIN, PLAIN, Bed, dtype_on, recipes, rounds
+from accel.core.compiling import compilations, compile_blocks
 from accel.core.recipe import Recipe
 from accel.evaluation.intervals import median_interval
 from accel.evaluation.timing import stopwatch
 from accel.precision.executed.tf32 import float32_products
 from accel.records import describe
-from accel.suites.hub.models import compile_blocks
 
 PART = "stack"
 CACHED = {"unet": "deepcache 1:3, branch 1", "transformer": "fora 1:3"}
@@ -146,13 +146,6 @@ def measured(job: Job, network: Network, variant: Variant, backend: str) -> dict
     if variant.compiled:
         found |= {"graphs": settled - graphs, "recompilations": compilations() - settled, "limit_hit": len(hit) > 0}
     return found | shared
-
-
-def compilations() -> int:
-    """How many graphs torch.compile has made in this process."""
-    if "torch._dynamo" not in sys.modules:  # importing it takes seconds
-        return 0
-    return sys.modules["torch._dynamo"].utils.counters["stats"]["unique_graphs"]
 
 
 def forget() -> None:

@@ -90,7 +90,6 @@ class Inputs:
 
 
 ALONG_SECOND = ("encoder_hidden_states_llama3",)  # arguments whose rows are along their second dimension (HiDream)
-GRAPHS = 8  # of one compiled block: with and without its modules, for each number of rows
 
 Denoise = Callable[[Inputs], torch.Tensor]
 Place = Callable[[nn.Module, Callable[..., Any]], AbstractContextManager[None]]
@@ -247,41 +246,6 @@ def denoiser_name(pipe: Any) -> str:
         if isinstance(getattr(pipe, name, None), nn.Module):
             return name
     raise IncompatibleError(f"{type(pipe).__name__} has neither `unet` nor `transformer`; nothing to accelerate.")
-
-
-def check_compiled(name: str, net: nn.Module, looks_inside: bool) -> None:
-    """IncompatibleError if `net` is compiled as a whole, in a way that a method at this seam cannot work with.
-
-    Its parts no longer run one by one: what `looks_inside` would be passed over. Compiled in place, the compiler would
-    also trace what wraps the network. Compiled blocks are no obstacle to any method.
-    """
-    in_place = getattr(net, "_compiled_call_impl", None) is not None
-    if in_place or (looks_inside and hasattr(net, "_orig_mod")):
-        raise IncompatibleError(
-            f"the denoiser {name!r} ({type(getattr(net, '_orig_mod', net)).__name__}) is compiled as a whole; compile "
-            "its blocks instead: load it again and call its compile_repeated_blocks() (suite.compile=true does)."
-        )
-
-
-@contextmanager
-def room_to_compile(nets: Iterable[nn.Module]) -> Iterator[None]:
-    """Until the context ends torch.compile may compile each compiled block of `nets` anew.
-
-    What methods put into a block (a cache around its attention, quantised layers) is an object of its own in each, so
-    that no two blocks share a graph. Beyond torch's limit of 8 graphs the rest would silently run uncompiled.
-    """
-    modules = [module for net in nets for module in net.modules()]
-    compiled = sum(getattr(module, "_compiled_call_impl", None) is not None for module in modules)
-    if not compiled:
-        yield
-        return
-    import torch._dynamo
-
-    config = torch._dynamo.config
-    limits = ("cache_size_limit", "accumulated_cache_size_limit")  # newer torch knows recompile_limit, too, and these
-    known = {name: getattr(config, name) for name in limits if hasattr(config, name)}
-    with config.patch({name: max(value, GRAPHS * compiled) for name, value in known.items()}):
-        yield
 
 
 def signature_of(net: nn.Module) -> inspect.Signature:

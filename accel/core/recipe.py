@@ -14,15 +14,14 @@ from torch import nn
 import accel
 from accel.core import pipelines
 from accel.core.calls import Fixed, told
+from accel.core.compiling import check_compiled, room_to_compile
 from accel.core.denoiser import (
     Denoise,
     Inputs,
     Node,
     Place,
-    check_compiled,
     denoiser_name,
     forward_beneath,
-    room_to_compile,
     shadow_forward,
 )
 from accel.core.guidance import CLASSIFIER, Guidance

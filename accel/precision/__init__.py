@@ -3,6 +3,7 @@
 from accel.core.precision import Precision
 from accel.precision.executed.cast import Cast
 from accel.precision.executed.compiled import Compiled
+from accel.precision.executed.in_place import InPlace
 from accel.precision.executed.openvino import OpenVINO
 from accel.precision.executed.static_int8 import StaticInt8
 from accel.precision.executed.tf32 import TF32
@@ -26,6 +27,7 @@ __all__ = [
     "DrawnTimesteps",
     "FakeQuant",
     "FlexRound",
+    "InPlace",
     "MagnitudePruning",
     "MixDQ",
     "OpenVINO",

@@ -8,7 +8,7 @@ quantises by separate operators, which is slower than no quantisation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,11 @@ from accel.precision.executed.whole import Forward, Whole
 from accel.precision.layers import KEEP, quantisable
 
 SCHEMES = {"weights": "w8", "dynamic": "w8a8", "float8": "fp8"}
+CONFIGS = {
+    "weights": "Int8WeightOnlyConfig",
+    "dynamic": "Int8DynamicActivationInt8WeightConfig",
+    "float8": "Float8DynamicActivationFloat8WeightConfig",
+}
 FLOAT8_LEAST = (8, 9)  # compute capability
 
 
@@ -56,44 +61,57 @@ class TorchAO(Whole):
 
     def check(self, nets, recipe) -> None:
         super().check(nets, recipe)
-        for name, net in nets.items():
-            if not self._layers(net):
-                raise IncompatibleError(
-                    f"{name!r} ({type(net).__name__}) has no linear layer to quantise, and torchao quantises no other; "
-                    "use precision=compiled or static_int8."
-                )
+        check_linear(nets, self.keep)
 
     def check_machine(self, nets) -> None:
-        if self.scheme == "float8":
-            require_capability(self.label, nets, FLOAT8_LEAST)
-        require_package(self.label, "torchao", "torchao")
+        check_torchao(self.label, self.scheme, nets)
 
     def convert(self, net: nn.Module, kwargs: dict[str, Any], calls: Sequence[dict[str, Any]]) -> Forward:
-        from torchao.quantization import quantize_
-
-        wanted = set(self._layers(net))
-        quantize_(net, self._config(), filter_fn=lambda module, name: name in wanted)
+        quantise_linear(net, self.scheme, self.keep)
         return compiled(net) if self.compile else net
 
     def model_bytes(self, net: nn.Module, artefact: Any = None) -> int:
         """One byte for each weight of the quantised layers, a scale in `dtype` for each of their outputs (float8: one
         float32 for the layer), all else in `dtype`."""
-        total, size = cast_bytes(net, self.compute), torch.finfo(self.compute).bits // 8
-        for layer in self._layers(net).values():
-            scales = 4 if self.scheme == "float8" else layer.out_features * size
-            total += layer.weight.numel() * (1 - size) + scales
-        return total
+        return linear_bytes(net, self.scheme, self.compute, self.keep)
 
-    def _layers(self, net: nn.Module) -> dict[str, nn.Linear]:
-        return {name: layer for name, layer in quantisable(net, self.keep).items() if isinstance(layer, nn.Linear)}
 
-    def _config(self) -> Any:
-        from torchao import quantization
+def check_linear(nets: Mapping[str, nn.Module], keep: Sequence[str]) -> None:
+    """IncompatibleError for a network without a linear layer outside `keep`."""
+    for name, net in nets.items():
+        if not linear_layers(net, keep):
+            raise IncompatibleError(
+                f"{name!r} ({type(net).__name__}) has no linear layer to quantise, and torchao quantises no other; "
+                "use precision=compiled or static_int8."
+            )
 
-        made = {
-            "weights": "Int8WeightOnlyConfig",
-            "dynamic": "Int8DynamicActivationInt8WeightConfig",
-            "float8": "Float8DynamicActivationFloat8WeightConfig",
-        }
-        # Its recommended settings of inductor would hold for the whole process from then on.
-        return getattr(quantization, made[self.scheme])(set_inductor_config=False)
+
+def check_torchao(label: str, scheme: str, nets: Mapping[str, nn.Module]) -> None:
+    """IncompatibleError without the package, or without a GPU that computes in float8 where `scheme` does."""
+    if scheme == "float8":
+        require_capability(label, nets, FLOAT8_LEAST)
+    require_package(label, "torchao", "torchao")
+
+
+def linear_layers(net: nn.Module, keep: Sequence[str]) -> dict[str, nn.Linear]:
+    """The linear layers that are quantised, by name."""
+    return {name: layer for name, layer in quantisable(net, keep).items() if isinstance(layer, nn.Linear)}
+
+
+def quantise_linear(net: nn.Module, scheme: str, keep: Sequence[str]) -> None:
+    """Put quantised weights into the linear layers of `net`, in place."""
+    from torchao import quantization
+
+    wanted = set(linear_layers(net, keep))
+    # Its recommended settings of inductor would hold for the whole process from then on.
+    config = getattr(quantization, CONFIGS[scheme])(set_inductor_config=False)
+    quantization.quantize_(net, config, filter_fn=lambda module, name: name in wanted)
+
+
+def linear_bytes(net: nn.Module, scheme: str, dtype: torch.dtype, keep: Sequence[str]) -> int:
+    """Bytes of `net` with those layers quantised and all else in `dtype`."""
+    total, size = cast_bytes(net, dtype), torch.finfo(dtype).bits // 8
+    for layer in linear_layers(net, keep).values():
+        scales = 4 if scheme == "float8" else layer.out_features * size
+        total += layer.weight.numel() * (1 - size) + scales
+    return total

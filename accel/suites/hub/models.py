@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.core import compiling
 from accel.core.denoiser import denoiser_name
 from accel.errors import ConfigError, Refusals, needs
 from accel.suites.base import loading
@@ -49,18 +50,9 @@ def prepared(pipe: Any, vae_slicing: bool, channels_last: bool, compiled: bool) 
 
 
 def compile_blocks(net: nn.Module, **options: Any) -> int:
-    """torch.compile each block that repeats, in place: what attaches at the denoiser's seam stays outside.
-
-    Raises ConfigError for a network without such blocks. Returns their number.
-    """
-    names = getattr(net, "_repeated_blocks", None) or {
-        type(block).__name__ for block in getattr(net, "transformer_blocks", ())
-    }
-    blocks = [module for module in net.modules() if type(module).__name__ in names]
-    if not blocks:
+    """`compiling.compile_blocks`, ConfigError for a network without such blocks. Returns their number."""
+    if not (blocks := compiling.compile_blocks(net, **options)):
         raise ConfigError(f"{type(net).__name__} has no repeated blocks to compile; use suite.compile=false.")
-    for block in blocks:
-        block.compile(**options)
     return len(blocks)
 
 
