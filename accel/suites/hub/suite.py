@@ -35,6 +35,7 @@ from accel.suites.hub import index as hub_index
 from accel.suites.hub import lora as hub_lora
 from accel.suites.hub import models as hub_models
 from accel.suites.hub import offload as hub_offload
+from accel.suites.hub.inputs import Inputs
 from accel.suites.hub.kinds import PIXEL, Kind
 from accel.suites.hub.prompts import Prompts
 from accel.suites.hub.real_images import RealImages
@@ -56,6 +57,7 @@ class HubSuite(Scored):
     width: int | None = None
     max_sequence_length: int | None = None
     prompts: Prompts = field(default_factory=Prompts)
+    inputs: Inputs = field(default_factory=Inputs)
     classes: Sequence[int] | None = None  # None: all
     distilled_guidance: float = 3.5  # what a guidance-distilled network is told; others are not
     reference_images: RealImages = field(default_factory=RealImages)
@@ -148,7 +150,9 @@ class HubSuite(Scored):
         }
 
     def fingerprint(self) -> dict[str, str]:
-        shown = {"prompts": self.prompts.sha256()} if self.kind.condition == "prompt" else {}
+        kind = self.kind
+        shown = {"prompts": self.prompts.sha256()} if kind.condition == "prompt" else {}
+        shown |= self.inputs.identity(kind.mask) if kind.image else {}
         return self.model_fingerprint() | shown
 
     def model_fingerprint(self) -> dict[str, str]:
@@ -199,6 +203,11 @@ class HubSuite(Scored):
                 )
             if kind.condition == "prompt":
                 refusals.ask(self.prompts.check, n)
+            if kind.image:
+                shown = min(n, self.period) if self.prompts.path else n
+                refusals.ask(self.inputs.check, kind.name, shown, kind.mask)
+            elif self.inputs.path or self.inputs.masks:
+                refusals.add(ConfigError(f"{kind.name} takes no images; leave suite.inputs out."))
             if self.prompts.negative is not None and kind.condition == "prompt" and not kind.negative:
                 refusals.add(ConfigError(f"{kind.name} has no negative prompts; leave suite.prompts.negative out."))
             refusals.ask(hub_configs.check, self.folder)
@@ -232,7 +241,8 @@ class HubSuite(Scored):
         if kind == "none":
             return self._common(len(count)) | {"batch_size": len(count)}
         if kind == "prompt":
-            return self._common(len(count)) | {"prompt": [self.prompts.at(i) for i in count]}
+            shown = {"prompt": [self.prompts.at(i) for i in count]}
+            return self._common(len(count)) | shown | self._images([i % self.period for i in count])
         classes = self._classes
         return self._common(len(count)) | {"class_labels": [classes[i % len(classes)] for i in count]}
 
@@ -241,12 +251,12 @@ class HubSuite(Scored):
         if kind == "none":
             return super().asked(words)
         own = {"prompt": list(words)} if kind == "prompt" else {"class_labels": labels(words, range(self._class_count))}
-        return self._common(len(words)) | own
+        return self._common(len(words)) | own | self._images(range(len(words)))
 
     def _common(self, count: int) -> dict[str, Any]:
         """What is the same for all of `count` samples."""
         kind = self.kind
-        common = dict(kind.call) | self._sizes()
+        common = dict(kind.call) | (self._sizes() if kind.told_size else {})
         if kind.area and common.keys() >= {"height", "width"}:  # else the sides are scaled to the default area
             common["max_area"] = self.height * self.width
         if kind.condition != "prompt":
@@ -275,6 +285,10 @@ class HubSuite(Scored):
         found = {"prompts": {"count": n, "truncated": cut, "limits": {k: limit for k, (_, limit) in limits.items()}}}
         lines = [f"{k} cuts {cut[k]} of {n} prompts at {limit} tokens." for k, (_, limit) in limits.items() if cut[k]]
         return found | ({"warnings": lines} if lines else {})
+
+    def _images(self, indices: Sequence[int]) -> dict[str, Any]:
+        kind = self.kind
+        return self.inputs.arguments(indices, *self.image_size, kind.mask) if kind.image else {}
 
     def _sizes(self) -> dict[str, int]:
         return {} if self.height is None else {"height": self.height, "width": self.width}
