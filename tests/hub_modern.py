@@ -52,6 +52,16 @@ MODERN = {
 }
 
 
+# Those that begin at images: the kinds of experiments with them.
+IMAGES = {
+    "sd_img2img": Small(sequence=None),
+    "sdxl_img2img": Small(sequence=None),
+    "flux_img2img": Small(),
+    "sd_inpaint": Small(sequence=None),
+    "sd_inpaint9": Small(sequence=None),
+}
+
+
 def _tokenizer(words: bool = False, **settings: Any):
     """In the place of those of language models: a tokenizer of letters, or of the `words` of the prompts."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
@@ -322,3 +332,24 @@ def ovis():
         in_channels=16, out_channels=16, joint_attention_dim=WIDTH, axes_dims_rope=(4, 4, 8), **_DOUBLE
     )
     return d.OvisImagePipeline(_flow(use_dynamic_shifting=True), _flow_vae(), _text("Qwen3Model"), _tokenizer(), net)
+
+
+def sd_img2img():
+    return _with(d.StableDiffusionImg2ImgPipeline, tiny._sd(), requires_safety_checker=False)
+
+
+def sdxl_img2img():
+    return _with(d.StableDiffusionXLImg2ImgPipeline, tiny._sdxl(), add_watermarker=False)
+
+
+def flux_img2img():
+    return _with(d.FluxImg2ImgPipeline, tiny._flux())
+
+
+def sd_inpaint(channels: int = 4):
+    return _with(d.StableDiffusionInpaintPipeline, tiny._sd(in_channels=channels), requires_safety_checker=False)
+
+
+def sd_inpaint9():
+    """Trained for it: the UNet gets mask and masked image, too."""
+    return sd_inpaint(9)

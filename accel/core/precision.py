@@ -15,6 +15,7 @@ from accel.core.job import Job
 from accel.core.method import Method
 from accel.errors import IncompatibleError
 
+STORED = tuple(getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name))
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
@@ -32,6 +33,17 @@ class Calibrating:
     def nets(self) -> dict[str, nn.Module]:
         """The denoisers of the recipe by name."""
         return self.recipe.nets(self.pipe, self.models)
+
+
+def check_stored(name: str, net: nn.Module) -> None:
+    """IncompatibleError if `net` keeps weights in another type than it computes in (layerwise casting): what reads or
+    replaces weights between the calls of its layers would find the stored ones."""
+    stored = {str(p.dtype).removeprefix("torch.") for p in net.parameters() if p.dtype in STORED}
+    if stored:
+        raise IncompatibleError(
+            f"{name!r} keeps its weights in {', '.join(sorted(stored))} between calls (layerwise casting), and a "
+            "precision reads them there; use precision=none, or load it without (suite.layerwise_casting=false)."
+        )
 
 
 class Precision(Method):

@@ -27,7 +27,7 @@ from accel.core.denoiser import (
 from accel.core.guidance import CLASSIFIER, Guidance
 from accel.core.method import LATER, Method, Stitch
 from accel.core.pipelines import further_denoisers
-from accel.core.precision import Precision
+from accel.core.precision import Precision, check_stored
 from accel.core.run import Run
 from accel.core.sampler import Sampler, TimestepGrid
 from accel.core.sharing import check_free, shared_forward
@@ -155,6 +155,8 @@ class Recipe:
         inside = any(method is not None for method in (self.cache, self.precision, self.skip))
         for name, net in nets.items():
             check_compiled(name, net, inside)
+            if self.precision:
+                check_stored(name, net)
         for method in self.methods():
             method.check(nets, self)
         for method in self.methods():

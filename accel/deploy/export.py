@@ -130,6 +130,12 @@ def write_folder(opened: Opened, folder: Path) -> None:
     check_new(folder)
     opened.check()
     further.check(opened.saved, opened.models)
+    for name, part in opened.pipe.components.items():
+        if getattr(part, "peft_config", None):
+            raise ConfigError(
+                f"{name} has the layers of an adapter beside its weights, which a folder of diffusers does not hold; "
+                "fuse them (suite.lora_fused=true), or export a script."
+            )
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))

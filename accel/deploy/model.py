@@ -15,7 +15,12 @@ from accel.digests import weights_hex
 from accel.errors import AccelError, ConfigError
 from accel.samplers.noise_schedule import noise_schedule
 
-NO_MODEL = ("prompts",)  # of a suite's fingerprint: what is shown, not what shows it
+NO_MODEL = (
+    "prompts",
+    "inputs",
+    "masks",
+    "setting strength",
+)  # of a suite's fingerprint: what is shown, not what shows it
 SCALE = "setting distilled guidance"  # of a suite's fingerprint: what a distilled network was told
 
 

@@ -24,6 +24,11 @@ from accel.deploy.plain_precision import lines_of
 HOOKED = """\
 hooks.{function}(pipe.{net}, hooks.{config}({options}))
 """
+OFFLOADED = {
+    "model": "pipe.enable_model_cpu_offload()",
+    "group": "pipe.{net}.enable_group_offload(\n"
+    "    torch.device('cuda'), offload_type='block_level', num_blocks_per_group=1\n)",
+}
 TIMED = """
 
 times = []  # of the evaluations since images() began, one a step
@@ -175,6 +180,8 @@ def _execution(opened: Opened, found: Plain) -> None:
         found.execution += [f"pipe.{part}.to(memory_format=torch.channels_last)" for part in parts]
     if used.get("compile"):
         found.execution.append(f"pipe.{name}.compile_repeated_blocks()")
+    if used.get("offload"):
+        found.execution.append(OFFLOADED[used["offload"]].format(net=name))
 
 
 def _joined(first: str, options: Mapping[str, Any]) -> str:

@@ -204,6 +204,14 @@ def test_a_folder_holds_the_pipeline_and_the_recipe(sd, sd_words, tmp_path):
     assert accel.load_recipe(folder).samples.digests == accel.load_recipe(sd).samples.digests
 
 
+def test_a_folder_holds_no_adapter_beside_the_weights(sd, tmp_path):
+    opened = open_recipe(sd)
+    opened.pipe.unet.peft_config = {"style": object()}
+    with pytest.raises(ConfigError, match=r"unet has the layers of an adapter .*suite\.lora_fused=true"):
+        export.write_folder(opened, tmp_path / "deployed")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

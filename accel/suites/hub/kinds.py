@@ -14,9 +14,8 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
+from accel.core.pipelines import SCALE, TRUE_SCALE
 from accel.errors import ConfigError, unknown
-
-SCALE, TRUE_SCALE = "guidance_scale", "true_cfg_scale"
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,14 @@ class Kind:
 
     name: str
     condition: str = "prompt"  # prompt | label | none
-    sized: bool = True  # takes height and width
+    sized: bool = True  # may be asked for a size
+    told_size: bool = True  # by arguments of its calls; else by that of its input images
     side: int | None = None  # of its images where nothing is said, in pixels; None: see configs.image_size
     sequence: int | None = None  # its own max_sequence_length; None: it has no such argument
     guided: str | None = SCALE
-    unguided: float = 1.0
-    told: bool = True  # has a guidance_scale
     negative: bool = True  # takes negative prompts
+    image: bool = False  # begins in the middle, at an input image
+    mask: bool = False  # and replaces what is white in a mask
     area: bool = False  # takes the product of height and width, too
     signed: bool = False  # output_type="pt" is -1..1, not clipped; else 0..1
     load: Mapping[str, Any] = field(default_factory=dict)  # for from_pretrained
@@ -51,10 +51,6 @@ class Kind:
         import diffusers
 
         return getattr(diffusers, self.name)
-
-    def asked(self, scale: float) -> float:
-        """What `guidance_scale` is called with for a scale of accel's."""
-        return scale - 1 + self.unguided
 
     def loading(self) -> dict[str, Any]:
         """Arguments of from_pretrained: `load`, and None for every part that is never loaded."""
@@ -77,11 +73,10 @@ CALLED = {
 }
 # What no signature tells. HiDream scales whatever size it is asked for to its own area.
 OWN: Mapping[str, Mapping[str, Any]] = {
-    "DiTPipeline": {"condition": "label"},
-    **{name: {"condition": "none", "signed": True} for name in PIXEL},
-    "ZImagePipeline": {"unguided": 0.0, "side": 1024},
-    "Krea2Pipeline": {"unguided": 0.0},
-    "HiDreamImagePipeline": {"sized": False, "side": 1024},
+    "DiTPipeline": {"condition": "label", "told_size": False},
+    **{name: {"condition": "none", "signed": True, "told_size": False} for name in PIXEL},
+    "ZImagePipeline": {"side": 1024},
+    "HiDreamImagePipeline": {"sized": False, "told_size": False, "side": 1024},
     "BriaPipeline": {"side": 1024},
     "BriaFiboPipeline": {"side": 1024},
     "PRXPipeline": {"side": 512},
@@ -93,9 +88,13 @@ UNABLE = {
     "GlmImagePipeline": "its language model draws tokens by no generator that a caller gives",
     "HunyuanDiTPAGPipeline": "it runs guided by classifier-free and by perturbed-attention guidance at once, and not "
     "otherwise (use HunyuanDiTPipeline)",
-    "IFPipeline": "its network predicts a variance beside the noise, which few samplers take",
+    **{
+        f"IF{task}Pipeline": "its network predicts a variance beside the noise, which few samplers take"
+        for task in ("", "Img2Img", "Inpainting")
+    },
 }
 PACKAGES = {"PRXPipeline": "ftfy"}  # that a class asks for when it runs
+FED = ("self", "prompt", "class_labels", "image", "mask_image")
 NEEDED = ("num_inference_steps", "generator", "output_type")
 # An argument, or a part, of a class that suite hub does not feed: what it stands for.
 FOREIGN_ARGUMENTS = {
@@ -103,8 +102,11 @@ FOREIGN_ARGUMENTS = {
     "num_videos_per_prompt": "it makes videos",
     "audio_length_in_s": "it makes sound",
     "control_image": "it needs the image of a condition (control_image)",
-    "mask_image": "it needs an image and a mask (mask_image)",
-    "strength": "it needs an image to begin with (image, strength)",
+    "video_length": "it makes videos",
+    "video": "it edits videos",
+    "images": "it needs images (images)",
+    "gligen_phrases": "it needs regions with phrases (gligen_phrases)",
+    "source_embeds": "it needs directions of an edit (source_embeds)",
     "image_guidance_scale": "it needs an image to edit (image)",
     "noise_level": "it needs an image to enlarge (image)",
 }
@@ -112,6 +114,7 @@ FOREIGN_PARTS = {
     r"controlnet": "it needs the image of a condition, for its part {}",
     r"guider|ocr_guider": "it guides by objects of its own ({}), where a recipe's guidance decides",
     r"prior_\w+|prior": "it is a cascade, whose part {} makes a trajectory of its own",
+    r"depth_estimator": "it needs depth maps, of its part {}",
     r"siglip|adapter": "it needs images, for its part {}",
     r"(?!unet$|transformer$)\w*(unet|transformer)\w*": "it has a further denoiser, {}, beside the accelerated one",
 }  # fmt: skip
@@ -161,22 +164,25 @@ def lacking(cls: type) -> str | None:
     for argument, reason in FOREIGN_ARGUMENTS.items():
         if argument in asked:
             return reason
-    if not {"prompt", "class_labels"} & set(asked):
+    if "prompt" not in asked and "condition" not in OWN.get(cls.__name__, {}):
         return "its calls take no prompt"
     if not {"unet", "transformer"} & set(parts):
         return "it has no part unet or transformer to accelerate"
     if missing := [name for name in NEEDED if name not in asked]:
         return f"its calls take no {missing[0]}"
-    if "prompt" in asked and not {"height", "width"} <= set(asked):
+    image = {"image", "strength"} <= set(asked)
+    if "prompt" in asked and not image and not {"height", "width"} <= set(asked):
         return "its calls take no height and width"
     if "prompt" in asked and not {SCALE, TRUE_SCALE} & set(asked):
         return f"its calls take no {SCALE}"
     needed = [p.name for p in asked.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    if others := [name for name in needed if name not in ("self", "prompt", "class_labels")]:
+    if others := [name for name in needed if name not in FED]:
         return f"its calls need {others[0]}"
     if cls.__name__ in UNABLE:
         return UNABLE[cls.__name__]
-    return "it needs an image (image)" if "image" in asked and cls.__name__ not in WITHOUT_IMAGE else None
+    if "mask_image" in asked and not image:
+        return "it needs an image and a mask, and takes no strength"
+    return "it needs an image (image)" if "image" in asked and not image and cls.__name__ not in WITHOUT_IMAGE else None
 
 
 def _described(cls: type) -> Kind:
@@ -186,13 +192,15 @@ def _described(cls: type) -> Kind:
     height = asked["height"].default if "height" in asked else None
     kind = Kind(
         cls.__name__,
-        sized={"height", "width"} <= set(asked),
+        sized={"height", "width"} <= set(asked) or "strength" in asked,
+        told_size={"height", "width"} <= set(asked),
         side=height if isinstance(height, int) else None,
         area="max_area" in asked,
         sequence=sequence if isinstance(sequence, int) else None,
         guided=next((name for name in (TRUE_SCALE, SCALE) if name in asked), None),
-        told=SCALE in asked,
         negative="negative_prompt" in asked,
+        image="strength" in asked,
+        mask="mask_image" in asked,
         load=_present(LOADED, inspect.signature(cls.__init__).parameters),
         call=_present(CALLED, asked),
     )

@@ -58,6 +58,11 @@ def _group(part: nn.Module, device: str, denoiser: bool, whole: bool) -> None:
     apply_group_offloading(part, onload_device=torch.device(device), offload_device=torch.device("cpu"), **how)
 
 
+def line(name: str) -> str:
+    """The line of Python that does as `store` to the part `name` of `pipe` by diffusers alone."""
+    return f"pipe.{name}.enable_layerwise_casting(storage_dtype={STORED}, compute_dtype=pipe.{name}.dtype)"
+
+
 def store(net: nn.Module) -> None:
     """Keep the weights of `net` in 8-bit floats between its calls, but those that its class leaves as they are."""
     if not hasattr(net, "enable_layerwise_casting"):

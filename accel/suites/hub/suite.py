@@ -22,29 +22,31 @@ import torch
 from torch import nn
 
 from accel.core.guidance import Guidance
+from accel.core.pipelines import TRUE_SCALE, distilled_config, scale_arguments
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, Refusals, check_float, check_int, unknown
 from accel.metrics.networks import NETWORKS
-from accel.metrics.statistics import Estimate
 from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
-from accel.suites.base import Origin, Reference, Suite, labels, load_pipeline, to_uint8
+from accel.suites.base import Origin, labels, load_pipeline, to_uint8
 from accel.suites.hub import configs as hub_configs
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import index as hub_index
 from accel.suites.hub import lora as hub_lora
 from accel.suites.hub import models as hub_models
 from accel.suites.hub import offload as hub_offload
-from accel.suites.hub.kinds import PIXEL, SCALE, TRUE_SCALE, Kind
+from accel.suites.hub.inputs import Inputs
+from accel.suites.hub.kinds import PIXEL, Kind
 from accel.suites.hub.prompts import Prompts
 from accel.suites.hub.real_images import RealImages
+from accel.suites.hub.scored import Scored
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CONVERGED = {"unipc": "karras", "rf_solver": "none", "flow_euler": "none"}  # sampler: its grid
 
 
 @dataclass(frozen=True)
-class HubSuite(Suite):
+class HubSuite(Scored):
     """`model`: a folder of a diffusers pipeline, or a hub id. See conf/suite/hub.yaml and docs/hub.md."""
 
     model: str = ""
@@ -55,6 +57,7 @@ class HubSuite(Suite):
     width: int | None = None
     max_sequence_length: int | None = None
     prompts: Prompts = field(default_factory=Prompts)
+    inputs: Inputs = field(default_factory=Inputs)
     classes: Sequence[int] | None = None  # None: all
     distilled_guidance: float = 3.5  # what a guidance-distilled network is told; others are not
     reference_images: RealImages = field(default_factory=RealImages)
@@ -135,7 +138,10 @@ class HubSuite(Suite):
         options = {"torch_dtype": DTYPES[self.dtype], "use_safetensors": True, **kind.loading()}
         options |= {name: value for name, value in said.items() if value is not None}
         model = str(local.absolute()) if local.is_dir() else self.model
-        return Origin(kind.name, model, options, hub_lora.lines(self.lora, self.lora_fused))
+        lines = hub_lora.lines(self.lora, self.lora_fused)
+        if self.layerwise_casting:
+            lines.append(hub_offload.line(hub_files.denoiser_of(self.folder)))
+        return Origin(kind.name, model, options, lines)
 
     def models(self) -> dict[str, nn.Module]:
         return {
@@ -144,7 +150,9 @@ class HubSuite(Suite):
         }
 
     def fingerprint(self) -> dict[str, str]:
-        shown = {"prompts": self.prompts.sha256()} if self.kind.condition == "prompt" else {}
+        kind = self.kind
+        shown = {"prompts": self.prompts.sha256()} if kind.condition == "prompt" else {}
+        shown |= self.inputs.identity(kind.mask) if kind.image else {}
         return self.model_fingerprint() | shown
 
     def model_fingerprint(self) -> dict[str, str]:
@@ -195,6 +203,11 @@ class HubSuite(Suite):
                 )
             if kind.condition == "prompt":
                 refusals.ask(self.prompts.check, n)
+            if kind.image:
+                shown = min(n, self.period) if self.prompts.path else n
+                refusals.ask(self.inputs.check, kind.name, shown, kind.mask)
+            elif self.inputs.path or self.inputs.masks:
+                refusals.add(ConfigError(f"{kind.name} takes no images; leave suite.inputs out."))
             if self.prompts.negative is not None and kind.condition == "prompt" and not kind.negative:
                 refusals.add(ConfigError(f"{kind.name} has no negative prompts; leave suite.prompts.negative out."))
             refusals.ask(hub_configs.check, self.folder)
@@ -228,7 +241,8 @@ class HubSuite(Suite):
         if kind == "none":
             return self._common(len(count)) | {"batch_size": len(count)}
         if kind == "prompt":
-            return self._common(len(count)) | {"prompt": [self.prompts.at(i) for i in count]}
+            shown = {"prompt": [self.prompts.at(i) for i in count]}
+            return self._common(len(count)) | shown | self._images([i % self.period for i in count])
         classes = self._classes
         return self._common(len(count)) | {"class_labels": [classes[i % len(classes)] for i in count]}
 
@@ -237,29 +251,27 @@ class HubSuite(Suite):
         if kind == "none":
             return super().asked(words)
         own = {"prompt": list(words)} if kind == "prompt" else {"class_labels": labels(words, range(self._class_count))}
-        return self._common(len(words)) | own
+        return self._common(len(words)) | own | self._images(range(len(words)))
 
     def _common(self, count: int) -> dict[str, Any]:
         """What is the same for all of `count` samples."""
         kind = self.kind
-        common = dict(kind.call) | self._sizes()
+        common = dict(kind.call) | (self._sizes() if kind.told_size else {})
         if kind.area and common.keys() >= {"height", "width"}:  # else the sides are scaled to the default area
             common["max_area"] = self.height * self.width
         if kind.condition != "prompt":
             return common
         if self.max_sequence_length is not None:
             common["max_sequence_length"] = self.max_sequence_length
-        if kind.guided == TRUE_SCALE:  # without one there is no null prediction
-            common["negative_prompt"] = [self.prompts.negative or ""] * count
-        elif self.prompts.negative is not None:
+        if self.prompts.negative is not None:
             common["negative_prompt"] = [self.prompts.negative] * count
         return common
 
     def guidance_arguments(self, recipe: Recipe) -> dict[str, Any]:
         kind, scale = self.kind, recipe.guidance_scale
-        asked = {SCALE: self.distilled_guidance if self._distilled else kind.asked(scale)} if kind.told else {}
-        if kind.guided == TRUE_SCALE:
-            asked |= {TRUE_SCALE: scale} | ({} if scale > 1 else {"negative_prompt": None})
+        asked = scale_arguments(kind.cls(), scale, self.distilled_guidance if self._distilled else None)
+        if kind.guided == TRUE_SCALE and scale <= 1 and self.prompts.negative is not None:
+            asked["negative_prompt"] = None  # nothing asks for it
         return asked
 
     def notes(self, pipe: Any, n: int) -> dict[str, Any]:
@@ -273,6 +285,10 @@ class HubSuite(Suite):
         found = {"prompts": {"count": n, "truncated": cut, "limits": {k: limit for k, (_, limit) in limits.items()}}}
         lines = [f"{k} cuts {cut[k]} of {n} prompts at {limit} tokens." for k, (_, limit) in limits.items() if cut[k]]
         return found | ({"warnings": lines} if lines else {})
+
+    def _images(self, indices: Sequence[int]) -> dict[str, Any]:
+        kind = self.kind
+        return self.inputs.arguments(indices, *self.image_size, kind.mask) if kind.image else {}
 
     def _sizes(self) -> dict[str, int]:
         return {} if self.height is None else {"height": self.height, "width": self.width}
@@ -299,59 +315,6 @@ class HubSuite(Suite):
         grid = self.converged_grid or CONVERGED.get(name, "none")
         sampler = method("sampler", name, steps=self.converged_steps)
         return Recipe(sampler, method("grid", grid), guidance)
-
-    @property
-    def feature_space(self) -> str | None:
-        network = self._network_or_none()
-        return network and network.name
-
-    def features(self, images: torch.Tensor) -> torch.Tensor | None:
-        network = self._network_or_none()
-        return network and network(self.to_uint8(images))
-
-    def feature_scores(self, features: torch.Tensor, period: int = 1) -> dict[str, Estimate]:
-        return self._network_or_none().scores(features, period)
-
-    def scoring(self) -> dict[str, Any]:
-        network, used = self._network_or_none(), {}
-        if network is not None:
-            if reason := network.unavailable():
-                raise ConfigError(reason)
-            used["features"] = network.identity()
-        return used | ({"clip_score": self._clip.identity()} if self.clip else {})
-
-    def per_sample(self, images: torch.Tensor, conditions: dict[str, Any]) -> dict[str, torch.Tensor]:
-        if not self.clip:
-            return {}
-        return {"clip_score": self._clip(self.to_uint8(images), conditions["prompt"])}
-
-    def reference(self) -> Reference | None:
-        network = self._network_or_none()
-        if network is None:
-            return None
-        return self.reference_images.load(network, *self.image_size)
-
-    def reference_identity(self) -> dict[str, Any] | None:
-        network = self._network_or_none()
-        return network and self.reference_images.identity(network, *self.image_size)
-
-    def _network_or_none(self) -> Any:
-        if self.reference_images.path is None:
-            return None
-        if self.feature_network == "none":
-            raise ConfigError(
-                "suite.reference_images.path is given, but suite.feature_network is none; choose one, such as "
-                "suite.feature_network=inception."
-            )
-        return _network(self.feature_network, self.feature_weights, self._scoring_device)
-
-    @property
-    def _clip(self) -> Any:
-        return _clip(self.clip, self._scoring_device)
-
-    @property
-    def _scoring_device(self) -> str | None:
-        return None if self.scoring_device == "auto" else self.scoring_device
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -383,20 +346,4 @@ def spread(count: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=8)
 def _distilled(folder: Path) -> bool:
-    from accel.core.pipelines import distilled_config
-
     return distilled_config(hub_files.config_of(folder, hub_files.denoiser_of(folder)))
-
-
-@lru_cache(maxsize=4)
-def _network(name: str, path: str | None, device: str | None) -> Any:
-    from accel.metrics.networks import feature_network
-
-    return feature_network(name, path, device=device)
-
-
-@lru_cache(maxsize=2)
-def _clip(path: str, device: str | None) -> Any:
-    from accel.metrics.networks import ClipScore
-
-    return ClipScore.load(path, device)

@@ -188,7 +188,7 @@ def test_parts_that_the_class_does_not_have_are_never_looked_for(name, model):
 
 
 PIPELINES = [["pipeline", "Evil"], ["diffusers", "StableDiffusionPipeline"], None, 3, {}, [], "DiffusionPipeline",
-             "FlaxStableDiffusionPipeline", "evil.Evil", "../evil", "StableDiffusionImg2ImgPipeline", ""]  # fmt: skip
+             "FlaxStableDiffusionPipeline", "evil.Evil", "../evil", "StableDiffusionUpscalePipeline", ""]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PIPELINES, ids=repr)

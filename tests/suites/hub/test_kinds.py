@@ -31,8 +31,8 @@ REFUSED = {
     "HeliosPipeline": "it makes videos",
     "HeliosPyramidPipeline": "it makes videos",
     "ZImageOmniPipeline": "it needs images, for its part siglip",
-    "StableDiffusionImg2ImgPipeline": "an image to begin with",
-    "StableDiffusionInpaintPipeline": "an image and a mask",
+    "ConsistencyModelPipeline": "its calls take no prompt",
+    "StableDiffusionDepth2ImgPipeline": "it needs depth maps",
     "StableDiffusionInstructPix2PixPipeline": "an image to edit",
     "QwenImageEditPipeline": "it needs an image",
     "HunyuanImagePipeline": "guides by objects of its own",
@@ -79,17 +79,13 @@ def test_a_signature_tells_sizes_limits_and_how_guidance_is_asked_for():
     pixart = {"clean_caption": False, "use_resolution_binning": False}
     assert kind_of("PixArtAlphaPipeline") == Kind("PixArtAlphaPipeline", sequence=120, call=pixart)
     assert kind_of("SanaPipeline") == Kind("SanaPipeline", side=1024, sequence=300, call=pixart)
-    assert kind_of("DiTPipeline") == Kind("DiTPipeline", "label", sized=False, negative=False)
-    assert kind_of("DDPMPipeline") == Kind("DDPMPipeline", "none", sized=False, negative=False, signed=True)
-    assert kind_of("QwenImage21Pipeline") == Kind("QwenImage21Pipeline", side=1024, guided="true_cfg_scale", told=False)
+    assert kind_of("DiTPipeline") == Kind("DiTPipeline", "label", sized=False, told_size=False, negative=False)
+    assert kind_of("DDPMPipeline") == Kind(
+        "DDPMPipeline", "none", sized=False, told_size=False, negative=False, signed=True
+    )
+    assert kind_of("QwenImage21Pipeline") == Kind("QwenImage21Pipeline", side=1024, guided="true_cfg_scale")
     assert not kind_of("Flux2KleinPipeline").negative
     assert kind_of("FluxKontextPipeline").area
-
-
-def test_scales_are_asked_for_as_a_pipeline_means_them():
-    """Z-Image steps with c + s (c - u), which is accel's u + s' (c - u) at s' = 1 + s; 0 is off."""
-    assert [kind_of("ZImagePipeline").asked(scale) for scale in (1.0, 4.0)] == [0.0, 3.0]
-    assert [kind_of("SanaPipeline").asked(scale) for scale in (1.0, 4.0)] == [1.0, 4.0]
 
 
 def test_what_is_kept_by_name_is_of_classes_that_exist():

@@ -24,6 +24,8 @@ from accel.suites.hub.prompts import Prompts
 QUICK = Evaluation(n=60, distance_n=60, shard=60, batch=60, timing=False, controls=False, device="cpu")
 BETAS = ("sd_pag", "sdxl_pag", "pixart_sigma_pag", "kandinsky3", "hunyuan_dit", "lcm", "cogview3")
 # Samplers of the command line cannot drive two; Kandinsky 3 has no cache, and sixty of its images take seconds.
+UNGUIDED = {kind: ["expects a doubled batch, but the denoiser got 6 rows for 2"] for kind in MODERN if "pag" in kind}
+UNGUIDED["lcm"] = ["distilled from guided predictions"]
 WHOLE = [kind for kind in MODERN if kind not in ("lcm", "cogview3", "kandinsky3")]
 
 
@@ -66,13 +68,16 @@ def test_harness_changes_nothing_but_the_scheduler(kind, hub_suite, hub_pipe):
     for guidance in (None, CFG(3.0)):
         made = Recipe(sampler(kind), guidance=guidance)
         call = suite.conditions(0, 2) | suite.guidance_arguments(made)
+        if suite.kind.guided == "true_cfg_scale":  # which guides where there is a negative prompt, too
+            call = {"negative_prompt": ["", ""]} | call
         try:
             with accelerate(pipe, made):
                 found = generate(pipe, suite, made, 0, 0, 2, 2)
-        except AccelError:
-            if guidance is None:
+        except AccelError as error:
+            if guidance is None or not any(reason in str(error) for reason in UNGUIDED.get(kind, ())):
                 raise
             continue
+        assert kind not in UNGUIDED or guidance is None
         original, pipe.scheduler = pipe.scheduler, made.sampler.build(pipe.scheduler.config)
         try:
             expected = pipe(**call, generator=generators(0, 0, 2), num_inference_steps=2, output_type="pt").images
@@ -96,19 +101,22 @@ def test_the_size_that_is_said_is_the_pipelines_own(kind, hub_suite, hub_pipe):
         assert suite.image_size == (1024, 1024)
 
 
-def test_what_true_guidance_asks_for(hub_suite, prompt_file):
-    """Two calls of Qwen-Image: a scale of its own name, and a negative prompt for each sample, maybe empty."""
-    suite, guided = hub_suite("qwen_image"), Recipe(guidance=CFG(4.0))
-    assert suite.conditions(0, 2)["negative_prompt"] == ["", ""]
-    assert suite.guidance_arguments(guided) == {"guidance_scale": 4.0, "true_cfg_scale": 4.0}
-    off = {"guidance_scale": 1.0, "true_cfg_scale": 1.0, "negative_prompt": None}
-    assert suite.guidance_arguments(Recipe()) == off
-    blurry = hub_suite("qwen_image", prompts=Prompts(str(prompt_file), negative="blurry"))
-    assert blurry.conditions(0, 2)["negative_prompt"] == ["blurry"] * 2
+def test_scales_are_asked_for_as_each_pipeline_means_them(hub_suite, prompt_file):
+    """Qwen-Image by a scale of its own name; Z-Image steps with c + w (c - u), which is u + s (c - u) at s = 1 + w."""
+    qwen, guided = hub_suite("qwen_image"), Recipe(guidance=CFG(4.0))
+    assert [qwen.guidance_arguments(made) for made in (guided, Recipe())] == [
+        {"true_cfg_scale": 4.0}, {"true_cfg_scale": 1.0}
+    ]  # fmt: skip
+    assert hub_suite("flux_kontext").guidance_arguments(guided) == {"true_cfg_scale": 4.0, "guidance_scale": 3.5}
+    assert hub_suite("z_image").guidance_arguments(guided) == {"guidance_scale": 3.0}
+    assert hub_suite("sana").guidance_arguments(guided) == {"guidance_scale": 4.0}
+    blurry = Prompts(str(prompt_file), negative="blurry")
+    assert hub_suite("qwen_image", prompts=blurry).conditions(0, 2)["negative_prompt"] == ["blurry"] * 2
+    assert hub_suite("qwen_image", prompts=blurry).guidance_arguments(Recipe())["negative_prompt"] is None
     with pytest.raises(
         ConfigError, match=r"Flux2KleinPipeline has no negative prompts; leave suite\.prompts\.negative"
     ):
-        hub_suite("flux2_klein", prompts=Prompts(str(prompt_file), negative="blurry")).check(60)
+        hub_suite("flux2_klein", prompts=blurry).check(60)
 
 
 def test_kontext_keeps_the_size_that_it_is_asked_for(hub_suite):

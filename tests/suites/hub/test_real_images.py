@@ -22,7 +22,7 @@ from accel.samplers import DiffusersSampler
 from accel.studies.evaluation import Evaluation
 from accel.studies.runner import Runner
 from accel.suites.hub import image_folder, real_images
-from accel.suites.hub import suite as hub
+from accel.suites.hub import scored as hub
 from accel.suites.hub.real_images import RealImages
 
 
