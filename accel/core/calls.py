@@ -103,8 +103,8 @@ class Calls:
                 raise
             said = " ".join(str(error).split())[:300].rstrip(".")
             raise IncompatibleError(
-                f"{self.cls.__name__} cannot drive {type(pipe.scheduler).__name__}: {said}. Use the pipeline's own kind of "
-                "scheduler (sampler=flow_euler for flows), or one of accel's own samplers."
+                f"{self.cls.__name__} cannot drive {type(pipe.scheduler).__name__}: {said}. Use the pipeline's own "
+                "kind of scheduler (sampler=flow_euler for flows), or one of accel's own samplers."
             ) from error
 
 

@@ -323,8 +323,8 @@ def attach_clock(
     def clocked_step(model_output, timestep, sample, *args, **kwargs):
         if not anything and (strange := sorted(kwargs.keys() - accepted.keys())):
             raise IncompatibleError(
-                f"the pipeline hands {type(scheduler).__name__} a {strange[0]} at each step, which it does not take; use "
-                "a sampler such as ddim or dpmpp_2m, or one of accel's own."
+                f"the pipeline hands {type(scheduler).__name__} a {strange[0]} at each step, which it does not take; "
+                "use a sampler such as ddim or dpmpp_2m, or one of accel's own."
             )
         if draws and clock.generator is not None and not args and kwargs.get("generator") is None:
             own = clock.generator
