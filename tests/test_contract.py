@@ -34,6 +34,7 @@ IDENTITY = {
     "EncoderPropagation": {"schedule": Uniform(1)},
     "FeatureInheritance": {"schedule": Uniform(1)},
     "LearnedRouter": {"threshold": 0.0},
+    "EasyCache": {"threshold": 0.0},
     "DiffusersCache": None,  # each hook has its own: tests/caching/test_diffusers_hooks.py
     "TStitch": {"fractions": (0.0,)},
     "FakeQuant": {"weight_bits": 32, "activation_bits": 32, "rounding": None},

@@ -3,6 +3,7 @@
 from accel.caching.blocks import BlockTable
 from accel.caching.deepcache import BranchTable, DeepCache
 from accel.caching.diffusers_hooks import DiffusersCache
+from accel.caching.easycache import EasyCache
 from accel.caching.encoder_propagation import EncoderPropagation
 from accel.caching.inheritance import FeatureInheritance
 from accel.caching.learned_router import LearnedRouter
@@ -12,6 +13,7 @@ __all__ = [
     "BranchTable",
     "DeepCache",
     "DiffusersCache",
+    "EasyCache",
     "EncoderPropagation",
     "FeatureInheritance",
     "LearnedRouter",

@@ -66,7 +66,7 @@ def counted_cost(
     floating point), under a cache the most bytes that it keeps from one scheduler step to the next, an image, and on a
     GPU the most that its allocator held in this process (`vram_bytes`, with all that lies there beside the recipe).
 
-    NFE, MACs and bit operations are means over the first VARYING samples where a guidance evaluates less for some than
+    NFE, MACs and bit operations are means over the first VARYING samples where a method evaluates less for some than
     for others.
     """
     nets = recipe.nets(pipe, models)
@@ -83,7 +83,7 @@ def counted_cost(
             generate(pipe, suite, recipe, seed=0, start=0, stop=count, batch=count)
         found, vram, held = [_counts(recipe, run, bits, count)], _peak(pipe.device), max(kept) / count
         steps, strip = run.clock.num_steps, run.strip
-        if recipe.guidance and recipe.guidance.varies:
+        if any(method.varies for method in recipe.methods()):
             for start in range(count, VARYING, count):
                 with bit_operations(nets.values()) as bits:
                     generate(pipe, suite, recipe, seed=0, start=start, stop=start + count, batch=count)
