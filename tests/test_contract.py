@@ -35,6 +35,7 @@ IDENTITY = {
     "FeatureInheritance": {"schedule": Uniform(1)},
     "LearnedRouter": {"threshold": 0.0},
     "EasyCache": {"threshold": 0.0},
+    "TeaCache": {"threshold": 0.0},
     "DiffusersCache": None,  # each hook has its own: tests/caching/test_diffusers_hooks.py
     "TStitch": {"fractions": (0.0,)},
     "FakeQuant": {"weight_bits": 32, "activation_bits": 32, "rounding": None},

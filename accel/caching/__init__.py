@@ -7,6 +7,7 @@ from accel.caching.easycache import EasyCache
 from accel.caching.encoder_propagation import EncoderPropagation
 from accel.caching.inheritance import FeatureInheritance
 from accel.caching.learned_router import LearnedRouter
+from accel.caching.teacache import TeaCache
 
 __all__ = [
     "BlockTable",
@@ -17,4 +18,5 @@ __all__ = [
     "EncoderPropagation",
     "FeatureInheritance",
     "LearnedRouter",
+    "TeaCache",
 ]
