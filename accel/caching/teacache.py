@@ -48,7 +48,7 @@ class TeaCache(StepCache):
     """`threshold` of the rescaled change; the `first` and `last` solver steps run; p is fitted on `samples`, or
     given."""
 
-    threshold: float = 0.1
+    threshold: float = 0.2
     first: int = 1
     last: int = 1
     decision: str = "per_sample"
