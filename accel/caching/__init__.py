@@ -8,6 +8,7 @@ from accel.caching.encoder_propagation import EncoderPropagation
 from accel.caching.inheritance import FeatureInheritance
 from accel.caching.learned_router import LearnedRouter
 from accel.caching.teacache import TeaCache
+from accel.caching.tgate import TGate
 
 __all__ = [
     "BlockTable",
@@ -18,5 +19,6 @@ __all__ = [
     "EncoderPropagation",
     "FeatureInheritance",
     "LearnedRouter",
+    "TGate",
     "TeaCache",
 ]

@@ -45,6 +45,10 @@ class ModuleCache(Method):
     def runs(self, modules: Sequence[str], num_steps: int) -> list[frozenset[str]]:
         """The cached modules that run at each step; what has not run before runs whatever the plan says."""
 
+    def shared(self, parts: list[Kept]) -> list[Kept]:
+        """What is kept of each part of a batch, of what a module gave for it."""
+        return parts
+
     def check(self, nets, recipe) -> None:
         for name, net in nets.items():
             names = self.modules(net, name)
@@ -77,7 +81,7 @@ class ModuleCache(Method):
         def keep(name: str, keys: list[Key], inputs: Inputs) -> None:
             for call, output in enumerate(cells[name].seen):
                 shape, tensors = Shape.of(output)
-                parts = parted([t.clone() for t in tensors], inputs, f"module {name}")
+                parts = self.shared(parted([t.clone() for t in tensors], inputs, f"module {name}"))
                 for key, own in zip(keys, parts, strict=True):
                     calls = histories.setdefault((key, name), [])
                     if call == len(calls):

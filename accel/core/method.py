@@ -29,6 +29,11 @@ class Method:
     varies: ClassVar[bool] = False
 
     @property
+    def joins_parts(self) -> bool:
+        """Whether what it gives for one part of a batch (a half of a guided one) depends on the others, on purpose."""
+        return False
+
+    @property
     def label(self) -> str:
         """Short name for tables, with the settings that matter."""
         return type(self).__name__.lower()

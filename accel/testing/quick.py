@@ -39,6 +39,7 @@ QUICK = {
     "diffusers_taylorseer": ["cache.options.cache_interval=2", "cache.options.disable_cache_before_step=1"],
     "diffusers_pab": ["cache.options.spatial_attention_timestep_skip_range=[-1,1001]"],
     "easycache": ["cache.threshold=10.0"],
+    "tgate": ["cache.gate=2"],
     "teacache": ["cache.threshold=10.0", "cache.samples=2"],
     "interval": ["guidance.sigma_lo=0.5", "guidance.sigma_hi=20"],
     "linear_ag": ["guidance.samples=2", "guidance.held_out=1"],
