@@ -36,6 +36,7 @@ IDENTITY = {
     "LearnedRouter": {"threshold": 0.0},
     "EasyCache": {"threshold": 0.0},
     "TeaCache": {"threshold": 0.0},
+    "SeaCache": {"threshold": 0.0},
     "TGate": {"gate": 1000},
     "DiffusersCache": None,  # each hook has its own: tests/caching/test_diffusers_hooks.py
     "TStitch": {"fractions": (0.0,)},

@@ -7,6 +7,7 @@ from accel.caching.easycache import EasyCache
 from accel.caching.encoder_propagation import EncoderPropagation
 from accel.caching.inheritance import FeatureInheritance
 from accel.caching.learned_router import LearnedRouter
+from accel.caching.seacache import SeaCache
 from accel.caching.teacache import TeaCache
 from accel.caching.tgate import TGate
 
@@ -19,6 +20,7 @@ __all__ = [
     "EncoderPropagation",
     "FeatureInheritance",
     "LearnedRouter",
+    "SeaCache",
     "TGate",
     "TeaCache",
 ]

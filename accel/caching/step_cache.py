@@ -1,4 +1,4 @@
-"""Run or reuse a whole evaluation, decided while sampling: what dynamic step caches (TeaCache, EasyCache) share.
+"""Run or reuse a whole evaluation, decided while sampling: what dynamic step caches (TeaCache and the like) share.
 
 Before each evaluation an *indicator* e_t >= 0 estimates how much the network's answer has changed since the last one.
 It is added up, and while the sum stays below the threshold what was kept of the last run is reused:
@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from accel.caching.step_reuse import BLOCKS, KEEPERS, REUSE, Keeper, check_blocks
+from accel.caching.step_reuse import BLOCKS, KEEPERS, REUSE, Keeper, check_blocks, resolved
 from accel.caching.step_rows import Key, Past, Rows, chosen, gathered, merged, parted, picked
 from accel.caching.step_watch import ALWAYS, LONGEST, Below, Told, Watching
 from accel.core.denoiser import Denoise, Inputs, Node
@@ -103,13 +103,9 @@ class StepCache(Method):
         """What else is kept of rows that ran; `past`: what was, if anything."""
         return {}
 
-    def reused(self, net: nn.Module) -> str:
-        """Which of REUSE it is on `net`."""
-        return self.reuse
-
     def check(self, nets: Mapping[str, nn.Module], recipe: Any) -> None:
         for name, net in nets.items():
-            if self.reused(net) == BLOCKS:
+            if self.reuse == BLOCKS:
                 check_blocks(net, name)
 
     def said(self, *more: str) -> str:
@@ -145,7 +141,7 @@ class StepCache(Method):
         states: dict[Key, Past] = {}
         node.clock.on_reset(states.clear)
         node.state.append(states)
-        keep = KEEPERS[self.reused(node.net)](node, inner)
+        keep = KEEPERS[resolved(self.reuse, node.net)](node, inner)
         return _Deciding(self, node, keep, self.signal(node, inner), states, told)
 
 
@@ -243,3 +239,8 @@ def exact(tensor: torch.Tensor) -> torch.dtype:
 def magnitude(tensor: torch.Tensor) -> torch.Tensor:
     """Mean absolute value of each row (B,) of a tensor (B, ...)."""
     return tensor.to(exact(tensor)).abs().flatten(1).mean(1)
+
+
+def relative_change(now: torch.Tensor, before: torch.Tensor, mean: Mean) -> torch.Tensor:
+    """|now - before| / |before| (B,) of tensors (B, ...), both means over what is decided together."""
+    return mean(magnitude(now - before)) / mean(magnitude(before))

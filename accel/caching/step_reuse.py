@@ -4,7 +4,8 @@
     residual   the prediction less its input:   v_t = x_t + (v_i - x_i), over the channels that both have
     blocks     what a transformer's blocks add: h_t(out) = h_t(in) + h_i(out) - h_i(in); what is around them runs
 
-i is the last evaluation that ran. `blocks` is for transformers whose blocks diffusers' own hooks know.
+i is the last evaluation that ran. `blocks` is for transformers whose blocks diffusers' own hooks know; `auto` is
+`blocks` there, and `output` elsewhere.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from accel.caching.diffusers_blocks import blocks_of, entered, hidden_states, pa
 from accel.core.denoiser import Denoise, Inputs, Node, replaced_forward
 from accel.errors import IncompatibleError
 
-OUTPUT, RESIDUAL, BLOCKS = "output", "residual", "blocks"
-REUSE = (OUTPUT, RESIDUAL, BLOCKS)
+AUTO, OUTPUT, RESIDUAL, BLOCKS = "auto", "output", "residual", "blocks"
+REUSE = (AUTO, OUTPUT, RESIDUAL, BLOCKS)
 
 
 class Keeper(Protocol):
@@ -143,10 +144,12 @@ def check_blocks(net: nn.Module, name: str) -> None:
     )
 
 
-def has_blocks(net: nn.Module) -> bool:
-    """Whether `blocks` can be reused of `net`."""
+def resolved(reuse: str, net: nn.Module) -> str:
+    """Which of OUTPUT, RESIDUAL and BLOCKS it is on `net`."""
+    if reuse != AUTO:
+        return reuse
     try:
         check_blocks(net, "")
     except IncompatibleError:
-        return False
-    return True
+        return OUTPUT
+    return BLOCKS

@@ -30,8 +30,8 @@ from torch import nn
 
 from accel.caching.modulated import Modulated, looked_at
 from accel.caching.polynomial import DEGREE, PUBLISHED, Polynomial, fit
-from accel.caching.step_cache import DECISIONS, Mean, Signal, StepCache, magnitude
-from accel.caching.step_reuse import BLOCKS, KEEPERS, OUTPUT, has_blocks
+from accel.caching.step_cache import DECISIONS, Mean, Signal, StepCache, relative_change
+from accel.caching.step_reuse import AUTO, KEEPERS, resolved
 from accel.caching.step_rows import Rows
 from accel.core.denoiser import Denoise, Inputs, Node, Sample, denoiser_name
 from accel.core.method import Method
@@ -39,8 +39,6 @@ from accel.core.recipe import accelerate
 from accel.core.threshold import Learned
 from accel.digests import settings_digest, weights_digest
 from accel.errors import ConfigError, IncompatibleError, check_int, unknown
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -59,10 +57,7 @@ class TeaCache(StepCache):
     fitted: Polynomial | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.reuse != AUTO:
-            super().__post_init__()
-        else:
-            replace(self, reuse=OUTPUT)  # whose making checks the rest
+        super().__post_init__()
         check_int("cache.samples", self.samples, 1)
         object.__setattr__(self, "coefficients", tuple(float(c) for c in self.coefficients))
         if self.published and self.published not in PUBLISHED:
@@ -87,9 +82,6 @@ class TeaCache(StepCache):
     @property
     def calibrated(self) -> bool:
         return self.fitted is None and self.given is None
-
-    def reused(self, net: nn.Module) -> str:
-        return (BLOCKS if has_blocks(net) else OUTPUT) if self.reuse == AUTO else self.reuse
 
     def signal(self, node: Node, inner: Denoise) -> Signal:
         return Modulated(node, inner)
@@ -157,7 +149,7 @@ class TeaCache(StepCache):
     def _made_for(self, pipe: Any, recipe: Any) -> dict[str, torch.Tensor]:
         parts = {"sampler": recipe.sampler, "grid": recipe.grid, "guidance": recipe.guidance}
         net = getattr(pipe, denoiser_name(pipe))
-        parts |= {"reuse": {"reuse": self.reused(net)}}
+        parts |= {"reuse": {"reuse": resolved(self.reuse, net)}}
         return {name: settings_digest(part) for name, part in parts.items()} | {"model": weights_digest(net)}
 
 
@@ -170,7 +162,7 @@ class _Changes(Method):
         self.of_kept: list[torch.Tensor] = []
 
     def attach(self, node: Node, inner: Denoise) -> Denoise:
-        keep, signal = KEEPERS[self.cache.reused(node.net)](node, inner), self.cache.signal(node, inner)
+        keep, signal = KEEPERS[resolved(self.cache.reuse, node.net)](node, inner), self.cache.signal(node, inner)
         last: dict[tuple[int, int, tuple[str, ...]], tuple[Inputs, torch.Tensor, torch.Tensor]] = {}
         clock = node.clock
         clock.on_reset(last.clear)
@@ -186,8 +178,3 @@ class _Changes(Method):
             return prediction
 
         return denoise
-
-
-def relative_change(now: torch.Tensor, before: torch.Tensor, mean: Mean) -> torch.Tensor:
-    """|now - before| / |before| (B,) of tensors (B, ...), both means over what is decided together."""
-    return mean(magnitude(now - before)) / mean(magnitude(before))

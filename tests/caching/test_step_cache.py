@@ -233,7 +233,7 @@ def test_rows_that_cannot_be_told_apart_are_refused(pipe):
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"decision": "each"}, "unknown cache.decision 'each'"), ({"reuse": "x"}, "Allowed: blocks, output, residual"),
+    [({"decision": "each"}, "unknown cache.decision 'each'"), ({"reuse": "x"}, "Allowed: auto, blocks"),
      ({"threshold": -1.0}, "cache.threshold is -1"), ({"first": 0}, "cache.first is 0"), ({"last": -1}, "cache.last")],
 )  # fmt: skip
 def test_bad_settings_are_refused(settings, said):

@@ -15,7 +15,7 @@ from torch.nn.functional import silu
 from accel.caching import TeaCache
 from accel.caching.modulated import EMBEDDING, MODULATED, looked_at
 from accel.caching.polynomial import PUBLISHED, Polynomial, fit, polynomial
-from accel.caching.step_reuse import has_blocks
+from accel.caching.step_reuse import AUTO, resolved
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
 from accel.guidance import CFG, AdaptiveGuidance, ClassifierGuidance
@@ -196,11 +196,10 @@ def test_the_artefact_is_of_neighbouring_steps_and_of_what_is_kept(pipe):
 def test_where_it_looks():
     net = dit_pipeline().transformer
     assert looked_at(net, "base") == (net.transformer_blocks[0].norm1, MODULATED)
-    assert has_blocks(net)
+    assert resolved(AUTO, net) == "blocks"
     for other in (unet(), stable_diffusion().unet):
         assert looked_at(other, "base") == (other.time_embedding, EMBEDDING)
-        assert not has_blocks(other)
-        assert TeaCache().reused(other) == "output"
+        assert resolved(AUTO, other) == "output"
     with pytest.raises(IncompatibleError, match=r"shows neither; use cache=easycache"):
         looked_at(torch.nn.Sequential(), "base")
 

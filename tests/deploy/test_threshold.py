@@ -189,7 +189,7 @@ def routed(request, dit):
     return path, scores, free
 
 
-@pytest.mark.parametrize("choice", ["easycache", "teacache"])
+@pytest.mark.parametrize("choice", ["easycache", "seacache", "teacache"])
 def test_a_step_cache_is_held_against_its_indicators(choice, light_words, tmp_path):
     """Quantiles are of indicators and their sums; a threshold below all changes no image, and is said to be such."""
     cache = registry.method("cache", choice, threshold=1e-6)
@@ -287,7 +287,7 @@ def test_what_has_a_threshold_is_listed():
     allowed = str(error.value).partition("allowed: ")[2].rstrip(".").split(", ")
     assert set(allowed) == {
         "guidance=ag", "cache=diffusers_first_block", "cache=diffusers_mag", "cache=harmonica", "cache=l2c",
-        "cache=easycache", "cache=teacache",
+        "cache=easycache", "cache=seacache", "cache=teacache",
     }  # fmt: skip
 
 

@@ -40,6 +40,7 @@ OTHERS = {
         ("inheritance", "cache.begin=0.2", "cache.end=0.8"),
         ("easycache", "cache.decision=batch", "cache.reuse=output", "cache.first=5"),
         ("teacache", "cache.published=flux"),
+        ("seacache", "cache.power=3", "cache.decision=batch"),
         ("tgate", "cache.halves=both"),
         ("teacache", "cache.coefficients=[0,0,0,1,0]", "cache.reuse=residual"),
     ],
