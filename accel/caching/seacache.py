@@ -20,20 +20,23 @@ accel/caching/step_reuse.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
 from accel.caching.step_cache import Mean, Signal, StepCache, exact, relative_change
 from accel.caching.step_reuse import AUTO
 from accel.caching.step_rows import Rows
-from accel.core.denoiser import Denoise, Inputs, Node
+from accel.core.denoiser import Denoise, Inputs, Node, signature_of
 from accel.core.devices import send
 from accel.core.trajectory import Trajectory
 from accel.errors import IncompatibleError, check_float
 from accel.samplers.noise_schedule import is_flow
 
+PACKED = ("img_ids", "img_shapes")  # arguments of transformers whose images come as tokens
 LEAST = 1e-6  # of a: pure noise has no signal to look at
 
 
@@ -60,6 +63,12 @@ class SeaCache(StepCache):
     def indicator(self) -> str:
         return "relative change of the filtered input"
 
+    def check(self, nets: Mapping[str, nn.Module], recipe: Any) -> None:
+        super().check(nets, recipe)
+        for net in nets.values():
+            if not signature_of(net).parameters.keys().isdisjoint(PACKED):
+                raise without_axes(net)
+
     def signal(self, node: Node, inner: Denoise) -> Signal:
         return Filtered(node, self.power)
 
@@ -74,14 +83,19 @@ class Filtered(Signal):
         self.node, self.power = node, power
 
     def before(self, inputs: Inputs) -> torch.Tensor:
-        x, net = inputs.sample, self.node.net
+        x = inputs.sample
         if x.dim() < 4:
-            raise IncompatibleError(
-                f"SeaCache filters images along their axes, and {type(net).__name__} takes tokens of shape "
-                f"{tuple(x.shape)}; use cache=teacache or cache=easycache, or cache=none."
-            )
+            raise without_axes(self.node.net)
         gain = sea_gain(x.shape[2:], *mixture(self.node.clock), self.power)
         return filtered(x.to(exact(x)), send(gain.to(exact(x)), x.device))
+
+
+def without_axes(net: nn.Module) -> IncompatibleError:
+    """What is said of a network that takes images as rows of tokens."""
+    return IncompatibleError(
+        f"SeaCache filters images along their axes, and {type(net).__name__} takes rows of tokens; use cache=teacache "
+        "or cache=easycache, or cache=none."
+    )
 
 
 def mixture(clock: Trajectory) -> tuple[float, float]:

@@ -109,7 +109,7 @@ def test_packed_tokens_are_refused():
     from accel.core.denoiser import Inputs, Node
 
     node = Node("base", torch.nn.Linear(1, 1), Trajectory(), None)
-    with pytest.raises(IncompatibleError, match=r"takes tokens of shape \(2, 16, 4\); use cache=teacache"):
+    with pytest.raises(IncompatibleError, match=r"Linear takes rows of tokens; use cache=teacache"):
         SeaCache().signal(node, None).before(Inputs({"input": torch.zeros(2, 16, 4)}, "input"))
     with pytest.raises(ConfigError, match=r"cache\.power is -1"):
         SeaCache(power=-1.0)
