@@ -97,13 +97,16 @@ class TeaCache(StepCache):
             raise IncompatibleError(f"the polynomial of {self.label} is fitted for one network; use stitch=none.")
         if self.calibrated and recipe.sampler is None:
             raise IncompatibleError(f"the polynomial of {self.label} is fitted for a sampler; choose one.")
-        for what, method in (("sampler", recipe.sampler), ("guidance", recipe.guidance)):
-            if self.calibrated and (getattr(method, "calibrated", False) or getattr(method, "uses_classifier", False)):
-                raise IncompatibleError(
-                    f"the polynomial of {self.label} is fitted beside the plain pipeline, and {what}="
-                    f"{getattr(method, 'name', method.label)} needs something of its own there; use another one, or "
-                    "give cache.coefficients=[...]."
-                )
+        if self.calibrated and recipe.sampler and recipe.sampler.calibrated:
+            raise IncompatibleError(self._alone(f"sampler={recipe.sampler.name}", "what it searches first"))
+        if self.calibrated and recipe.guidance and recipe.guidance.uses_classifier:
+            raise IncompatibleError(self._alone(f"guidance {recipe.guidance.label}", "a classifier"))
+
+    def _alone(self, what: str, needed: str) -> str:
+        return (
+            f"the polynomial of {self.label} is fitted on the pipeline alone, and {what} needs {needed}; use another "
+            "one, or give cache.coefficients=[...]."
+        )
 
     # fit -----------------------------------------------------------------------------------------------------------
 
@@ -113,9 +116,13 @@ class TeaCache(StepCache):
         """The artefact: `coefficients`, their `bounds` (low, high, most), their `r2`, and what they are for; nan where
         trajectories have no two steps. `sample(recipe, start, stop)` generates those samples of `pipe`, which runs that
         recipe meanwhile."""
-        changes = _Changes(self)
-        with accelerate(pipe, replace(recipe, cache=changes)):
-            sample(replace(recipe, cache=changes), 0, self.samples)
+        changes, guidance = _Changes(self), recipe.guidance
+        # One that is fitted itself stands on that of which it is a shortcut.
+        plain = replace(
+            recipe, cache=changes, guidance=guidance.exact if guidance and guidance.calibrated else guidance
+        )
+        with accelerate(pipe, plain):
+            sample(plain, 0, self.samples)
         on_step(1, 1)
         r, change = (
             torch.cat([torch.zeros(0), *(one.cpu() for one in found)]).double()
