@@ -5,6 +5,7 @@ from accel.caching.deepcache import BranchTable, DeepCache
 from accel.caching.diffusers_hooks import DiffusersCache
 from accel.caching.easycache import EasyCache
 from accel.caching.encoder_propagation import EncoderPropagation
+from accel.caching.fastercache import FasterCache
 from accel.caching.inheritance import FeatureInheritance
 from accel.caching.learned_router import LearnedRouter
 from accel.caching.seacache import SeaCache
@@ -18,6 +19,7 @@ __all__ = [
     "DiffusersCache",
     "EasyCache",
     "EncoderPropagation",
+    "FasterCache",
     "FeatureInheritance",
     "LearnedRouter",
     "SeaCache",

@@ -118,9 +118,8 @@ class TeaCache(StepCache):
         recipe meanwhile."""
         changes, guidance = _Changes(self), recipe.guidance
         # One that is fitted itself stands on that of which it is a shortcut.
-        plain = replace(
-            recipe, cache=changes, guidance=guidance.exact if guidance and guidance.calibrated else guidance
-        )
+        guidance = guidance.exact if guidance and guidance.calibrated else guidance
+        plain = replace(recipe, cache=changes, guidance=guidance)
         with accelerate(pipe, plain):
             sample(plain, 0, self.samples)
         on_step(1, 1)

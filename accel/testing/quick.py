@@ -40,6 +40,7 @@ QUICK = {
     "diffusers_pab": ["cache.options.spatial_attention_timestep_skip_range=[-1,1001]"],
     "easycache": ["cache.threshold=10.0"],
     "tgate": ["cache.gate=2"],
+    "fastercache": ["cache.begin=0", "cache.guidance_begin=0", "cache.guidance_interval=2"],
     "seacache": ["cache.threshold=10.0"],
     "teacache": ["cache.threshold=10.0", "cache.samples=2"],
     "interval": ["guidance.sigma_lo=0.5", "guidance.sigma_hi=20"],
