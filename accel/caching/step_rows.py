@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from accel.core.denoiser import Inputs
+from accel.core.denoiser import Inputs, mapped
 from accel.core.devices import send
 from accel.errors import IncompatibleError
 
@@ -63,13 +63,14 @@ def parted(states: dict[Key, Past], keys: Sequence[Key], inputs: Inputs, rows: R
 def picked(inputs: Inputs, rows: Sequence[int]) -> Inputs:
     """The call on these rows alone, the same ones of each part; IncompatibleError if an argument has several rows for
     each of the batch's, for whose they are cannot be told."""
-    tensors = {name: value for name, value in inputs.kwargs.items() if isinstance(value, torch.Tensor) and value.dim()}
-    several = [name for name, value in tensors.items() if _rows_each(value, inputs.rows) > 1]
-    if several:
-        raise IncompatibleError(
-            f"cache.decision=per_sample evaluates some rows of a batch alone, and {several[0]} has "
-            f"{len(tensors[several[0]])} for the {inputs.rows} of the batch; use cache.decision=batch."
-        )
+    for name, value in inputs.kwargs.items():
+        found: list[torch.Tensor] = []
+        mapped(value, lambda tensor, found=found: found.append(tensor) or tensor)
+        if several := [tensor for tensor in found if _rows_each(tensor, inputs.rows) > 1]:
+            raise IncompatibleError(
+                f"cache.decision=per_sample evaluates some rows of a batch alone, and {name} has {len(several[0])} for "
+                f"the {inputs.rows} of the batch; use cache.decision=batch."
+            )
     size = inputs.rows // len(inputs.parts)
     held = range(size) if inputs.members is None else inputs.members
     members = tuple(held[row] for row in rows if row < size)
@@ -77,9 +78,9 @@ def picked(inputs: Inputs, rows: Sequence[int]) -> Inputs:
 
 
 def _rows_each(value: torch.Tensor, rows: int) -> int:
-    """How many rows of a tensor belong to each of the batch's; 1 of one that seems to belong to none. A vector, such as
-    one of times or of token numbers, has none."""
-    return len(value) // rows if value.dim() > 1 and not len(value) % rows else 1
+    """How many rows of a tensor belong to each of the batch's; 1 of one that seems to belong to none, as what has no
+    tokens or pixels for each row (times, positions of tokens)."""
+    return len(value) // rows if value.dim() > 2 and not len(value) % rows else 1
 
 
 def chosen(rows: Rows, which: Sequence[int]) -> Rows:

@@ -220,9 +220,11 @@ def test_what_is_kept_of_a_row_is_found_by_its_member():
 
 
 def test_rows_that_cannot_be_told_apart_are_refused(pipe):
-    several = Inputs({"x": torch.zeros(2, 1), "frames": torch.zeros(6, 3)}, "x")
+    several = Inputs({"x": torch.zeros(2, 1), "frames": {"all": torch.zeros(6, 3, 1)}}, "x")
     with pytest.raises(IncompatibleError, match=r"frames has 6 for the 2 of the batch; use cache.decision=batch"):
         picked(several, [0])
+    positions = Inputs({"x": torch.zeros(2, 1), "img_ids": torch.zeros(6, 3)}, "x")
+    assert len(picked(positions, [0]).kwargs["img_ids"]) == 6, "of tokens, whatever the batch"
     with pytest.raises(IncompatibleError, match=r"use cache.reuse=output"):
         shifted_by(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5), 1)
     learned_sigma = shifted_by(torch.ones(1, 4, 1), torch.full((1, 2, 1), 5.0), -1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from hub_tiny import KINDS
 from registry import recipe
 
@@ -57,3 +58,26 @@ def test_it_reuses_on_the_class(kind, name, hub_suite, hub_pipe):
     assert (images[1:] - alone).abs().max() <= 1e-4 * max(1.0, float(images.abs().max()))
     assert not [module for module in net.modules() if "forward" in vars(module) or module._forward_hooks]
     assert (resolved(AUTO, net) == BLOCKS) == (kind in TRANSFORMERS)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3", "flux", "pixart_alpha", "dit"])
+def test_samples_that_run_do_so_without_those_that_rest(kind, hub_suite, hub_pipe):
+    """At a threshold between their indicators. (A timestep embedding, where TeaCache takes that, knows no sample.)"""
+    suite, pipe = hub_suite(kind), hub_pipe(kind)
+    cache = TeaCache(coefficients=(1.0, 0.0)) if kind in ("dit", "sd3", "flux") else EasyCache()
+    made = made_for(kind, pipe, cache)
+    watched, seen = cache.threshold_rule.watch(made, None)
+    with accelerate(pipe, replace(made, cache=watched)):
+        generate(pipe, suite, replace(made, cache=watched), 5, 0, 3, 3)
+    modes = []
+    for value in sorted(seen):
+        one = replace(made, cache=replace(cache, threshold=value * (1 + 1e-4)))
+        with accelerate(pipe, one) as run:
+            images = generate(pipe, suite, one, 5, 0, 3, 3)
+            modes = [call.mode for call in run.trace]
+            if "partial" in modes:
+                alone = [generate(pipe, suite, one, 5, i, i + 1, 1) for i in range(3)]
+                break
+    assert "partial" in modes
+    off = (images - torch.cat(alone)).abs().max()
+    assert off <= 1e-4 * max(1.0, float(images.abs().max()))
