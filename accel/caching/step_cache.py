@@ -50,9 +50,10 @@ DECISIONS: Mapping[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
 
 
 class Signal:
-    """What the indicator of a call is made of: here its sample, which is known before the network runs. `costs`:
-    whether
-    `before` runs a part of the network, which is to be counted."""
+    """What the indicator of a call is made of: here its sample, which is known before the network runs.
+
+    costs: whether `before` runs a part of the network, which is to be counted.
+    """
 
     costs: ClassVar[bool] = False
 
@@ -94,10 +95,11 @@ class StepCache(Method):
 
     @abstractmethod
     def change(self, past: Rows, now: torch.Tensor, mean: Mean) -> torch.Tensor:
-        """e_t (B,) of the signal `now` (B, ...) and what is kept, `past`: `seen`, the signal of the last evaluation,
-        and
-        what `learned` gave of the last run. nan: nothing can be said, so it runs. mean: over what is decided
-        together."""
+        """e_t (B,) of the signal `now` (B, ...) and of what is kept; nan: nothing can be said, so it runs.
+
+        past: `seen`, the signal of the last evaluation, and what `learned` gave of the last run. mean: over what is
+        decided together.
+        """
 
     def learned(self, past: Rows | None, now: torch.Tensor, prediction: torch.Tensor, mean: Mean) -> Rows:
         """What else is kept of rows that ran; `past`: what was, if anything."""

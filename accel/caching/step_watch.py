@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Protocol
 
 from accel.core.denoiser import Denoise, Node
@@ -47,6 +48,9 @@ class Watching(Method):
     def _note(self, rows: Sequence[Row], values: Sequence[float]) -> None:
         for row, value in zip(rows, values, strict=True):
             last = self._last.setdefault(row, [])
+            if not isfinite(value):  # nothing could be said, and so it ran
+                last.clear()
+                continue
             last[:] = [value, *last][:LONGEST]
             self.found += sums(last)
 

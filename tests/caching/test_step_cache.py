@@ -193,6 +193,9 @@ def test_watched_it_is_the_plain_pipeline_and_every_indicator_is_told(pipe):
     everything = images(pipe, rule.at(rule.always))[1]
     assert len(reused(everything)) == SAMPLES * evaluations
     assert sums([1.0, 2.0, 4.0]) == [1.0, 3.0, 7.0]
+    early, seen = EasyCache(THRESHOLD, first=1).threshold_rule.watch(Recipe(DDIM), None)
+    images(pipe, early)
+    assert seen == found, "of the second step, before there is a rate, nothing is told"
 
 
 def test_rows_are_decided_together_as_is_said():
