@@ -38,10 +38,10 @@ from accel.core.devices import send
 from accel.core.macs import count_macs
 from accel.core.method import Method
 from accel.core.threshold import Learned, ThresholdRule, Watched
+from accel.core.trajectory import REUSED
 from accel.errors import IncompatibleError, check_float, check_int, unknown
 
 Mean = Callable[[torch.Tensor], torch.Tensor]
-REUSED = "reused"
 # Numbers of rows (B,), part after part, to their means over what is decided together, in each of its rows.
 DECISIONS: Mapping[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
     "per_sample": lambda values, parts: values.reshape(parts, -1).mean(0).repeat(parts),

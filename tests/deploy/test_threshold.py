@@ -189,7 +189,7 @@ def routed(request, dit):
     return path, scores, free
 
 
-@pytest.mark.parametrize("choice", ["easycache", "seacache", "teacache"])
+@pytest.mark.parametrize("choice", ["easycache", "teacache"])
 def test_a_step_cache_is_held_against_its_indicators(choice, light_words, tmp_path):
     """Quantiles are of indicators and their sums; a threshold below all changes no image, and is said to be such."""
     cache = registry.method("cache", choice, threshold=1e-6)
