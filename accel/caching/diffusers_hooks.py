@@ -37,6 +37,7 @@ from torch import nn
 
 from accel.caching.diffusers_blocks import Ratios, blocks_of
 from accel.caching.diffusers_thresholds import RATIOS, RULES
+from accel.caching.learning import learned_on
 from accel.core.denoiser import Denoise, Inputs, Node, Sample
 from accel.core.method import Method
 from accel.core.recipe import accelerate
@@ -165,15 +166,22 @@ class DiffusersCache(Method):
         return replace(self, options={**self.options, RATIOS: ratios, "num_inference_steps": len(ratios)})
 
     def calibrate(
-        self, pipe: Any, recipe: Any, sample: Sample, on_step: Callable[[int, int], None] = lambda done, total: None
+        self,
+        pipe: Any,
+        recipe: Any,
+        sample: Sample,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+        artefacts: Mapping[str, Any] | None = None,
     ) -> dict[str, torch.Tensor]:
         """The artefact: `mag_ratios`, one for each step, of one batch of samples.
 
         `sample(recipe, start, stop)` generates those samples of `pipe`, which runs that recipe meanwhile.
+        `artefacts`: what sampler and guidance have learned.
         """
         measured = Ratios()
-        with accelerate(pipe, replace(recipe, cache=measured)):
-            sample(recipe, 0, SAMPLES)
+        plain = replace(learned_on(pipe, recipe, artefacts), cache=measured)
+        with accelerate(pipe, plain):
+            sample(plain, 0, SAMPLES)
         on_step(1, 1)
         return {RATIOS: torch.tensor(measured.means())}
 

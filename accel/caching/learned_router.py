@@ -35,6 +35,7 @@ import torch
 from torch import nn
 
 from accel.caching.inheritance import FeatureInheritance
+from accel.caching.learning import learned_on
 from accel.caching.module_cache import ModuleCache, Shape
 from accel.core.denoiser import Denoise, Inputs, Node, Sample, denoiser_name, replaced_forward
 from accel.core.guidance import guided
@@ -159,19 +160,26 @@ class LearnedRouter(ModuleCache):
     # training ------------------------------------------------------------------------------------------------------
 
     def calibrate(
-        self, pipe: Any, recipe: Any, sample: Sample, on_step: Callable[[int, int], None] = lambda done, total: None
+        self,
+        pipe: Any,
+        recipe: Any,
+        sample: Sample,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+        artefacts: Mapping[str, Any] | None = None,
     ) -> dict[str, torch.Tensor]:
         """The artefact: `table` (steps, modules), `scores`, what they are for, and the `loss` of each trajectory.
 
         `sample(recipe, start, stop)` generates those samples of `pipe`, which runs that recipe meanwhile.
+        `artefacts`: what sampler and guidance have learned.
         """
         torch.manual_seed(0)
         training = _Training(self, recipe.guidance_scale)
-        with accelerate(pipe, replace(recipe, cache=training)):
+        plain = learned_on(pipe, recipe, artefacts)
+        with accelerate(pipe, replace(plain, cache=training)):
             for done in range(self.trajectories):
                 if self.objective == "harmonica" and done % self.refresh == 0 and done:
-                    training.weigh(lambda: sample(recipe, 0, self.batch))
-                sample(recipe, self.batch * (done + 1), self.batch * (done + 2))
+                    training.weigh(lambda: sample(plain, 0, self.batch))
+                sample(plain, self.batch * (done + 1), self.batch * (done + 2))
                 on_step(done + 1, self.trajectories)
         scores = training.logits.detach().sigmoid()
         return {

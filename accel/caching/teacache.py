@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.caching.learning import learned_on
 from accel.caching.modulated import Modulated, looked_at
 from accel.caching.polynomial import DEGREE, PUBLISHED, Polynomial, fit
 from accel.caching.step_cache import DECISIONS, Mean, Signal, StepCache, relative_change
@@ -97,8 +98,6 @@ class TeaCache(StepCache):
             raise IncompatibleError(f"the polynomial of {self.label} is fitted for one network; use stitch=none.")
         if self.calibrated and recipe.sampler is None:
             raise IncompatibleError(f"the polynomial of {self.label} is fitted for a sampler; choose one.")
-        if self.calibrated and recipe.sampler and recipe.sampler.calibrated:
-            raise IncompatibleError(self._alone(f"sampler={recipe.sampler.name}", "what it searches first"))
         if self.calibrated and recipe.guidance and recipe.guidance.uses_classifier:
             raise IncompatibleError(self._alone(f"guidance {recipe.guidance.label}", "a classifier"))
 
@@ -111,15 +110,18 @@ class TeaCache(StepCache):
     # fit -----------------------------------------------------------------------------------------------------------
 
     def calibrate(
-        self, pipe: Any, recipe: Any, sample: Sample, on_step: Callable[[int, int], None] = lambda done, total: None
+        self,
+        pipe: Any,
+        recipe: Any,
+        sample: Sample,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+        artefacts: Mapping[str, Any] | None = None,
     ) -> dict[str, torch.Tensor]:
         """The artefact: `coefficients`, their `bounds` (low, high, most), their `r2`, and what they are for; nan where
         trajectories have no two steps. `sample(recipe, start, stop)` generates those samples of `pipe`, which runs that
-        recipe meanwhile."""
-        changes, guidance = _Changes(self), recipe.guidance
-        # One that is fitted itself stands on that of which it is a shortcut.
-        guidance = guidance.exact if guidance and guidance.calibrated else guidance
-        plain = replace(recipe, cache=changes, guidance=guidance)
+        recipe meanwhile. `artefacts`: what sampler and guidance have learned."""
+        changes = _Changes(self)
+        plain = replace(learned_on(pipe, recipe, artefacts), cache=changes)
         with accelerate(pipe, plain):
             sample(plain, 0, self.samples)
         on_step(1, 1)

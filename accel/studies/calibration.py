@@ -83,7 +83,7 @@ class Calibration:
         makers = {
             "sampler": self._search,
             "guidance": lambda alone, job: self._fit(alone),
-            "cache": self._learn,
+            "cache": lambda alone, job: self._learn(alone, made, job),
             "precision": lambda whole, job: self._observe(whole, made, job),
         }
         made: dict[str, dict[str, torch.Tensor]] = {}
@@ -132,8 +132,8 @@ class Calibration:
     def _fit(self, recipe: Recipe) -> dict[str, torch.Tensor]:
         return recipe.guidance.calibrate(self.pipe(), recipe, self._sample)
 
-    def _learn(self, recipe: Recipe, job: Job) -> dict[str, torch.Tensor]:
-        return recipe.cache.calibrate(self.pipe(), recipe, self._sample, job.on_step)
+    def _learn(self, recipe: Recipe, artefacts: dict[str, Any], job: Job) -> dict[str, torch.Tensor]:
+        return recipe.cache.calibrate(self.pipe(), recipe, self._sample, job.on_step, artefacts)
 
     def _observe(self, recipe: Recipe, artefacts: dict[str, Any], job: Job) -> dict[str, torch.Tensor]:
         made = recipe.precision.calibrate(self.pipe(), recipe, self._sample, self.models(), artefacts, job)

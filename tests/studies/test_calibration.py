@@ -11,8 +11,13 @@ import torch
 
 from accel.core.devices import device_lock
 from accel.files import load_tensors, locked
+from accel.records import Results
 from accel.studies import calibration as module
 from accel.studies.calibration import Calibration
+from accel.studies.evaluation import Evaluation
+from accel.studies.runner import Runner
+from accel.testing.quick import recipe
+from accel.testing.suites import TinySuite
 
 HELD = 0.3  # seconds of a timing
 
@@ -55,3 +60,18 @@ def test_a_timing_waits_for_a_step_of_a_calibration_not_for_its_end(between, cal
     assert timed.is_set()
     assert float(made["seconds"]) < taken - 0.9 * HELD, "what the timing took is not the calibration's"
     assert set(load_tensors(path)) == {"steps", "seconds"}
+
+
+FITTED, SEARCHED, DROPS = {"guidance": "linear_ag"}, {"sampler": "dc_solver"}, {"guidance": "ag"}
+LEARNING = [(cache, FITTED) for cache in ("l2c", "harmonica", "diffusers_mag", "teacache")]
+LEARNING += [("l2c", SEARCHED), ("teacache", SEARCHED), ("l2c", DROPS)]
+
+
+@pytest.mark.parametrize(("cache", "axes"), LEARNING, ids=str)
+def test_a_cache_learns_under_what_sampler_and_guidance_have_learned(cache, axes, tmp_path):
+    """Of a shortcut, which leaves rows out, it learns under what that is a shortcut of."""
+    quick = Evaluation(n=60, distance_n=60, shard=60, batch=60, timing=False, controls=False, device="cpu")
+    runner = Runner(TinySuite("transformer"), quick, Results(tmp_path))
+    record = runner.quality(recipe(cache=cache, **axes))
+    assert record["values"]["distance"]["value"] >= 0
+    assert record["cost"]["macs"] > 0
