@@ -23,8 +23,9 @@ from accel.testing.elsewhere import DEVICE, Elsewhere
 
 FEW = [
     "steps=6", "budget=60m", "evaluation.n=60", "evaluation.distance_n=60", "evaluation.timing=false",
-    "search.budget=1500", "search.halving.first=4", "search.halving.doublings=1", 'search.axes.sampler=["sampler=dpmpp_2m"]',
-    'search.axes.steps=["sampler.steps=2","sampler.steps=3"]', 'search.axes.grid=["grid=none"]',
+    "search.budget=1500", "search.halving.first=4", "search.halving.doublings=1",
+    'search.axes.sampler=["sampler=dpmpp_2m"]', 'search.axes.steps=["sampler.steps=2","sampler.steps=3"]',
+    'search.axes.grid=["grid=none"]',
     'search.axes.cache=["cache=none"]', 'search.axes.stitch=["stitch=none","stitch=tstitch stitch.fractions=[0.6]"]',
     "evaluation.device=cpu", "evaluation.controls=false", 'search.axes.precision=["precision=none"]',
 ]  # fmt: skip
