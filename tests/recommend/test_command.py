@@ -34,6 +34,7 @@ FEW = [
 @pytest.fixture
 def words(light_digits, tmp_path, monkeypatch):
     monkeypatch.setattr("accel.studies.study.write_figures", lambda results, name: [])  # a second each
+    monkeypatch.setattr("accel.evaluation.cost.VARYING", 3)
     where = [f"results={tmp_path / 'out'}", f"to={tmp_path / 'fast'}"]
     return ["suite=digits", f"+suite.weights='{light_digits}'", "suite.converged_steps=4", *where, *FEW]
 
