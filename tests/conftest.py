@@ -142,7 +142,8 @@ def loggers():
     """Hydra's application, which some tests run, disables the loggers that there are and shows errors alone."""
     level = logging.root.level
     yield
-    logging.root.setLevel(level)
+    if logging.root.level != level:
+        logging.root.setLevel(level)
     for name, logger in logging.root.manager.loggerDict.items():
-        if name.partition(".")[0] == "accel" and isinstance(logger, logging.Logger):
+        if name.startswith("accel") and isinstance(logger, logging.Logger):
             logger.disabled = False
