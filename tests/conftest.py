@@ -22,6 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what shells start in th
 
 # Tests that time do not wait for those of another worker, nor for anybody else on this machine.
 os.environ["ACCEL_LOCKS"] = tempfile.mkdtemp(prefix="accel-locks-")
+os.environ.setdefault("WANDB__SAVE_REQUIREMENTS", "false")  # each run would read the metadata of all that is installed
 
 import pytest
 import quicker
