@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
 import tempfile
 import warnings
-from functools import lru_cache
+from pathlib import Path
+
+if gc.isenabled():  # what is imported stays, and the collector would look at its million objects again and again
+    gc.disable()
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # also for the processes that tests start: spinning threads starve each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,20 +22,29 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what shells start in th
 
 # Tests that time do not wait for those of another worker, nor for anybody else on this machine.
 os.environ["ACCEL_LOCKS"] = tempfile.mkdtemp(prefix="accel-locks-")
+os.environ.setdefault("WANDB__SAVE_REQUIREMENTS", "false")  # each run would read the metadata of all that is installed
 
 import pytest
+import quicker
 import torch
-from diffusers.configuration_utils import ConfigMixin
 
 from accel.samplers import DiffusersSampler
 
-# What the constructors of a dozen schedulers take, diffusers asks whenever it makes one; tests make many thousands.
-_keys = lru_cache(maxsize=None)(ConfigMixin._get_init_keys)
-ConfigMixin._get_init_keys = staticmethod(lambda cls: set(_keys(cls)))
+quicker.install()
 logging.getLogger("diffusers").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning)
 # Processes of pytest-xdist share the cores; alone, two threads as the tables have.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """From here on the collector looks at what tests make, and not at all that was imported for them."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -73,8 +86,6 @@ def light_suite(light_digits):
 @pytest.fixture(scope="session")
 def tracked():
     """The tracked records as `Evidence`, and what they say of each claim of the ledger: read and judged once."""
-    from pathlib import Path
-
     from accel.records import Results
     from accel.results.claims import judge, read
     from accel.results.claims_table import LEDGER
@@ -132,7 +143,8 @@ def loggers():
     """Hydra's application, which some tests run, disables the loggers that there are and shows errors alone."""
     level = logging.root.level
     yield
-    logging.root.setLevel(level)
+    if logging.root.level != level:
+        logging.root.setLevel(level)
     for name, logger in logging.root.manager.loggerDict.items():
-        if name.partition(".")[0] == "accel" and isinstance(logger, logging.Logger):
+        if name.startswith("accel") and isinstance(logger, logging.Logger):
             logger.disabled = False

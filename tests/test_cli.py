@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from composed import GROUPS, composed
 
 from accel import __main__ as cli
 from accel import config
@@ -336,7 +337,8 @@ def test_every_choice_composes():
         for name in (
             names if group not in (*config.AXES, "experiment") else ()
         ):  # those are in test_contract and studies
-            config.instantiate(config.compose([f"{group}={name}"])[group])
+            node = composed(group, name) if group in GROUPS else config.compose([f"{group}={name}"])[group]
+            config.instantiate(node)
 
 
 def test_cells_that_a_table_could_not_tell_apart_are_refused():

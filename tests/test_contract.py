@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from composed import composed
 from omegaconf import OmegaConf
 from registry import METHODS, PAIRS, SCHEDULED_ALIKE, WAITS, recipe
 
@@ -125,10 +126,8 @@ def test_pairs_compose_or_refuse_with_a_reason(one, other, light_suite):
 def test_config_round_trip(method):
     import hydra.utils
 
-    from accel.config import compose
-
     axis, choice = method
-    node = compose([f"{axis}={choice}"])[axis]
+    node = composed(axis, choice)
     config = hydra.utils.instantiate(node)
     again = hydra.utils.instantiate(OmegaConf.create(OmegaConf.to_yaml(node)))
     assert config == again

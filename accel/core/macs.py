@@ -1,13 +1,16 @@
-"""Multiply-accumulate operations that really execute, counted by torch's FlopCounterMode (attention included)."""
+"""Multiply-accumulate operations that really execute, counted by the formulas of torch's FlopCounterMode (attention
+included)."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 T = TypeVar("T")
@@ -23,9 +26,49 @@ def _cpu_sdpa_flops(query, key, value, *args, out_shape=None, **kwargs) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-def _mapping() -> dict:
+@lru_cache(maxsize=1)
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """FLOPs of an operation by its packet, from its arguments and (`out_val`) its result."""
     packet = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-    return {} if packet is None else {packet: _cpu_sdpa_flops}
+    own = {} if packet is None else {packet: _cpu_sdpa_flops}
+    return FlopCounterMode(display=False, custom_mapping=own).flop_registry
+
+
+class _Counter(TorchDispatchMode):
+    """FLOPs of all operations within the context, in a third of the time that FlopCounterMode takes: that notes for
+    every module what runs in it, and asks of each call again whether its operation consists of others."""
+
+    WHOLE = {torch.ops.prim.device.default}  # noqa: RUF012 (it grows): operations that consist of no others
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func not in self.WHOLE:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+            self.WHOLE.add(func)
+        result = func(*args, **kwargs)
+        if (formula := _formulas().get(func.overloadpacket)) is not None:
+            self.flops += _flops(formula, args, kwargs, result)
+        return result
+
+
+def _flops(formula: Callable[..., int], args: tuple, kwargs: dict[str, Any], result: Any) -> int:
+    """torch's own wrapper takes the shapes of all tensors in whatever nesting, for longer than the operation runs."""
+    if (of_shapes := getattr(formula, "__wrapped__", None)) is None:
+        return formula(*args, **kwargs, out_val=result)
+    named = {name: _shape(value) for name, value in kwargs.items()}
+    out = _shape(result) if isinstance(result, torch.Tensor) else tuple(map(_shape, result))
+    return of_shapes(*map(_shape, args), **named, out_shape=out)
+
+
+def _shape(value: Any) -> Any:
+    return value.shape if isinstance(value, torch.Tensor) else value
 
 
 def count_macs(run: Callable[[], T]) -> tuple[T, int]:
@@ -33,6 +76,6 @@ def count_macs(run: Callable[[], T]) -> tuple[T, int]:
 
     Compiled parts run as they were before torch.compile, whose fused kernels would not be seen.
     """
-    with FlopCounterMode(display=False, custom_mapping=_mapping()) as counter, _eager():
+    with _Counter() as counter, _eager():
         result = run()
-    return result, counter.get_total_flops() // 2
+    return result, counter.flops // 2

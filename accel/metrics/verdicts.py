@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtr, stdtrit  # P(T <= t) of Student's t and its inverse, freedom first
 
 from accel.errors import ConfigError, Refusals, check_float
 from accel.metrics.statistics import CONFIDENCE, Estimate
@@ -119,7 +119,7 @@ def p_value(delta: Estimate) -> float:
     """
     if not delta.se:
         return float(delta.value == 0)
-    return float(2 * student_t.sf(abs(delta.value) / delta.se, len(delta.replicates) - 1))
+    return float(2 * stdtr(len(delta.replicates) - 1, -abs(delta.value) / delta.se))
 
 
 def non_inferiority_p(delta: Estimate, margin: float, higher: bool = False) -> float:
@@ -131,7 +131,7 @@ def non_inferiority_p(delta: Estimate, margin: float, higher: bool = False) -> f
     loss, _ = losses(delta, higher)
     if not delta.se:
         return float(loss > margin)
-    return float(student_t.sf((margin - loss) / delta.se, len(delta.replicates) - 1))
+    return float(stdtr(len(delta.replicates) - 1, (loss - margin) / delta.se))
 
 
 def holm(p: Sequence[float], level: float = LEVEL) -> list[bool]:
@@ -166,7 +166,7 @@ def needed_n(se: float, n: int, margin: float, groups: int = 20) -> float:
     """
     if not se:
         return 0.0
-    factor = float(np.sum(student_t.ppf([0.5 + CONFIDENCE / 2, POWER], groups - 1)))
+    factor = float(np.sum(stdtrit(groups - 1, [0.5 + CONFIDENCE / 2, POWER])))
     return n * (factor * se / margin) ** 2 if margin else math.inf
 
 

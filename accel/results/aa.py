@@ -6,8 +6,6 @@ independent jackknife replicates has. At 95 % one in twenty comparisons is told 
 
 from __future__ import annotations
 
-from scipy.stats import binom
-
 from accel.metrics.statistics import Estimate, paired
 from accel.metrics.verdicts import LEVEL
 from accel.results.columns import Column
@@ -47,6 +45,8 @@ def false_alarms(study: Comparison) -> tuple[int, int]:
 
 def aa_text(study: Comparison) -> str:
     """What the section says first."""
+    from scipy.stats import binom  # half a second, which other tables do not take
+
     alarms, count = false_alarms(study)
     most = int(binom.ppf(1 - LEVEL, count, LEVEL))
     return (

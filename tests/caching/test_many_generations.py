@@ -62,9 +62,7 @@ def generate(pipe, rows: int, start: int, seed: int) -> torch.Tensor:
 def only_new_objects():
     """The collector looks at nothing that was there before, which is a great deal after other tests."""
     gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+    gc.freeze()  # for good, as after the collection of tests: to undo it would undo that, too
 
 
 def tensors() -> int:

@@ -6,7 +6,6 @@ import os
 import runpy
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import hub_tiny
@@ -31,8 +30,6 @@ from accel.samplers.grids import Grid, PowerGrid
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["a red cat", "the sea"]
-NO_ACCEL = "import sys; sys.modules['accel'] = None; import runpy; sys.argv = sys.argv[1:]; "
-NO_ACCEL += "runpy.run_path(sys.argv[0], run_name='__main__')"  # an import of accel would raise
 
 
 def run_here(script: Path, words: list[str], plain: bool = True) -> list[torch.Tensor]:
@@ -48,13 +45,12 @@ def run_here(script: Path, words: list[str], plain: bool = True) -> list[torch.T
     return [pixels(path) for path in sorted(folder.glob("*.png"))]
 
 
-def run(script: Path, words: list[str], plain: bool = True) -> list[torch.Tensor]:
-    """The same in a process of its own; `plain`: where accel cannot be imported."""
-    start = [sys.executable, "-c", NO_ACCEL, str(script)] if plain else [sys.executable, str(script)]
+def run(script: Path, words: list[str]) -> list[torch.Tensor]:
+    """The same in a process of its own, with accel."""
     own = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     folder = script.parent / "run"
     folder.mkdir()
-    done = subprocess.run([*start, *words], cwd=folder, env=own, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(script), *words], cwd=folder, env=own, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [pixels(path) for path in sorted(folder.glob("*.png"))]
 
@@ -71,7 +67,7 @@ def same(folder: Path, words: list[str], tmp_path: Path, run=run_here) -> str:
 
 
 def test_a_plain_recipe_is_a_script_without_accel(sd, tmp_path, capsys):
-    text = same(sd, PROMPTS, tmp_path, run)
+    text = same(sd, PROMPTS, tmp_path)  # in a process of its own: tests/recommend/test_road.py
     assert "accel." not in text.partition('"""\n')[2]
     assert "from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline\n" in text
     assert "guidance_scale=3.0," in text
@@ -158,7 +154,7 @@ def test_executed_precisions_of_a_transformer_are_plain(line, dit_words, tmp_pat
 
 
 def test_what_needs_accel_is_three_lines_with_it_and_says_for_what(fast, tmp_path, capsys):
-    text = same(fast, ["3", "5"], tmp_path, partial(run, plain=False))
+    text = same(fast, ["3", "5"], tmp_path, run)
     assert "the pipeline, a PixelPipeline of accel; cache deepcache2b1." in text
     assert f"pipe = open_recipe({str(fast)!r}).apply().pipe" in text
     assert "needs accel for the pipeline, a PixelPipeline of accel; cache deepcache2b1" in capsys.readouterr().out

@@ -48,9 +48,15 @@ def cached(tmp_path_factory):
     return saved(root / "r", words, Recipe(SAMPLER, cache=cache), samples=None)
 
 
-def test_the_cosines_are_those_that_adaptive_guidance_compares(adaptive):
+@pytest.fixture(scope="module")
+def cosines(adaptive):
+    """That recipe, opened, and what is found of four samples of it."""
     opened = open_recipe(adaptive)
-    found = curve(opened, samples=4, batch=4)
+    return opened, curve(opened, samples=4, batch=4)
+
+
+def test_the_cosines_are_those_that_adaptive_guidance_compares(cosines):
+    opened, found = cosines
     recipe = opened.saved.recipe
     assert 0 < found.quantiles[0] <= found.quantiles[-1] <= 1
     assert list(found.quantiles) == sorted(found.quantiles)
@@ -69,8 +75,8 @@ def test_the_cosines_are_those_that_adaptive_guidance_compares(adaptive):
     assert np.allclose(found.quantiles, np.quantile(seen, threshold.QUANTILES))
 
 
-def test_lower_cosines_save_more(adaptive):
-    found = curve(open_recipe(adaptive), samples=4, batch=4)
+def test_lower_cosines_save_more(cosines):
+    _, found = cosines
     thresholds, saved_ = zip(*[(point.threshold, point.saved) for point in found.points], strict=True)
     assert list(thresholds) == sorted(thresholds, reverse=True)
     assert list(saved_) == sorted(saved_)
@@ -301,9 +307,9 @@ def test_the_knee_is_farthest_below_the_chord():
     assert knee([Point(t, 0, 0.5, t) for t in range(4)]) is None
 
 
-def test_the_most_saving_value_inside_the_margins_is_found(adaptive, tmp_path):
-    opened = open_recipe(adaptive)
-    found = curve(opened, samples=4, batch=4)
+def test_the_most_saving_value_inside_the_margins_is_found(cosines, tmp_path, monkeypatch):
+    monkeypatch.setattr("accel.evaluation.cost.VARYING", 3)
+    opened, found = cosines
     wide = Margins(fid=1e6, accuracy=1.0, recall=1.0)
     told = list(threshold.inside_margins(opened, found, Results(tmp_path), wide, 60, 0))
     assert [(point, gate.outcome) for point, gate in told] == [(found.points[-1], "pass")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -40,7 +41,10 @@ def module(path: Path):
     return made
 
 
-MESSAGES = [message for _, message in module(ROOT / "docs/messages.py").messages()]
+@cache
+def messages() -> list[str]:
+    """What errors of accel say; reading all of its source takes a second."""
+    return [message for _, message in module(ROOT / "docs/messages.py").messages()]
 
 
 def headings() -> set[str]:
@@ -94,7 +98,7 @@ def quotes() -> list[str]:
 def occurs(quote: str) -> bool:
     """Whether a message says it: … of the page for anything, … of the message (an expression) for one of these."""
     wanted = ".*".join(map(re.escape, re.split("…", quote)))
-    return any(re.search(wanted, message) for message in MESSAGES) or generic(quote)
+    return any(re.search(wanted, message) for message in messages()) or generic(quote)
 
 
 def generic(quote: str) -> bool:

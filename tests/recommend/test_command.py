@@ -23,8 +23,9 @@ from accel.testing.elsewhere import DEVICE, Elsewhere
 
 FEW = [
     "steps=6", "budget=60m", "evaluation.n=60", "evaluation.distance_n=60", "evaluation.timing=false",
-    "search.budget=3000", "search.halving.first=4", 'search.axes.sampler=["sampler=dpmpp_2m"]',
-    'search.axes.steps=["sampler.steps=2","sampler.steps=3"]', 'search.axes.grid=["grid=none"]',
+    "search.budget=1500", "search.halving.first=4", "search.halving.doublings=1",
+    'search.axes.sampler=["sampler=dpmpp_2m"]', 'search.axes.steps=["sampler.steps=2","sampler.steps=3"]',
+    'search.axes.grid=["grid=none"]',
     'search.axes.cache=["cache=none"]', 'search.axes.stitch=["stitch=none","stitch=tstitch stitch.fractions=[0.6]"]',
     "evaluation.device=cpu", "evaluation.controls=false", 'search.axes.precision=["precision=none"]',
 ]  # fmt: skip
@@ -33,8 +34,9 @@ FEW = [
 @pytest.fixture
 def words(light_digits, tmp_path, monkeypatch):
     monkeypatch.setattr("accel.studies.study.write_figures", lambda results, name: [])  # a second each
+    monkeypatch.setattr("accel.evaluation.cost.VARYING", 3)
     where = [f"results={tmp_path / 'out'}", f"to={tmp_path / 'fast'}"]
-    return ["suite=digits", f"+suite.weights='{light_digits}'", "suite.converged_steps=8", *where, *FEW]
+    return ["suite=digits", f"+suite.weights='{light_digits}'", "suite.converged_steps=4", *where, *FEW]
 
 
 def test_it_ends_with_a_recipe_file_of_what_it_recommends(words, tmp_path, capsys):
@@ -92,7 +94,7 @@ def test_the_commands_that_follow_can_be_typed():
 
 def test_nothing_that_holds_is_an_exit_code_of_its_own(words, tmp_path, capsys):
     narrow = [f"evaluation.margins.{name}=0.0" for name in ("fid", "fid_least", "recall", "accuracy")]
-    code = recommend.main([*words, *narrow, "search.budget=1500"])
+    code = recommend.main([*words, *narrow])
     study = Comparison.load(Results(tmp_path / "out"), "recommend_digits")
     cheaper = [row for row in study.done if row.role == "cell" and study.macs_ratio(row) < 1]
     held = [row for row in cheaper if holds(study, row)]
@@ -194,7 +196,7 @@ def test_on_another_device(words, tmp_path, capsys):
     few += ["suite.converged_steps=2", "steps=3"]
     few += [f"evaluation.margins.{name}=1000.0" for name in ("fid", "recall", "accuracy")]
     kept = [word for word in there if not word.startswith(("search.budget", "search.axes.st", "steps="))]
-    kept.remove("suite.converged_steps=8")
+    kept.remove("suite.converged_steps=4")
     with Elsewhere():
         assert recommend.main([*kept, *few]) == 0
         assert verify.main([str(tmp_path / "fast"), "--no-quality", "--no-speed", "--device", DEVICE]) == 0

@@ -8,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hub_tiny
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from saved import pixels
 
 from accel.cli import export, generate, recommend, verify
-from accel.suites.shapes import ShapesSuite
 
 ROOT = Path(__file__).parents[2]
 SERVE = """
@@ -38,15 +38,8 @@ PROMPTS = ["a red circle", "a small blue square"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """The pipeline of `shapes`, its denoiser the small one with other weights, as save_pretrained writes it."""
-    suite, folder = ShapesSuite(), tmp_path_factory.mktemp("road") / "model"
-    pipe = suite.pipeline()
-    pipe.unet = suite.models()["small"]
-    with torch.no_grad():
-        for weight in pipe.unet.parameters():
-            weight.mul_(1.001)
-    pipe.save_pretrained(folder)
-    return folder
+    """A tiny Stable Diffusion, as save_pretrained writes it."""
+    return hub_tiny.save("sd", tmp_path_factory.mktemp("road") / "model")
 
 
 @pytest.fixture(scope="module")

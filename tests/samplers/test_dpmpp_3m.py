@@ -11,7 +11,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from scipy.integrate import quad
 
-from accel.config import compose, instantiate
+from accel.config import choice_of
 from accel.errors import ConfigError
 from accel.samplers import CorrectedDPMSolver3MScheduler
 from accel.samplers.grids import PowerGrid
@@ -159,7 +159,7 @@ def test_it_is_for_third_order_and_the_deterministic_algorithms():
 
 
 def test_both_are_in_the_config():
-    samplers = [instantiate(compose([f"sampler={n}"])["sampler"]) for n in ("dpmpp_3m", "dpmpp_3m_corrected")]
+    samplers = [choice_of("sampler", n) for n in ("dpmpp_3m", "dpmpp_3m_corrected")]
     config = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
     built = [s.build(config) for s in samplers]
     assert [type(s) for s in built] == [SHIPPED, CORRECTED]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers.schedulers import AysSchedules
 
-from accel.config import compose, groups, instantiate
+from accel.config import choice_of, groups
 from accel.errors import AccelError, ConfigError, IncompatibleError
 from accel.samplers import DEISScheduler, DiffusersSampler
 from accel.samplers.grids import ExplicitGrid, Grid, PowerGrid, SearchedGrid, TableGrid, grid_of
@@ -35,7 +35,7 @@ name_of = lambda grid: grid.name  # noqa: E731
 
 
 def choice(name: str, *overrides: str):
-    return instantiate(compose([f"grid={name}", *overrides])["grid"])
+    return choice_of("grid", name, *overrides)
 
 
 # --- what diffusers has

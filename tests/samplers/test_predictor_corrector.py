@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from accel.config import compose, instantiate
+from accel.config import choice_of
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import AccelError, ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
@@ -417,7 +417,7 @@ def test_flow_models_are_refused():
 @pytest.mark.parametrize("name", ["pc", "pc_ve"])
 def test_samplers_run_in_a_pipeline(name, pipe, digits):
     """Guided, on a grid of their own, and sample by sample as in any batch."""
-    sampler = instantiate(compose([f"sampler={name}", "sampler.steps=3"])["sampler"])
+    sampler = choice_of("sampler", name, "sampler.steps=3")
     recipe = Recipe(sampler, Grid("karras"))
     with accelerate(pipe, recipe) as run:
         images = generate(pipe, digits, recipe, 0, 0, 3, 3)

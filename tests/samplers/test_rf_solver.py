@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from accel.config import compose, instantiate
+from accel.config import choice_of
 from accel.errors import AccelError, ConfigError, IncompatibleError
 from accel.samplers import DEISScheduler, DiffusersSampler, RFSolverScheduler
 from accel.samplers.grids import ExplicitGrid, Grid, PowerGrid
@@ -68,7 +68,7 @@ def euler(steps: int) -> DEISScheduler:
 
 
 def choice(name: str) -> DiffusersSampler:
-    return instantiate(compose([f"sampler={name}"])["sampler"])
+    return choice_of("sampler", name)
 
 
 # --- the solver

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from accel.core.recipe import Recipe
 from accel.errors import ConfigError
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import ExplicitGrid
+from accel.search import evaluations as module
 from accel.search.base import FRESH_SEED, SEARCH_SEED
 from accel.search.evaluations import Evaluator, Memory, Scorer, Task
 from accel.search.objective import Halving
@@ -100,8 +102,10 @@ def test_memory_sees_what_others_append(tmp_path):
     assert one.known == {"k": {"value": 1}}
 
 
-def test_workers_change_nothing(root):
-    """Another process scores as this one does (the first candidate of all is scored here)."""
+def test_workers_change_nothing(root, monkeypatch):
+    """Another process scores as this one does (the first candidate of all is scored here). Of the two one is started:
+    each loads torch."""
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda workers, *how: ProcessPoolExecutor(workers - 1, *how))
     recipes = [at(999, 500, 100 - i) for i in range(2)]
     alone = Evaluator(task(root("one")))(recipes, 16)
     with Evaluator(task(root("two")), workers=2) as evaluator:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from shipped import check_shipped
 
-from accel.config import compose, instantiate
+from accel.config import choice_of, compose, instantiate
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import IncompatibleError, IntegrityError
 from accel.evaluation.generate import generate
@@ -40,7 +39,7 @@ def flow(suite):
 
 
 def choice(name: str, steps: int) -> DiffusersSampler:
-    return replace(instantiate(compose([f"sampler={name}"])["sampler"]), steps=steps)
+    return choice_of("sampler", name, f"sampler.steps={steps}")
 
 
 def images(suite, pipe, recipe: Recipe, count: int = 4):
