@@ -38,7 +38,7 @@ MODERN = {
     "flux_schnell": Small(),
     "flux_kontext": Small(),
     "flux2_klein": Small(),
-    "qwen_image": Small(32),
+    "qwen_image": Small(32, 256),  # its template comes first
     "z_image": Small(),
     "sana": Small(32),
     "lumina": Small(32),
@@ -48,11 +48,12 @@ MODERN = {
     "aura_flow": Small(),
     "cogview3": Small(),
     "cogview4": Small(),
-    "ovis": Small(),
-    "krea2": Small(32),
-    "prx": Small(sequence=None),
+    "ovis": Small(sequence=192),
 }
 
+
+# Those that ask for packages: accelerate, ftfy.
+PACKAGED = {"krea2": Small(32), "prx": Small(sequence=None)}
 
 # Those that begin at images: the kinds of experiments with them.
 IMAGES = {

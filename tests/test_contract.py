@@ -58,6 +58,8 @@ FOR_DIGITS = ("dmcmc", "ode")
 # What is kept of a batch, where a step is full: nothing of the schedule. Of caches that differ in it alone, one tells.
 KEPT = ("slots", "parts", "members")
 POINTS = [(*m, point) for m in METHODS for point in CHECKS[m[0]] if point not in KEPT or m not in SCHEDULED_ALIKE]
+# The pretended GPU cannot hold weights of torchao's own class, views of which torch checks the storage of.
+NOT_PRETENDED = ("int8_in_place", "int8_compiled_blocks")
 ids = "-".join
 pytestmark = pytest.mark.usefixtures("few_ranges", "plain_kernels")
 
@@ -65,6 +67,8 @@ pytestmark = pytest.mark.usefixtures("few_ranges", "plain_kernels")
 @pytest.mark.parametrize("point", POINTS, ids=ids)
 def test_every_method_keeps_the_contract(point, light_suite):
     axis, choice, name = point
+    if name == "gpu" and choice in NOT_PRETENDED:
+        pytest.skip("needs a GPU: the pretended one holds no weights of torchao's class")
     made = recipe(**{axis: choice})
     config = getattr(made, axis)
     neutral = None

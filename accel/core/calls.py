@@ -101,10 +101,10 @@ class Calls:
         except (AssertionError, TypeError, ValueError) as error:
             if isinstance(error, AccelError) or not _asked_for_timesteps(error):
                 raise
+            said = " ".join(str(error).split())[:300].rstrip(".")
             raise IncompatibleError(
-                f"{self.cls.__name__} cannot drive {type(pipe.scheduler).__name__}: "
-                f"{' '.join(str(error).split())[:300]}. Use the pipeline's own kind of scheduler (sampler=flow_euler "
-                "for flows), or one of accel's own samplers."
+                f"{self.cls.__name__} cannot drive {type(pipe.scheduler).__name__}: {said}. Use the pipeline's own "
+                "kind of scheduler (sampler=flow_euler for flows), or one of accel's own samplers."
             ) from error
 
 

@@ -81,7 +81,8 @@ class Inputs:
                 return change_list(value)
             if name in ALONG_SECOND:
                 return mapped(value, lambda t: change(t.transpose(0, 1)).transpose(0, 1))
-            return mapped(value, lambda t: change(t) if t.dim() and len(t) == rows else t)
+            least = 3 if name in POSITIONS else 1
+            return mapped(value, lambda t: change(t) if t.dim() >= least and len(t) == rows else t)
 
         return replace(self, kwargs={name: changed(name, value) for name, value in self.kwargs.items()})
 
@@ -89,6 +90,7 @@ class Inputs:
         return replace(self, parts=parts)
 
 
+POSITIONS = ("image_rotary_emb", "img_ids", "txt_ids", "freqs_cis")  # of tokens: (N, D), whatever the number of rows
 ALONG_SECOND = ("encoder_hidden_states_llama3",)  # arguments whose rows are along their second dimension (HiDream)
 
 Denoise = Callable[[Inputs], torch.Tensor]

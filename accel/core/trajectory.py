@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from accel.errors import AccelError, ConfigError
+from accel.errors import AccelError, ConfigError, IncompatibleError
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,8 @@ def attach_clock(
     that the scheduler gets for each image. `gridded`: the recipe decides the timesteps, too.
     """
     set_timesteps, step = scheduler.set_timesteps, scheduler.step
-    draws = "generator" in inspect.signature(step).parameters
+    accepted = inspect.signature(step).parameters
+    draws, anything = "generator" in accepted, any(p.kind is p.VAR_KEYWORD for p in accepted.values())
 
     @functools.wraps(set_timesteps)
     def clocked_set_timesteps(num_inference_steps=None, *args, **kwargs):
@@ -320,6 +321,11 @@ def attach_clock(
 
     @functools.wraps(step)
     def clocked_step(model_output, timestep, sample, *args, **kwargs):
+        if not anything and (strange := sorted(kwargs.keys() - accepted.keys())):
+            raise IncompatibleError(
+                f"the pipeline hands {type(scheduler).__name__} a {strange[0]} at each step, which it does not take; "
+                "use a sampler such as ddim or dpmpp_2m, or one of accel's own."
+            )
         if draws and clock.generator is not None and not args and kwargs.get("generator") is None:
             own = clock.generator
             kwargs["generator"] = own * copies if isinstance(own, list) else own

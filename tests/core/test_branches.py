@@ -287,3 +287,12 @@ def test_rows_of_an_argument_may_be_along_its_second_dimension():
         inputs = Inputs({"x": torch.zeros(rows), "encoder_hidden_states_llama3": features}, "x", ("uncond", "cond"))
         taken = inputs.take("cond").kwargs["encoder_hidden_states_llama3"]
         assert taken[..., 0].tolist() == [list(range(rows // 2, rows))] * 2
+
+
+def test_positions_of_tokens_are_not_rows_although_they_are_as_many():
+    """HunyuanDiT's rotary embedding (tokens, D), Flux's ids (tokens, 3) and those of Flux 2 (B, tokens, 4)."""
+    kwargs = {"x": torch.zeros(4), "image_rotary_emb": (torch.zeros(4, 8),) * 2, "img_ids": torch.zeros(4, 3)}
+    kwargs["txt_ids"] = torch.zeros(4, 4, 4)
+    taken = Inputs(kwargs, "x", ("uncond", "cond")).take("cond").kwargs
+    assert [len(t) for t in taken["image_rotary_emb"]] == [4, 4]
+    assert (len(taken["img_ids"]), len(taken["txt_ids"]), len(taken["x"])) == (4, 2, 2)

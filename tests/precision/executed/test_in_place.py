@@ -95,7 +95,7 @@ def test_linear_layers_are_torchaos_and_go_back(scheme, dit):
     torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
     assert not torch.equal(found, images(dit)[0])
     cached, _, run = images(dit, InPlace("float32", scheme, "none"), DIT_CACHES["fora"])
-    assert run.strip.split() == ["b:full", "b:partial"] * 2
+    assert run.strip.split() == ["base:full", "base:partial"] * 2
     assert not torch.equal(cached, found)
     assert_same(before, snapshot(dit))
     assert not [name for name, module in dit.transformer.named_modules() if "extra_repr" in vars(module)]

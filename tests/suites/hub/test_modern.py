@@ -6,7 +6,8 @@ import inspect
 
 import pytest
 import torch
-from hub_modern import MODERN
+from hub_modern import MODERN as WITHOUT
+from hub_modern import PACKAGED
 
 from accel.core.denoiser import denoiser_name
 from accel.core.recipe import Recipe, accelerate
@@ -21,6 +22,7 @@ from accel.studies.evaluation import Evaluation
 from accel.studies.runner import Runner
 from accel.suites.hub.prompts import Prompts
 
+MODERN = WITHOUT | PACKAGED
 QUICK = Evaluation(n=60, distance_n=60, shard=60, batch=60, timing=False, controls=False, device="cpu")
 BETAS = ("sd_pag", "sdxl_pag", "pixart_sigma_pag", "kandinsky3", "hunyuan_dit", "lcm", "cogview3")
 # Samplers of the command line cannot drive two; Kandinsky 3 has no cache; sixty images of it, and of PRX, take seconds.
