@@ -18,6 +18,7 @@ WAITS = {
     "ag": 1,  # whether both predictions agree
     "gfcg": 1,  # which samples are taken for their class
     "diffusers_first_block": 1,  # whether the first block has changed
+    **dict.fromkeys(("easycache", "teacache", "seacache"), 1),  # whether the indicators' sum is below the threshold
 }
 
 

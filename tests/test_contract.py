@@ -34,6 +34,11 @@ IDENTITY = {
     "EncoderPropagation": {"schedule": Uniform(1)},
     "FeatureInheritance": {"schedule": Uniform(1)},
     "LearnedRouter": {"threshold": 0.0},
+    "EasyCache": {"threshold": 0.0},
+    "TeaCache": {"threshold": 0.0},
+    "SeaCache": {"threshold": 0.0},
+    "TGate": {"gate": 1000},
+    "FasterCache": {"interval": 1, "guidance_interval": 1},
     "DiffusersCache": None,  # each hook has its own: tests/caching/test_diffusers_hooks.py
     "TStitch": {"fractions": (0.0,)},
     "FakeQuant": {"weight_bits": 32, "activation_bits": 32, "rounding": None},
@@ -55,6 +60,7 @@ IDENTITY = {
 TRAINED = ("neutral", "changes")
 # One whose noise-level classifier knows no other samples, one whose steps are those of a smooth network.
 FOR_DIGITS = ("dmcmc", "ode")
+FOR_TEXT = ("tgate",)  # which need cross-attention
 # What is kept of a batch, where a step is full: nothing of the schedule. Of caches that differ in it alone, one tells.
 KEPT = ("slots", "parts", "members")
 POINTS = [(*m, point) for m in METHODS for point in CHECKS[m[0]] if point not in KEPT or m not in SCHEDULED_ALIKE]
@@ -76,12 +82,13 @@ def test_every_method_keeps_the_contract(point, light_suite):
         kind = type(config).__name__
         assert kind in IDENTITY, f"say in IDENTITY at which setting {choice} changes nothing"
         neutral = IDENTITY[kind]
+    trained = light_suite if name in TRAINED or choice in FOR_DIGITS else None
     checks = contract_checks(
         config,
         axis=axis,
         recipe=made,
         neutral=neutral,
-        suite=light_suite if name in TRAINED or choice in FOR_DIGITS else None,
+        suite=TinySuite("text") if choice in FOR_TEXT else trained,
         changes=choice != "fp32",
         # The samples of a batch share the steps of an adaptive solver.
         tolerance={"fp32": 2e-3, "ode": 0.05}.get(choice),

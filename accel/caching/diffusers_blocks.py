@@ -73,3 +73,17 @@ def hidden_states(block: nn.Module, output: Any) -> torch.Tensor:
 
     at = TransformerBlockRegistry.get(type(block)).return_hidden_states_index
     return output[at] if isinstance(output, tuple) else output
+
+
+def passed(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], hidden: torch.Tensor) -> Any:
+    """What a block would return if it did nothing but leave `hidden` as the hidden states, and the text as it came."""
+    from diffusers.hooks._helpers import TransformerBlockRegistry
+
+    known = TransformerBlockRegistry.get(type(block))
+    at, text = known.return_hidden_states_index, known.return_encoder_hidden_states_index
+    if text is None:
+        return hidden
+    output = [None] * (max(at, text) + 1)
+    output[at] = hidden
+    output[text] = known._get_parameter_from_args_kwargs(known.encoder_hidden_states_argument_name, args, kwargs)
+    return tuple(output)

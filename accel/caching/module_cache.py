@@ -33,9 +33,11 @@ Key = tuple[int, int, str]  # stage within the step, call within the stage, part
 
 
 class ModuleCache(Method):
-    """Base of caches whose plan names modules. `order` is that of the forecast (0: reuse)."""
+    """Base of caches whose plan names modules. `order` is that of the forecast (0: reuse). With a `weight` w the
+    forecast is F + w (F - F of the run before), whatever lies between, in the place of a Taylor series of `order` 1."""
 
     order: int = 0
+    weight: float | None = None
 
     @abstractmethod
     def modules(self, net: nn.Module, name: str) -> list[str]:
@@ -44,6 +46,10 @@ class ModuleCache(Method):
     @abstractmethod
     def runs(self, modules: Sequence[str], num_steps: int) -> list[frozenset[str]]:
         """The cached modules that run at each step; what has not run before runs whatever the plan says."""
+
+    def shared(self, parts: list[Kept]) -> list[Kept]:
+        """What is kept of each part of a batch, of what a module gave for it."""
+        return parts
 
     def check(self, nets, recipe) -> None:
         for name, net in nets.items():
@@ -77,11 +83,11 @@ class ModuleCache(Method):
         def keep(name: str, keys: list[Key], inputs: Inputs) -> None:
             for call, output in enumerate(cells[name].seen):
                 shape, tensors = Shape.of(output)
-                parts = parted([t.clone() for t in tensors], inputs, f"module {name}")
+                parts = self.shared(parted([t.clone() for t in tensors], inputs, f"module {name}"))
                 for key, own in zip(keys, parts, strict=True):
                     calls = histories.setdefault((key, name), [])
                     if call == len(calls):
-                        calls.append(History(shape))
+                        calls.append(History(shape, weight=self.weight))
                     calls[call].add(clock.step, own, self.order)
 
         def denoise(inputs: Inputs) -> torch.Tensor:
@@ -149,6 +155,7 @@ class History:
     step: int = -1
     rows: int | None = None
     members: tuple[int, ...] | None = None
+    weight: float | None = None
     factors: list[tuple[torch.Tensor, ...]] = field(default_factory=list)  # D_0, D_1, ...
 
     def add(self, step: int, output: Kept, order: int) -> None:
@@ -157,17 +164,19 @@ class History:
         follows = same and step > self.step >= 0
         before = zip(*self.factors, strict=True) if follows else [()] * len(output.tensors)
         pairs = zip(output.tensors, before, strict=True)
-        new = [differences(tensor, old, step - self.step, order) for tensor, old in pairs]
+        gap = step - self.step if self.weight is None else 1
+        new = [differences(tensor, old, gap, order) for tensor, old in pairs]
         self.step, self.rows, self.members = step, output.samples, output.members
         self.factors = list(zip(*new, strict=True))
 
     def at(self, step: int) -> Kept:
         """The forecast for `step`."""
-        forecast = tuple(taylor(own, step - self.step) for own in zip(*self.factors, strict=True))
+        k = step - self.step if self.weight is None else self.weight
+        forecast = tuple(taylor(own, k) for own in zip(*self.factors, strict=True))
         return Kept(forecast, self.members, self.rows)
 
 
-def taylor(factors: Sequence[torch.Tensor], k: int) -> torch.Tensor:
+def taylor(factors: Sequence[torch.Tensor], k: float) -> torch.Tensor:
     """F(k) = sum_j D_j k^j / j!, k solver steps after the run that left the factors D_0, D_1, ..., of one shape."""
     value = factors[0]
     for j, factor in enumerate(factors[1:], 1):

@@ -1,5 +1,5 @@
 """Find the threshold of a recipe's method on its own model: adaptive guidance (ag), diffusers' FirstBlockCache and
-MagCache, learned routers (l2c, harmonica), and any other method that has one.
+MagCache, TeaCache, EasyCache, SeaCache, learned routers (l2c, harmonica), and any other method that has one.
 
     accel threshold fast                     quantiles of the residual, what each value saves and costs, the knee
     accel threshold fast --quality --n 500   and the most saving value that stays inside the margins

@@ -54,9 +54,12 @@ class Inputs:
 
     def pick(self, members: Sequence[int]) -> Inputs:
         """Only these rows of inputs that have a single part, all of it."""
-        rows = send(list(members), self.sample.device)
-        own = self._batched(lambda tensor: tensor[rows], lambda row_list: [row_list[i] for i in members])
-        return replace(own, members=tuple(members))
+        return replace(self.at(members), members=tuple(members))
+
+    def at(self, places: Sequence[int]) -> Inputs:
+        """The rows at these places; `parts` and `members` are left as they are."""
+        rows = send(list(places), self.sample.device)
+        return self._batched(lambda tensor: tensor[rows], lambda row_list: [row_list[i] for i in places])
 
     def tiled(self, times: int) -> Inputs:
         """The whole batch `times` times over; every batched argument is repeated alike."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -21,10 +21,17 @@ CODE = {"code": True}
 class Method:
     """Base of everything that attaches at the denoiser seam; subclasses are frozen dataclasses (their config).
 
-    EPOCH is part of a run's identity: raise it when a change alters the numbers that the method produces.
+    EPOCH is part of a run's identity: raise it when a change alters the numbers that the method produces. `varies`: how
+    much is evaluated differs from sample to sample.
     """
 
     EPOCH = 1
+    varies: ClassVar[bool] = False
+
+    @property
+    def joins_parts(self) -> bool:
+        """Whether what it gives for one part of a batch (a half of a guided one) depends on the others, on purpose."""
+        return False
 
     @property
     def label(self) -> str:

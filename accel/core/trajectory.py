@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from accel.errors import AccelError, ConfigError, IncompatibleError
 
+REUSED = "reused"  # the event, and the mode in a trace, of an evaluation that a cache answered with an earlier one
+
 
 @dataclass(frozen=True)
 class NetworkCall:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from accel.core.precision import plain_bytes
 from accel.core.recipe import Recipe, accelerate
 from accel.core.run import Run
+from accel.core.trajectory import REUSED
 from accel.evaluation.generate import generate
 from accel.precision.simulated.bits import Counted, bit_operations
 from accel.suites.base import Suite
@@ -67,8 +68,10 @@ def counted_cost(
     floating point), under a cache the most bytes that it keeps from one scheduler step to the next, an image, and on a
     GPU the most that its allocator held in this process (`vram_bytes`, with all that lies there beside the recipe).
 
-    NFE, MACs and bit operations are means over the first VARYING samples where a guidance evaluates less for some than
-    for others.
+    A cache that decides while sampling has its `hits`, the share of evaluations that it reused.
+
+    NFE, MACs, bit operations and hits are means over the first VARYING samples where a method evaluates less for some
+    than for others.
     """
     nets = recipe.nets(pipe, models)
     size = sum(map(plain_bytes, nets.values()))
@@ -84,7 +87,7 @@ def counted_cost(
             generate(pipe, suite, recipe, seed=0, start=0, stop=count, batch=count)
         found, vram, held = [_counts(recipe, run, bits, count)], _peak(pipe.device), max(kept) / count
         steps, strip = run.clock.num_steps, run.strip
-        if recipe.guidance and recipe.guidance.varies:
+        if any(method.varies for method in recipe.methods()):
             for start in range(count, VARYING, count):
                 with bit_operations(nets.values()) as bits:
                     generate(pipe, suite, recipe, seed=0, start=start, stop=start + count, batch=count)
@@ -108,4 +111,12 @@ def _peak(device: torch.device) -> int:
 
 def _counts(recipe: Recipe, run: Run, bits: Counted, count: int) -> dict[str, float]:
     counts = {"nfe": run.nfe, "macs": run.macs}
+    counts |= {"hits": hits(run)} if recipe.cache and recipe.cache.varies else {}
     return counts | ({"bit_operations": bits.total(run.macs * count) / count} if recipe.simulated else {})
+
+
+def hits(run: Run) -> float:
+    """Share of a trajectory's evaluations, sample by sample, that a cache answered with earlier ones."""
+    calls = {(e.stage, e.call) for e in run.trace if e.denoiser}
+    reused = sum(len(event.samples) for event in run.events if event.name == REUSED)
+    return reused / max(1, len(calls) * run.clock.samples)

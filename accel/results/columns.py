@@ -83,6 +83,7 @@ def main_columns(study: Comparison, group: tuple) -> list[Column]:
         Column("peak MB", cost("peak_bytes", 1e6)),
         Column("GPU peak MB", cost("vram_bytes", 1e6)),
         Column("cache MB", cost("cache_bytes", 1e6)),
+        Column("reused %", lambda row: None if row.cost("hits") is None else f"{100 * row.cost('hits'):.0f}"),
         Column("set-up s", lambda row: significant(row.cost("setup_s"), 2) if row.cost("setup_s") else None),
     ]
     return [

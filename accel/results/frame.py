@@ -24,6 +24,7 @@ AXES = ("sampler", "steps", "grid", "guidance", "cache", "stitch", "precision", 
 LATER_AXES = ("student",)  # which records got later: a column where one of the study is on it
 RENAMED = {"precision": "pr_precision", "recall": "pr_recall"}  # values of records that are no columns by their key
 LATER = ("vram_bytes", "cache_bytes")  # costs that records got later: a column where one of the study has it
+LATER_SHARES = ("hits",)  # likewise, and no whole numbers
 COSTS = ("nfe", "macs", "bit_operations", "model_bytes", "peak_bytes", "setup_s")
 TIMES = {"ms": "ms_per_image", "baseline_ms": "baseline_ms", "speedup": "speedup", "aa": "aa"}
 COUNTS = (
@@ -41,7 +42,7 @@ def study_frame(results: Results, study: str) -> pandas.DataFrame:
 
     loaded = Comparison.load(results, study)
     values = sorted({key for row in loaded.done for key in row.quality["values"]})
-    costs = [*COSTS, *(key for key in LATER if any(row.cost(key) is not None for row in loaded.done))]
+    costs = [*COSTS, *(key for key in (*LATER, *LATER_SHARES) if any(row.cost(key) is not None for row in loaded.done))]
     axes = [*AXES, *(axis for axis in LATER_AXES if any(axis_of(row, axis) != "none" for row in loaded.done))]
     frame = pandas.DataFrame([_flat(loaded, row, axes, values, costs) for row in loaded.rows])
     return frame.astype({name: "Int64" for name in COUNTS if name in frame})

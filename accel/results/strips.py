@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from accel.core.trajectory import Event, NetworkCall
 
 NOTHING = "·"
-LETTERS = {"full": "F", "shallow": "s", "decoder": "d", "partial": "p"}
-LEGEND = "F full, s shallow, d decoder alone, p some modules reused, · not run; rows: network rows for each image"
+LETTERS = {"full": "F", "shallow": "s", "decoder": "d", "partial": "p", "reused": "r"}
+LEGEND = (
+    "F full, s shallow, d decoder alone, p some modules or samples reused, r all reused, · not run; rows: network rows "
+    "for each image"
+)
 
 
 def strip(trace: Sequence[NetworkCall], images: int, stages: int, events: Sequence[Event] = ()) -> str:
@@ -33,7 +36,7 @@ def strip(trace: Sequence[NetworkCall], images: int, stages: int, events: Sequen
         lines.append(f"{network:<{width}}{''.join(line)}")
     rows = [sum(call.rows for call in trace if call.stage == stage and call.denoiser) for stage in range(stages)]
     lines.append(f"{'rows':<{width}}{''.join(_digit(count / images) for count in rows)}")
-    decided = dict.fromkeys((event.step, event.name) for event in events)
+    decided = dict.fromkeys((event.step, event.name) for event in events if event.name not in LETTERS)
     lines += [f"{'':<{width}}step {step}: {name}" for step, name in decided]
     return "\n".join(lines)
 

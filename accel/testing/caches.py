@@ -47,7 +47,10 @@ def keeps_slots_apart(case: Case) -> None:
 
 
 def keeps_parts_apart(case: Case) -> None:
-    """Conditional and unconditional rows are told apart, however guidance arranges them."""
+    """Conditional and unconditional rows are told apart, however guidance arranges them; but where the method says that
+    it joins them (`joins_parts`)."""
+    if case.method.joins_parts:
+        return
     for on in case.fitting():
         for script in (
             "both halves in one call",

@@ -71,9 +71,7 @@ class Scripted(Guidance):
         channels = 0
         for parts, members in SCRIPTS[self.script](clock.step):
             rows = [(part, i) for part in parts for i in (range(size) if members is None else members)]
-            own = replace(
-                inputs._select(torch.tensor([first[part] + i for part, i in rows])), parts=parts, members=members
-            )
+            own = replace(inputs.at([first[part] + i for part, i in rows]), parts=parts, members=members)
             if self.slot in (None, clock.slot):
                 own = own.given(**{own.sample_name: self._moved(own.sample, rows, clock.stage)})
             predicted = inner(own)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.core.devices import send
 from accel.core.guidance import Guidance
 from accel.core.recipe import Recipe
 from accel.core.student import Contract, contracted
@@ -35,7 +36,8 @@ BETAS = {
 @dataclass(frozen=True)
 class TinySuite(Suite):
     """`kind`: unet (class-conditional, stacks null and condition), transformer (DiTPipeline, stacks condition and
-    null), flow (the UNet as a rectified flow). Sample i shows class i mod 10."""
+    null), flow (the UNet as a rectified flow), text (a UNet with cross-attention to a text of its class). Sample i
+    shows class i mod 10."""
 
     kind: str = "unet"
     name: str = ""
@@ -50,7 +52,8 @@ class TinySuite(Suite):
         return PIPELINES[self.kind]()
 
     def models(self) -> dict[str, nn.Module]:
-        return {"small": dit(seed=1, layers=1) if self.kind == "transformer" else unet(seed=1, layers=1)}
+        small = {"transformer": partial(dit, layers=1), "text": text_unet}.get(self.kind, unet)
+        return {"small": small(seed=1)}
 
     def students(self) -> dict[str, Student]:
         """Those of the registered names: random networks under their contracts."""
@@ -120,6 +123,33 @@ def dit(seed: int = 0, layers: int = 2, **changes: Any) -> nn.Module:
     return _random(seed, lambda: DiTTransformer2DModel(**settings | changes))
 
 
+def text_unet(seed: int = 0) -> nn.Module:
+    """A random UNet2DConditionModel of 8 x 8 pixels, with cross-attention to texts of width 8."""
+    from diffusers import UNet2DConditionModel
+
+    settings = {
+        "sample_size": SIZE, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": (8, 16),
+        "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }  # fmt: skip
+    return _random(seed, lambda: UNet2DConditionModel(**settings))
+
+
+class TextPipeline(PixelPipeline):
+    """PixelPipeline of a `text_unet`; a class is a random text of three tokens, the last one that of no class."""
+
+    @property
+    def null_label(self) -> int:
+        return CLASSES
+
+    def _condition(self, labels: torch.Tensor, guided: bool) -> dict[str, torch.Tensor]:
+        if guided:
+            labels = torch.cat([torch.full_like(labels, self.null_label), labels])
+        texts = torch.randn(CLASSES + 1, 3, 8, generator=torch.Generator().manual_seed(0))
+        return {"encoder_hidden_states": send(texts.to(self.unet.dtype), labels.device)[labels]}
+
+
 def dit_pipeline(**changes: Any) -> Any:
     """diffusers' own DiTPipeline, which stacks (conditional, null) and gives both halves to the scheduler."""
     from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
@@ -133,6 +163,13 @@ def unet_pipeline() -> PixelPipeline:
     from diffusers import DDIMScheduler
 
     return _quiet(PixelPipeline(unet(), DDIMScheduler(**BETAS)))
+
+
+def text_pipeline() -> TextPipeline:
+    """`text_unet` with a schedule of betas that predicts v."""
+    from diffusers import DDIMScheduler
+
+    return _quiet(TextPipeline(text_unet(), DDIMScheduler(**BETAS)))
 
 
 def flow_pipeline() -> PixelPipeline:
@@ -151,4 +188,5 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "unet": unet_pipeline,
     "transformer": dit_pipeline,
     "flow": flow_pipeline,
+    "text": text_pipeline,
 }

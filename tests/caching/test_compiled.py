@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import dit_pipeline, run_dit, run_stable_diffusion, stable_diffusion
 
-from accel.caching import DeepCache, DiffusersCache, EncoderPropagation, FeatureInheritance
+from accel.caching import DeepCache, DiffusersCache, EncoderPropagation, FeatureInheritance, TeaCache
 from accel.caching.schedules import Uniform
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import IncompatibleError
@@ -41,6 +41,7 @@ INSIDE = {
     "reuse": (FeatureInheritance("unit"), 4),
     "forecast": (FeatureInheritance("unit", order=1), 4),
     "pab": (DiffusersCache("pab", PAB), 1000),
+    "around": (TeaCache(1e9, coefficients=(1.0,)), 1000),
 }
 
 

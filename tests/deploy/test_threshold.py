@@ -10,6 +10,7 @@ import pytest
 import torch
 from saved import DPM, FAST, saved
 
+from accel import registry
 from accel.caching import DiffusersCache, LearnedRouter
 from accel.cli import threshold as cli
 from accel.config import compose, instantiate
@@ -188,6 +189,30 @@ def routed(request, dit):
     return path, scores, free
 
 
+@pytest.mark.parametrize("choice", ["easycache", "teacache"])
+def test_a_step_cache_is_held_against_its_indicators(choice, light_words, tmp_path):
+    """Quantiles are of indicators and their sums; a threshold below all changes no image, and is said to be such."""
+    cache = registry.method("cache", choice, threshold=1e-6)
+    recipe, artefacts = Recipe(SAMPLER, cache=cache), None
+    pipe = instantiate(compose(light_words)["suite"]).pipeline()
+    suite = instantiate(compose(light_words)["suite"])
+    if cache.calibrated:
+        sample = lambda made, a, b: generate(pipe, suite, made, 7, a, b, b - a)  # noqa: E731
+        artefacts = {"cache": cache.calibrate(pipe, recipe, sample)}
+    opened = open_recipe(saved(tmp_path / "r", light_words, recipe, samples=None, artefacts=artefacts))
+    found = curve(opened, samples=2, batch=2)
+    assert found.never
+    assert 0 < found.quantiles[0] <= found.easiest * 4
+    assert [point.saved for point in found.points] == sorted(point.saved for point in found.points)
+    assert found.points[-1].saved > 0.2
+    assert 0 < found.points[-1].hits <= 1
+    with accelerate(opened.pipe, recipe, artefacts=opened.saved.artefacts) as run:
+        images = generate(opened.pipe, opened.suite, recipe, 0, 0, 2, 2)
+    assert all(e.mode == "full" for e in run.trace)
+    with accelerate(opened.pipe, found.tunable.off):
+        assert torch.equal(images, generate(opened.pipe, opened.suite, found.tunable.off, 0, 0, 2, 2))
+
+
 def test_a_router_is_held_against_its_scores_and_nothing_is_learned_again(routed, monkeypatch):
     monkeypatch.delattr(LearnedRouter, "calibrate")
     path, scores, free = routed
@@ -262,6 +287,7 @@ def test_what_has_a_threshold_is_listed():
     allowed = str(error.value).partition("allowed: ")[2].rstrip(".").split(", ")
     assert set(allowed) == {
         "guidance=ag", "cache=diffusers_first_block", "cache=diffusers_mag", "cache=harmonica", "cache=l2c",
+        "cache=easycache", "cache=seacache", "cache=teacache",
     }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ NAMES = {
     "STUDENT": "|".join(groups()["student"]),
     "MODELS": r"\w+(?:,\w+)*",
     "MATCH": r"[^)]+",
+    "WORDS": r"[\w+,]+",
     "LAYERS": ".+",
     "DTYPE": "fp32|fp16|bf16",
 }
@@ -35,7 +36,14 @@ OTHERS = {
         ("prune", "precision.scope=layer"),
         ("mixdq", "precision.budget_of=operations"),
     ],
-    "cache": [("inheritance", "cache.begin=0.2", "cache.end=0.8")],
+    "cache": [
+        ("inheritance", "cache.begin=0.2", "cache.end=0.8"),
+        ("easycache", "cache.decision=batch", "cache.reuse=output", "cache.first=5"),
+        ("teacache", "cache.published=flux"),
+        ("seacache", "cache.power=3", "cache.decision=batch"),
+        ("tgate", "cache.halves=both"),
+        ("teacache", "cache.coefficients=[0,0,0,1,0]", "cache.reuse=residual"),
+    ],
     "guidance": [("elucd", "guidance.scale=3"), ("gfcg", "guidance.scale=3")],
     "skip": [("skip_tuning", "skip.begin=0.5")],
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from accel.caching import DeepCache, DiffusersCache, FeatureInheritance
+from accel.caching import DeepCache, DiffusersCache, FeatureInheritance, TeaCache
 from accel.caching.rows import Kept
 from accel.caching.schedules import Explicit
 from accel.core.denoiser import held_bytes
@@ -193,6 +193,17 @@ def test_taylor_factors_count(pipe, digits, models):
     }
     assert kept[0]["cache_bytes"] > 0
     assert kept[1]["cache_bytes"] == 2 * kept[0]["cache_bytes"]
+
+
+def test_what_a_dynamic_cache_reuses_is_in_its_cost():
+    """A UNet's timestep embedding knows no sample: all reuse the two steps between the first and the last."""
+    suite = TinySuite("unet")
+    pipe = suite.pipeline()
+    for threshold, share in ((0.0, 0.0), (1e9, 0.5)):
+        cache = TeaCache(threshold, coefficients=(1.0,))
+        found = counted_cost(pipe, suite, Recipe(DDIM, cache=cache))
+        assert (found["hits"], found["nfe"]) == (share, 4 * (1 - share))
+    assert "hits" not in counted_cost(pipe, suite, Recipe(DDIM, cache=DeepCache(2, 1)))
 
 
 def test_what_tensors_share_counts_once():

@@ -17,7 +17,7 @@ def study(fabric):
     """A baseline and a cached recipe that has lost PSNR and sharpness; its records say what it keeps."""
     base = fabric.quality("base", 2.0, 0.1, 2e9, more=PLAIN)
     cached = fabric.quality("cached", 2.0, 0.1, 1e9, cache="deepcache", more=CACHED | {"psnr_to_plain": 27.0})
-    cached["cost"] |= {"cache_bytes": 3_210_000, "vram_bytes": 45_600_000}
+    cached["cost"] |= {"cache_bytes": 3_210_000, "vram_bytes": 45_600_000, "hits": 0.25}
     fabric.results.save(cached)
     fabric.line("baseline", base)
     fabric.line("cell", cached)
@@ -33,6 +33,7 @@ def test_values_stand_in_the_main_table_with_their_direction(study):
     assert rows["cached"]["PSNR dB ↑ to plain"].startswith("27.0")
     assert {"SSIM ↑", "LPIPS ↓", "sharpness"} < set(rows["base"])
     assert (rows["cached"]["cache MB"], rows["cached"]["GPU peak MB"]) == ("3.21", "45.6")
+    assert (rows["cached"]["reused %"], rows["base"]["reused %"]) == ("25", "–")
     assert not any(word in rows["cached"]["all values"] for word in ("PSNR", "SSIM", "sharp"))  # no margin, no gate
 
 
@@ -41,7 +42,7 @@ def test_verdicts_follow_each_direction(study):
     verdicts = {key: frame[f"delta_{key}_verdict"] for key in PLAIN}
     assert verdicts == {"psnr": "worse", "ssim": "better", "lpips": "better", "sharpness": "blurrier"}
     assert frame["delta_psnr_holm"]
-    assert frame["cache_bytes"] == 3_210_000
+    assert (frame["cache_bytes"], frame["hits"]) == (3_210_000, 0.25)
     (row,) = grid(page(study), "## Equal-cost controls")
     assert row["ΔPSNR dB ↑"].endswith("worse‡")
     assert row["Δsharpness"].endswith("blurrier‡")
@@ -58,5 +59,5 @@ def test_sharper_is_said_and_not_better(study):
 
 def test_studies_without_them_have_no_such_column(demo):
     columns = set(study_frame(demo.results, "demo").columns)
-    assert not {"psnr", "sharpness", "cache_bytes", "vram_bytes"} & columns
+    assert not {"psnr", "sharpness", "cache_bytes", "vram_bytes", "hits"} & columns
     assert "↑" not in page(demo)

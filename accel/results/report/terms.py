@@ -152,6 +152,11 @@ TERMS = (
         "Memory: of the weights; the most at once, while sampling, on the CPU or GPU; of what a cache keeps.",
     ),
     Term(
+        "reused %",
+        r"reused %",
+        "Evaluations that a cache answered with an earlier one, decided while sampling. 0: its threshold never hit.",
+    ),
+    Term(
         "set-up",
         r"set-up|earned",
         "Seconds before the first image: searches, fits, calibration, compilation. Earned: after how many images "
