@@ -52,6 +52,9 @@ MODERN = {
 }
 
 
+# Those that ask for packages: accelerate, ftfy.
+PACKAGED = {"krea2": Small(32), "prx": Small(sequence=None)}
+
 # Those that begin at images: the kinds of experiments with them.
 IMAGES = {
     "sd_img2img": Small(sequence=None),
@@ -332,6 +335,32 @@ def ovis():
         in_channels=16, out_channels=16, joint_attention_dim=WIDTH, axes_dims_rope=(4, 4, 8), **_DOUBLE
     )
     return d.OvisImagePipeline(_flow(use_dynamic_shifting=True), _flow_vae(), _text("Qwen3Model"), _tokenizer(), net)
+
+
+def krea2():
+    from transformers import Qwen3VLConfig, Qwen3VLModel
+
+    net = d.Krea2Transformer2DModel(
+        in_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=32, timestep_embed_dim=16, text_hidden_dim=WIDTH, num_text_layers=2,
+        text_num_attention_heads=2, text_num_key_value_heads=2, text_intermediate_size=16, num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True, "rope_theta": 1e6}
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": WIDTH,
+              "deepstack_visual_indexes": [0], "num_position_embeddings": 16}  # fmt: skip
+    encoder = Qwen3VLModel(Qwen3VLConfig(text_config=_TEXT | {"rope_parameters": rope}, vision_config=vision))
+    return d.Krea2Pipeline(
+        _flow(use_dynamic_shifting=True), _qwen_vae(), encoder, _tokenizer(words=True), net,
+        text_encoder_select_layers=(1, 2),
+    )  # fmt: skip
+
+
+def prx():
+    net = d.PRXTransformer2DModel(
+        in_channels=4, context_in_dim=WIDTH, hidden_size=16, mlp_ratio=2.0, num_heads=2, depth=2, axes_dim=[4, 4]
+    )
+    return d.PRXPipeline(net, _flow(shift=3.0), _gemma(), _tokenizer(), _flow_vae(), default_sample_size=16)
 
 
 def sd_img2img():

@@ -141,7 +141,7 @@ def _cache(opened: Opened, found: Plain) -> None:
     ready = cache.prepared(opened.pipe, recipe, (opened.saved.artefacts or {}).get("cache"))
     config, function, _ = HOOKS[cache.hook]
     options = arguments(ready.options)
-    if cache.timed:
+    if cache.contextless:
         found.setup.append(TIMED.format(net=name).rstrip())
         found.begin.append("    times.clear()")
         options = f"{options}{', ' * bool(options)}current_timestep_callback=lambda: times[-1]"

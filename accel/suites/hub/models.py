@@ -13,7 +13,7 @@ from torch import nn
 
 from accel.core import compiling
 from accel.core.denoiser import denoiser_name
-from accel.errors import ConfigError, Refusals, needs
+from accel.errors import ConfigError, Refusals, check_installed, needs
 from accel.suites.base import loading
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import index as hub_index
@@ -78,8 +78,11 @@ def network(folder: Path, name: str, library: str, cls: str, dtype: torch.dtype,
     options = {"dtype" if library == "transformers" and _says_dtype() else "torch_dtype": dtype}
     if hub_files.has_variant(folder, name, variant):
         options["variant"] = variant
+    kind = getattr(import_module(library), cls)
+    if library == "diffusers" and kind._keep_in_fp32_modules is not None:  # diffusers loads these with accelerate alone
+        check_installed(("accelerate",), "hub", f"a {cls}, parts of which stay in float32,")
     with loading(place):
-        found, info = getattr(import_module(library), cls).from_pretrained(
+        found, info = kind.from_pretrained(
             place, use_safetensors=True, local_files_only=True, output_loading_info=True, **options, **memory()
         )
     _check_weights(f"{place}: the weights", cls, found, info)
@@ -138,8 +141,9 @@ def _says_dtype() -> bool:
 def limits(pipe: Any, kind: Kind, max_sequence_length: int | None) -> dict[str, tuple[Any, int]]:
     """Each tokenizer of the pipeline, and the number of tokens beyond which it cuts a prompt."""
     found = {}
-    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4"):
         if (tokenizer := getattr(pipe, name, None)) is not None:
+            tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
             clip = kind.sequence is None or "CLIP" in type(tokenizer).__name__
             limit = tokenizer.model_max_length if clip else max_sequence_length or kind.sequence
             found[name] = tokenizer, int(limit)

@@ -9,6 +9,7 @@ import torch
 from registry import METHODS, recipe
 from safetensors.torch import save_file
 
+from accel.config import compose, instantiate
 from accel.core.recipe import accelerate
 from accel.deploy.export import _loaded
 from accel.errors import ConfigError, IncompatibleError
@@ -145,6 +146,13 @@ def test_short_and_long_forms_are_the_same():
     assert parsed(["a.safetensors:0.5"]) == parsed([{"path": "a.safetensors", "scale": 0.5}])
     assert parsed(["a.safetensors", {"path": "b"}]) == (Lora("a.safetensors"), Lora("b"))
     assert parsed(["C:/a.safetensors"]) == (Lora("C:/a.safetensors"),), "a colon of the path"
+
+
+@pytest.mark.parametrize("said", ["[a.safetensors:0.5]", "[{path: a.safetensors, scale: 0.5}]"])
+def test_the_command_line_takes_both(said):
+    suite = instantiate(compose(["suite=sdxl_lightning", f"suite.lora={said}"]).suite)
+    assert suite.lora == (Lora("a.safetensors", 0.5),)
+    assert hash(suite) == hash(replace(suite))
 
 
 WRONG = {

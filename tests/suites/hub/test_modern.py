@@ -6,7 +6,8 @@ import inspect
 
 import pytest
 import torch
-from hub_modern import MODERN
+from hub_modern import MODERN as WITHOUT
+from hub_modern import PACKAGED
 
 from accel.core.denoiser import denoiser_name
 from accel.core.recipe import Recipe, accelerate
@@ -21,12 +22,31 @@ from accel.studies.evaluation import Evaluation
 from accel.studies.runner import Runner
 from accel.suites.hub.prompts import Prompts
 
+MODERN = WITHOUT | PACKAGED
 QUICK = Evaluation(n=60, distance_n=60, shard=60, batch=60, timing=False, controls=False, device="cpu")
 BETAS = ("sd_pag", "sdxl_pag", "pixart_sigma_pag", "kandinsky3", "hunyuan_dit", "lcm", "cogview3")
-# Samplers of the command line cannot drive two; Kandinsky 3 has no cache, and sixty of its images take seconds.
+# Samplers of the command line cannot drive two; Kandinsky 3 has no cache; sixty images of it, and of PRX, take seconds.
 UNGUIDED = {kind: ["expects a doubled batch, but the denoiser got 6 rows for 2"] for kind in MODERN if "pag" in kind}
 UNGUIDED["lcm"] = ["distilled from guided predictions"]
-WHOLE = [kind for kind in MODERN if kind not in ("lcm", "cogview3", "kandinsky3")]
+WHOLE = [kind for kind in MODERN if kind not in ("lcm", "cogview3", "kandinsky3", "prx")]
+
+
+@pytest.fixture(autouse=True)
+def packages(request):
+    """Krea 2's network, which keeps parts in float32, is loaded with accelerate alone."""
+    if "[krea2]" in request.node.name:
+        pytest.importorskip("accelerate", reason="needs the extra `hub`")
+
+
+@pytest.fixture(autouse=True)
+def text(monkeypatch):
+    """PRX asks for ftfy, which mends broken text; there is none in the prompts here."""
+    from types import SimpleNamespace
+
+    from diffusers.pipelines.prx import pipeline_prx
+
+    monkeypatch.setattr("accel.suites.hub.kinds.find_spec", lambda name: name)
+    monkeypatch.setattr(pipeline_prx, "ftfy", SimpleNamespace(fix_text=lambda text: text), raising=False)
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +85,7 @@ def test_harness_changes_nothing_but_the_scheduler(kind, hub_suite, hub_pipe):
     """Without guidance and with it, the images are those of a user who sets the scheduler by hand; or the guidance is
     refused."""
     suite, pipe = hub_suite(kind), hub_pipe(kind)
-    for guidance in (None, CFG(3.0)):
+    for guidance in (None, CFG(3.0)) if kind != "prx" else (None,):  # whose own guided calls are of one image
         made = Recipe(sampler(kind), guidance=guidance)
         call = suite.conditions(0, 2) | suite.guidance_arguments(made)
         if suite.kind.guided == "true_cfg_scale":  # which guides where there is a negative prompt, too
@@ -95,7 +115,9 @@ def test_the_size_that_is_said_is_the_pipelines_own(kind, hub_suite, hub_pipe):
     cells = getattr(pipe, "default_sample_size", None)
     if cells is None or kind == "hidream":
         cells = getattr(pipe, denoiser_name(pipe)).config.get("sample_size")
-    if suite.kind.side is None:
+    if kind == "prx":
+        assert suite.image_size == (512, 512), "its class's default, which a folder of its own may change"
+    elif suite.kind.side is None:
         assert suite.image_size == (cells * pipe.vae_scale_factor,) * 2
     else:
         assert suite.image_size == (1024, 1024)
@@ -130,3 +152,10 @@ def test_classes_that_only_their_own_scheduler_drives_say_so(hub_pipe):
         ddim.check(hub_pipe("cogview3"), {})
     with accelerate(hub_pipe("lcm"), ddim), pytest.raises(IncompatibleError, match=lcm):
         hub_pipe("lcm")("a cat", num_inference_steps=2, height=16, width=16)
+
+
+def test_a_network_that_is_loaded_with_accelerate_alone_says_so(hub_folder, hub_suite, monkeypatch):
+    suite = hub_suite("krea2")
+    monkeypatch.setattr("accel.errors.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"a Krea2Transformer2DModel, parts of which .* needs accelerate"):
+        suite.pipeline()
