@@ -69,6 +69,17 @@ def scale_arguments(cls: type, scale: float, embedded: float | None = None) -> d
     return {SCALE: scale - weight_offset(cls) if embedded is None else embedded}
 
 
+def usual_scale(cls: type) -> float | None:
+    """The s of u + s (c - u) that calls of a pipeline of class `cls` ask for where they say nothing; None for one that
+    does not guide."""
+    asked = _arguments(cls)
+    parameter = asked.get(TRUE_SCALE) or asked.get(SCALE)
+    said = isinstance(getattr(parameter, "default", None), (int, float))
+    if not said:
+        return None
+    return float(parameter.default) + (0 if TRUE_SCALE in asked else weight_offset(cls))
+
+
 def weight_offset(cls: type) -> float:
     """s minus what `guidance_scale` says of it: 1 for pipelines that step with c + w (c - u)."""
     return 1.0 if cls.__name__.startswith(OFFSET) else 0.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from accel.config import recipe_by, recipe_from
+from accel.core.pipelines import usual_scale
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, IncompatibleError
 from accel.recommend.precisions import CHOICES, Rates, unfit
@@ -109,7 +110,7 @@ def _todays_sampler(scheduler: str, kind: str) -> tuple[str, ...]:
 
 def _guidance(runner: Runner, scale: float | None, kind: str) -> list[str]:
     """Classifier-free guidance as today and its shortcuts, where the pipeline has it."""
-    scale = _default(runner.pipe, "guidance_scale") if scale is None else scale
+    scale = usual_scale(type(runner.pipe)) if scale is None else scale
     if scale is None or scale <= 1:
         return ["guidance=none"]
     found = [f"guidance={name} guidance.scale={scale:g}" for name in ("cfg", "ag", "interval")]
