@@ -27,10 +27,11 @@ CACHES = {
         "cache=deepcache cache.interval=2 cache.branch=1",
         "cache=deepcache cache.interval=3 cache.branch=1",
         "cache=encoder_propagation cache.schedule.interval=2",
+        "cache=easycache cache.threshold=0.1",
     ),
     "transformer": (
         "cache=fora cache.schedule.interval=2",
-        "cache=fora cache.schedule.interval=3",
+        "cache=easycache cache.threshold=0.1",
         "cache=taylorseer cache.schedule.interval=3",
         "cache=diffusers_first_block cache.options.threshold=0.1",
     ),
