@@ -29,6 +29,7 @@ from accel.metrics.networks import NETWORKS
 from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
 from accel.suites.base import Origin, labels, load_pipeline, to_uint8
+from accel.suites.hub import attention as hub_attention
 from accel.suites.hub import configs as hub_configs
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import index as hub_index
@@ -76,6 +77,7 @@ class HubSuite(Scored):
     compile: bool = False
     offload: str = "none"  # none | model | group
     layerwise_casting: bool = False
+    attention: str | None = None  # None: diffusers' own; see accel/suites/hub/attention.py
     name: str = "hub"
 
     def __post_init__(self) -> None:
@@ -93,6 +95,8 @@ class HubSuite(Scored):
                 )
             if self.offload not in hub_offload.WAYS:
                 refusals.add(unknown("suite.offload", str(self.offload), hub_offload.WAYS))
+            if self.attention is not None:
+                refusals.ask(hub_attention.check_name, self.attention)
             refusals.ask(check_int, "suite.converged_steps", self.converged_steps, 1)
             refusals.ask(check_float, "suite.distilled_guidance", self.distilled_guidance, 1.0)
         for name in ("classes", "stitch_models"):
@@ -120,15 +124,21 @@ class HubSuite(Scored):
         pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], **options)
         hub_lora.add(pipe, self.lora, self.lora_fused)
         pipe = hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
+        net = getattr(pipe, hub_files.denoiser_of(self.folder))
         if self.layerwise_casting:
-            hub_offload.store(getattr(pipe, hub_files.denoiser_of(self.folder)))
+            hub_offload.store(net)
+        if self.attention is not None:
+            hub_attention.use(net, self.attention)
         return pipe
 
     def on(self, pipe: Any, device: str) -> Any:
         return hub_offload.place(pipe, device, self.offload)
 
     def check_device(self, device: str) -> None:
-        hub_offload.check(self.offload, device)
+        with Refusals() as refusals:
+            refusals.ask(hub_offload.check, self.offload, device)
+            if self.attention is not None:
+                refusals.ask(hub_attention.check, self.attention, device, DTYPES[self.dtype], self._head_width)
 
     def origin(self) -> Origin | None:
         kind = self.kind
@@ -141,13 +151,18 @@ class HubSuite(Scored):
         lines = hub_lora.lines(self.lora, self.lora_fused)
         if self.layerwise_casting:
             lines.append(hub_offload.line(hub_files.denoiser_of(self.folder)))
+        if self._inexact:
+            lines.append(hub_attention.line(hub_files.denoiser_of(self.folder), self.attention))
         return Origin(kind.name, model, options, lines)
 
     def models(self) -> dict[str, nn.Module]:
-        return {
+        nets = {
             name: hub_models.denoiser(hub_files.folder_of(source, None, self.variant), DTYPES[self.dtype], self.variant)
             for name, source in self.stitch_models
         }
+        for net in nets.values() if self.attention is not None else ():
+            hub_attention.use(net, self.attention)
+        return nets
 
     def fingerprint(self) -> dict[str, str]:
         kind = self.kind
@@ -174,6 +189,8 @@ class HubSuite(Scored):
             settings["lora fused"] = False
         if self.layerwise_casting:
             settings["layerwise casting"] = str(hub_offload.STORED)
+        if self._inexact:
+            settings["attention"] = self.attention
         if self._distilled:
             settings["distilled guidance"] = float(self.distilled_guidance)
         return settings
@@ -298,6 +315,15 @@ class HubSuite(Scored):
         return _distilled(self.folder)
 
     @property
+    def _inexact(self) -> bool:
+        return self.attention is not None and not hub_attention.exact(self.attention)
+
+    @property
+    def _head_width(self) -> int:
+        width = hub_files.config_of(self.folder, hub_files.denoiser_of(self.folder)).get("attention_head_dim")
+        return width if isinstance(width, int) else hub_attention.WIDTH
+
+    @property
     def _class_count(self) -> int:
         count = hub_files.config_of(self.folder, "transformer").get("num_embeds_ada_norm")
         check_int(f"num_embeds_ada_norm in the config of {self.folder / 'transformer'}", count, 1)
@@ -333,7 +359,8 @@ class HubSuite(Scored):
 
     def execution(self) -> dict[str, Any]:
         used = {name: True for name in ("vae_slicing", "channels_last", "compile") if getattr(self, name)}
-        return used | ({} if self.offload == "none" else {"offload": self.offload})
+        used |= {} if self.offload == "none" else {"offload": self.offload}
+        return used | ({} if self.attention is None or self._inexact else {"attention": self.attention})
 
 
 @lru_cache(maxsize=8)
