@@ -146,8 +146,8 @@ class FakeQuant(Precision):
                 )
             if self.attention_bits != FLOAT_BITS and (kernels := other_kernels(net)):
                 raise IncompatibleError(
-                    f"the attention of {name!r} is computed by {', '.join(sorted(kernels))}, in whose kernel nothing is "
-                    "quantised; use precision.attention_bits=32, or a backend of PyTorch (suite.attention=native)."
+                    f"the attention of {name!r} is computed by {', '.join(sorted(kernels))}, in whose kernel nothing "
+                    "is quantised; use precision.attention_bits=32, or a backend of PyTorch (suite.attention=native)."
                 )
         if recipe.cache and self.calibrated and self.calibration.replayed:
             raise IncompatibleError(

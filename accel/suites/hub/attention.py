@@ -2,8 +2,8 @@
 
 What a backend is part of, by one rule: one that computes softmax(Q K^T / sqrt(d)) V in the type of Q, K and V differs
 from another such in the order of its sums, which is rounding, and is of a timing's identity alone; one that quantises
-Q, K, V or the probabilities (SageAttention, Zhang et al. 2024, arXiv:2410.02367: int8 and fp8) changes images, and is of
-theirs. `EXACT` says which are the former, by families, so that a backend of later days counts as the latter. Before
+Q, K, V or the probabilities (SageAttention, Zhang et al. 2024, arXiv:2410.02367: int8 and fp8) changes images, and is
+of theirs. `EXACT` says which are the former, by families, so that a backend of later days counts as the latter. Before
 work the rule is held against numbers: on the device, in the suite's type, such a backend's error against float64 must
 be at most `ROUNDING` times that of the formula itself in that type.
 

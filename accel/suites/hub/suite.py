@@ -36,6 +36,7 @@ from accel.suites.hub import index as hub_index
 from accel.suites.hub import lora as hub_lora
 from accel.suites.hub import models as hub_models
 from accel.suites.hub import offload as hub_offload
+from accel.suites.hub import quantised as hub_quantised
 from accel.suites.hub.inputs import Inputs
 from accel.suites.hub.kinds import PIXEL, Kind
 from accel.suites.hub.prompts import Prompts
@@ -137,6 +138,7 @@ class HubSuite(Scored):
     def check_device(self, device: str) -> None:
         with Refusals() as refusals:
             refusals.ask(hub_offload.check, self.offload, device)
+            refusals.ask(hub_quantised.check_device, self.folder, device)
             if self.attention is not None:
                 refusals.ask(hub_attention.check, self.attention, device, DTYPES[self.dtype], self._head_width)
 
@@ -191,6 +193,7 @@ class HubSuite(Scored):
             settings["layerwise casting"] = str(hub_offload.STORED)
         if self._inexact:
             settings["attention"] = self.attention
+        settings["quantised weights"] = hub_quantised.said(self.folder)  # None is left out
         if self._distilled:
             settings["distilled guidance"] = float(self.distilled_guidance)
         return settings
@@ -229,6 +232,9 @@ class HubSuite(Scored):
                 refusals.add(ConfigError(f"{kind.name} has no negative prompts; leave suite.prompts.negative out."))
             refusals.ask(hub_configs.check, self.folder)
             refusals.ask(hub_lora.check, self.lora, kind.cls())
+            refusals.ask(hub_quantised.check, self.folder)
+            fused = bool(self.lora) and self.lora_fused
+            refusals.ask(hub_quantised.check_settings, self.folder, fused, self.layerwise_casting)
             if kind.condition == "label":
                 refusals.ask(self._check_classes)
             if self.clip and kind.condition != "prompt":

@@ -1,4 +1,4 @@
-"""Backends of attention: what they compute is the formula's, what they are part of goes by the rule, none is a no-op."""
+"""Backends of attention: what they compute is the formula's, each is part of what it changes, none does nothing."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_images_are_the_default_ones_and_no_other_network_is_touched(hub_suite, 
             images = generate(pipe, suite, TWO, 0, 0, 2, 2)
         made[backend] = images.float(), run.macs
     assert torch.equal(made[None][0], made["native"][0])
-    assert (made[None][0] - made["_native_math"][0]).abs().max() <= 1, "of 255"
+    assert 0 < (made[None][0] - made["_native_math"][0]).abs().max() < 1e-5, "of 1"
     assert len({macs for _, macs in made.values()}) == 1
     assert _AttentionBackendRegistry.get_active_backend() == before
     assert {p.attn.processor._attention_backend for p in hub_pipe("flux").transformer.transformer_blocks} == {None}
