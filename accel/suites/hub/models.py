@@ -17,6 +17,7 @@ from accel.digests import stored
 from accel.errors import ConfigError, Refusals, check_installed, needs
 from accel.suites.base import loading
 from accel.suites.hub import files as hub_files
+from accel.suites.hub import gguf as hub_gguf
 from accel.suites.hub import index as hub_index
 from accel.suites.hub import quantised as hub_quantised
 from accel.suites.hub.kinds import Kind
@@ -64,13 +65,17 @@ def denoiser(folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Module
     return network(folder, name, *hub_index.components(folder)[name], dtype, variant)
 
 
-def networks(folder: Path, dtype: torch.dtype, variant: str | None) -> dict[str, nn.Module]:
-    """Every network of a pipeline folder. ConfigError for one that cannot be loaded, or whose weights are not those of
-    its class and config: what a file lacks would have random values, what it has too much would be left out."""
-    return {
+def networks(folder: Path, dtype: torch.dtype, variant: str | None, gguf: str | None = None) -> dict[str, nn.Module]:
+    """Every network of a pipeline folder, the denoiser with the weights of the file `gguf` if there is one.
+
+    ConfigError for one that cannot be loaded, or whose weights are not those of its class and config: what a file lacks
+    would have random values, what it has too much would be left out.
+    """
+    found = {} if gguf is None else {hub_files.denoiser_of(folder): hub_gguf.network(folder, Path(gguf), dtype)}
+    return found | {
         name: network(folder, name, library, cls, dtype, variant)
         for name, (library, cls) in hub_index.components(folder).items()
-        if hub_files.is_network(cls)
+        if hub_files.is_network(cls) and name not in found
     }
 
 

@@ -15,6 +15,7 @@ import torch
 
 from accel.errors import ConfigError, check_installed, unknown
 from accel.suites.hub import files as hub_files
+from accel.suites.hub import gguf as hub_gguf
 from accel.suites.hub import index as hub_index
 
 KEY = "quantization_config"
@@ -26,18 +27,19 @@ PACKAGES = {  # by `quant_method`
 ON_GPU = ("bitsandbytes",)  # whose kernels diffusers runs there alone
 
 
-def labels(folder: Path) -> dict[str, str]:
-    """The label of each network of a pipeline folder that is quantised, by the network's name."""
+def labels(folder: Path, gguf: str | None = None) -> dict[str, str]:
+    """The label of each network of a pipeline folder that is quantised, by the network's name; `gguf`: the file of the
+    denoiser's weights, if those are not the folder's."""
     found = {}
     for name, (_, cls) in hub_index.components(folder).items():
         if hub_files.is_network(cls) and (config := hub_files.config_of(folder, name).get(KEY)):
             found[name] = label(config)
-    return found
+    return found if gguf is None else found | {hub_files.denoiser_of(folder): hub_gguf.label(gguf)}
 
 
-def said(folder: Path) -> str | None:
+def said(folder: Path, gguf: str | None = None) -> str | None:
     """`labels` in a line; None where nothing is quantised."""
-    return ", ".join(f"{name} {own}" for name, own in labels(folder).items()) or None
+    return ", ".join(f"{name} {own}" for name, own in labels(folder, gguf).items()) or None
 
 
 def label(config: Mapping[str, Any]) -> str:
@@ -84,9 +86,9 @@ def check_device(folder: Path, device: str) -> None:
             )
 
 
-def check_settings(folder: Path, lora_fused: bool, layerwise_casting: bool) -> None:
+def check_settings(folder: Path, gguf: str | None, lora_fused: bool, layerwise_casting: bool) -> None:
     """ConfigError for settings that would write into quantised weights."""
-    if not (own := said(folder)):
+    if not (lora_fused or layerwise_casting) or not (own := said(folder, gguf)):
         return
     if lora_fused:
         raise ConfigError(

@@ -32,6 +32,7 @@ from accel.suites.base import Origin, labels, load_pipeline, to_uint8
 from accel.suites.hub import attention as hub_attention
 from accel.suites.hub import configs as hub_configs
 from accel.suites.hub import files as hub_files
+from accel.suites.hub import gguf as hub_gguf
 from accel.suites.hub import index as hub_index
 from accel.suites.hub import lora as hub_lora
 from accel.suites.hub import models as hub_models
@@ -54,6 +55,7 @@ class HubSuite(Scored):
     model: str = ""
     revision: str | None = None
     variant: str | None = None
+    gguf: str | None = None  # a file with the denoiser's weights, in place of the folder's
     dtype: str = "float32"
     height: int | None = None
     width: int | None = None
@@ -111,7 +113,7 @@ class HubSuite(Scored):
     @property
     def folder(self) -> Path:
         """Where the model is; ConfigError if it is out of reach or has no safetensors weights."""
-        return hub_files.folder_of(self.model, self.revision, self.variant)
+        return hub_files.folder_of(self.model, self.revision, self.variant, self.gguf is None)
 
     @property
     def kind(self) -> Kind:
@@ -121,7 +123,7 @@ class HubSuite(Scored):
         kind = self.kind
         hub_models.quiet()
         options = kind.loading() | hub_models.memory()
-        options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant)
+        options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant, self.gguf)
         pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], **options)
         hub_lora.add(pipe, self.lora, self.lora_fused)
         pipe = hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
@@ -150,7 +152,9 @@ class HubSuite(Scored):
         options = {"torch_dtype": DTYPES[self.dtype], "use_safetensors": True, **kind.loading()}
         options |= {name: value for name, value in said.items() if value is not None}
         model = str(local.absolute()) if local.is_dir() else self.model
-        lines = hub_lora.lines(self.lora, self.lora_fused)
+        if self.gguf is not None:
+            options[hub_files.denoiser_of(self.folder)] = None
+        lines = hub_gguf.lines(self.folder, self.gguf, self.dtype) + hub_lora.lines(self.lora, self.lora_fused)
         if self.layerwise_casting:
             lines.append(hub_offload.line(hub_files.denoiser_of(self.folder)))
         if self._inexact:
@@ -173,7 +177,7 @@ class HubSuite(Scored):
         return self.model_fingerprint() | shown
 
     def model_fingerprint(self) -> dict[str, str]:
-        found = hub_files.hashes(self.folder, self.variant)
+        found = hub_files.hashes(self.folder, self.variant, self.gguf is None) | hub_gguf.identity(self.gguf)
         for name, source in self.stitch_models:
             files = hub_files.hashes(hub_files.folder_of(source, None, self.variant), self.variant)
             found |= {f"stitch {name}/{file}": value for file, value in files.items()}
@@ -193,7 +197,7 @@ class HubSuite(Scored):
             settings["layerwise casting"] = str(hub_offload.STORED)
         if self._inexact:
             settings["attention"] = self.attention
-        settings["quantised weights"] = hub_quantised.said(self.folder)  # None is left out
+        settings["quantised weights"] = hub_quantised.said(self.folder, self.gguf)  # None is left out
         if self._distilled:
             settings["distilled guidance"] = float(self.distilled_guidance)
         return settings
@@ -233,8 +237,9 @@ class HubSuite(Scored):
             refusals.ask(hub_configs.check, self.folder)
             refusals.ask(hub_lora.check, self.lora, kind.cls())
             refusals.ask(hub_quantised.check, self.folder)
+            refusals.ask(hub_gguf.check, self.folder, self.gguf)
             fused = bool(self.lora) and self.lora_fused
-            refusals.ask(hub_quantised.check_settings, self.folder, fused, self.layerwise_casting)
+            refusals.ask(hub_quantised.check_settings, self.folder, self.gguf, fused, self.layerwise_casting)
             if kind.condition == "label":
                 refusals.ask(self._check_classes)
             if self.clip and kind.condition != "prompt":

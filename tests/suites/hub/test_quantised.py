@@ -73,9 +73,9 @@ def test_kernels_of_a_gpu_and_settings_that_write_weights_are_refused(claimed, h
         hub_suite("flux", model=str(folder)).check_device("cpu")
     hub_suite("flux", model=str(folder)).check_device("cuda")
     with pytest.raises(ConfigError, match=r"use suite\.layerwise_casting=false"):
-        quantised.check_settings(folder, False, True)
+        quantised.check_settings(folder, None, False, True)
     with pytest.raises(ConfigError, match=r"use suite\.lora_fused=false"):
-        quantised.check_settings(folder, True, False)
+        quantised.check_settings(folder, None, True, False)
 
 
 def test_the_label_is_of_an_images_identity(claimed, hub_suite):
@@ -134,3 +134,69 @@ def test_quantised_weights_are_run_as_what_they_stand_for(int8, hub_suite):
     assert weights_hex(pipe.transformer) == weights_hex(suite.pipeline().transformer)
     with pytest.raises(IncompatibleError, match=r"were quantised before it was loaded \(torchao\).*precision=none"):
         Recipe(made.sampler, precision=method("precision", "bf16")).check(pipe, {})
+
+
+# GGUF -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def q8(hub_folder, tmp_path):
+    """A flux folder without its transformer's weights, a GGUF file of them, and the weights that it stands for."""
+    pytest.importorskip("accelerate", reason="needs the extra `hub`")
+    gguf = pytest.importorskip("gguf", reason="needs gguf")
+    from diffusers import FluxTransformer2DModel
+
+    made, file, stands = tmp_path / "bare", tmp_path / "q8.gguf", {}
+    shutil.copytree(hub_folder("flux"), made)
+    net = FluxTransformer2DModel.from_pretrained(made / "transformer")
+    for path in (made / "transformer").glob("*.safetensors"):
+        path.unlink()
+    kind, writer = gguf.GGMLQuantizationType.Q8_0, gguf.GGUFWriter(str(file), "flux")
+    for name, weight in net.state_dict().items():
+        array = weight.numpy()
+        if weight.dim() == 2 and weight.shape[1] % 32 == 0:
+            packed = gguf.quants.quantize(array, kind)
+            writer.add_tensor(name, packed, raw_dtype=kind)
+            array = gguf.quants.dequantize(packed, kind).astype("float16").astype("float32")  # as diffusers does
+        else:
+            writer.add_tensor(name, array)
+        stands[name] = torch.from_numpy(array.copy())
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    return made, file, stands
+
+
+def test_a_gguf_file_is_run_as_what_it_stands_for(q8, hub_suite):
+    folder, file, weights = q8
+    suite, plain = hub_suite("flux", model=str(folder), gguf=str(file)), hub_suite("flux")
+    suite.check(4)
+    pipe, other = suite.pipeline(), plain.pipeline()
+    other.transformer.load_state_dict(weights)
+    made = Recipe(method("sampler", "flow_euler", steps=2), cache=method("cache", "fora"))
+    found = []
+    for each in (pipe, other):
+        with accelerate(each, made):
+            found.append(generate(each, suite, made, 0, 0, 2, 2).float())
+    assert (found[0] - found[1]).abs().max() < 1e-5
+    own = {k: v for k, v in suite.fingerprint().items() if k not in plain.fingerprint()}
+    assert own.keys() == {"gguf", "setting quantised weights"}
+    assert own["setting quantised weights"] == "transformer gguf Q8_0"
+    assert not any("transformer" in name and name.endswith("safetensors") for name in suite.fingerprint())
+    with pytest.raises(IncompatibleError, match=r"quantised before it was loaded \(gguf\)"):
+        Recipe(made.sampler, precision=method("precision", "w8a8")).check(pipe, {})
+    line = suite.origin()
+    assert line.options["transformer"] is None
+    other.transformer = None
+    exec("\n".join(line.lines), {"pipe": other, "torch": torch})
+    assert weights_hex(other.transformer) == weights_hex(pipe.transformer)
+    with pytest.raises(ConfigError, match="no safetensors weights"):
+        hub_suite("flux", model=str(folder)).check(4)
+
+
+def test_a_gguf_file_that_is_not_there_or_a_missing_package_is_one_error(hub_suite, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"suite\.gguf is .*needed: a \.gguf file that is here"):
+        hub_suite("flux", gguf=str(tmp_path / "none.gguf")).check(4)
+    (tmp_path / "q.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("accel.errors.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"suite\.gguf needs gguf, accelerate \(not installed\)"):
+        hub_suite("flux", gguf=str(tmp_path / "q.gguf")).check(4)
