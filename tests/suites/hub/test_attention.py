@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-from accel.core.attention import other_kernels
+from accel.core.attention import other_kernels, processors
 from accel.core.recipe import Recipe, accelerate
+from accel.deploy.plain import Plain, _execution
 from accel.errors import ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
 from accel.records import Results
@@ -137,3 +140,14 @@ def test_names_are_diffusers_own_and_code_of_a_hub_is_never_run(hub_suite):
 def test_a_network_that_asks_for_no_backend_is_refused(hub_suite):
     with pytest.raises(ConfigError, match=r"a UNet2DConditionModel ask for no backend.*leave it out"):
         hub_suite("sd", attention="_native_math").pipeline()
+
+
+def test_the_plain_script_sets_the_same(hub_suite, monkeypatch):
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", _AttentionBackendRegistry._active_backend)
+    suite, pipe, script = hub_suite("flux", attention="_native_math"), hub_suite("flux").pipeline(), Plain()
+    _execution(SimpleNamespace(pipe=pipe, suite=suite), script)
+    assert script.execution == ["pipe.transformer.set_attention_backend('_native_math')"]
+    exec(script.execution[0], {"pipe": pipe})
+    own, theirs = ([each._attention_backend for each in processors(p.transformer)] for p in (suite.pipeline(), pipe))
+    assert own == theirs
+    assert {*own} == {"_native_math"}
