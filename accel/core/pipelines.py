@@ -115,8 +115,27 @@ def check(pipe: Any, net: Any, guidance_scale: float, scheduler: Any = None, ste
             f"the denoiser of this {name} is distilled from guided predictions: it is told the scale and gets no "
             "doubled batch. Use guidance=none; suite hub gives it the number suite.distilled_guidance."
         )
+    if guidance_scale > 1:
+        _check_guided(pipe)
     if scheduler is not None and gives_sigmas(pipe):
         _check_driven(name, scheduler, steps)
+
+
+def _check_guided(pipe: Any) -> None:
+    # Whether the pipeline asks its network for a null prediction and for nothing else.
+    name = type(pipe).__name__
+    if "pag_scale" in _arguments(type(pipe)):
+        raise IncompatibleError(
+            f"{name} guides by perturbed attention, too: guided, its network gets three rows of each image, and a "
+            f"recipe's guidance knows two. Use guidance=none, or the class without it ({name.replace('PAG', '')})."
+        )
+    asks = getattr(type(pipe), "do_classifier_free_guidance", None)
+    distilled_steps = getattr(pipe, "config", {}).get("is_distilled", False)
+    if distilled_steps and isinstance(asks, property) and "is_distilled" in _source_of(asks.fget):
+        raise IncompatibleError(
+            f"this {name} is distilled for few steps (is_distilled in its model_index.json) and is never guided, "
+            "whatever scale it is told. Use guidance=none, or the base model, which is not distilled."
+        )
 
 
 def gives_sigmas(pipe: Any) -> bool:
@@ -148,7 +167,11 @@ def _arguments(cls: type) -> Any:
 
 @functools.cache
 def _source(cls: type) -> str:
+    return _source_of(inspect.unwrap(cls.__call__))
+
+
+def _source_of(function: Any) -> str:
     try:
-        return inspect.getsource(inspect.unwrap(cls.__call__))
+        return inspect.getsource(function)
     except (OSError, TypeError):  # made without a file: nothing is known
         return ""

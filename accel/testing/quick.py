@@ -35,6 +35,7 @@ QUICK = {
     "blocks": ["cache.table=[[],[0,3],[],[1]]"],
     **{name: ["cache.schedule.interval=2"] for name in ("encoder_propagation", "inheritance", "fora", "taylorseer")},
     **{name: ["cache.trajectories=2", "cache.batch=2"] for name in ("harmonica", "l2c")},
+    "cache_dit": ["cache.threshold=10.0", "cache.warmup=1"],
     "diffusers_first_block": ["cache.options.threshold=10.0"],
     "diffusers_taylorseer": ["cache.options.cache_interval=2", "cache.options.disable_cache_before_step=1"],
     "diffusers_pab": ["cache.options.spatial_attention_timestep_skip_range=[-1,1001]"],

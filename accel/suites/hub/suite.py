@@ -29,12 +29,15 @@ from accel.metrics.networks import NETWORKS
 from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
 from accel.suites.base import Origin, labels, load_pipeline, to_uint8
+from accel.suites.hub import attention as hub_attention
 from accel.suites.hub import configs as hub_configs
 from accel.suites.hub import files as hub_files
+from accel.suites.hub import gguf as hub_gguf
 from accel.suites.hub import index as hub_index
 from accel.suites.hub import lora as hub_lora
 from accel.suites.hub import models as hub_models
 from accel.suites.hub import offload as hub_offload
+from accel.suites.hub import quantised as hub_quantised
 from accel.suites.hub.inputs import Inputs
 from accel.suites.hub.kinds import PIXEL, Kind
 from accel.suites.hub.prompts import Prompts
@@ -52,6 +55,7 @@ class HubSuite(Scored):
     model: str = ""
     revision: str | None = None
     variant: str | None = None
+    gguf: str | None = None  # a file with the denoiser's weights, in place of the folder's
     dtype: str = "float32"
     height: int | None = None
     width: int | None = None
@@ -76,6 +80,7 @@ class HubSuite(Scored):
     compile: bool = False
     offload: str = "none"  # none | model | group
     layerwise_casting: bool = False
+    attention: str | None = None  # None: diffusers' own; see accel/suites/hub/attention.py
     name: str = "hub"
 
     def __post_init__(self) -> None:
@@ -93,6 +98,8 @@ class HubSuite(Scored):
                 )
             if self.offload not in hub_offload.WAYS:
                 refusals.add(unknown("suite.offload", str(self.offload), hub_offload.WAYS))
+            if self.attention is not None:
+                refusals.ask(hub_attention.check_name, self.attention)
             refusals.ask(check_int, "suite.converged_steps", self.converged_steps, 1)
             refusals.ask(check_float, "suite.distilled_guidance", self.distilled_guidance, 1.0)
         for name in ("classes", "stitch_models"):
@@ -106,7 +113,7 @@ class HubSuite(Scored):
     @property
     def folder(self) -> Path:
         """Where the model is; ConfigError if it is out of reach or has no safetensors weights."""
-        return hub_files.folder_of(self.model, self.revision, self.variant)
+        return hub_files.folder_of(self.model, self.revision, self.variant, self.gguf is None)
 
     @property
     def kind(self) -> Kind:
@@ -116,19 +123,26 @@ class HubSuite(Scored):
         kind = self.kind
         hub_models.quiet()
         options = kind.loading() | hub_models.memory()
-        options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant)
+        options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant, self.gguf)
         pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], **options)
         hub_lora.add(pipe, self.lora, self.lora_fused)
         pipe = hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
+        net = getattr(pipe, hub_files.denoiser_of(self.folder))
         if self.layerwise_casting:
-            hub_offload.store(getattr(pipe, hub_files.denoiser_of(self.folder)))
+            hub_offload.store(net)
+        if self.attention is not None:
+            hub_attention.use(net, self.attention)
         return pipe
 
     def on(self, pipe: Any, device: str) -> Any:
         return hub_offload.place(pipe, device, self.offload)
 
     def check_device(self, device: str) -> None:
-        hub_offload.check(self.offload, device)
+        with Refusals() as refusals:
+            refusals.ask(hub_offload.check, self.offload, device)
+            refusals.ask(hub_quantised.check_device, self.folder, device)
+            if self.attention is not None:
+                refusals.ask(hub_attention.check, self.attention, device, DTYPES[self.dtype], self._head_width)
 
     def origin(self) -> Origin | None:
         kind = self.kind
@@ -138,16 +152,23 @@ class HubSuite(Scored):
         options = {"torch_dtype": DTYPES[self.dtype], "use_safetensors": True, **kind.loading()}
         options |= {name: value for name, value in said.items() if value is not None}
         model = str(local.absolute()) if local.is_dir() else self.model
-        lines = hub_lora.lines(self.lora, self.lora_fused)
+        if self.gguf is not None:
+            options[hub_files.denoiser_of(self.folder)] = None
+        lines = hub_gguf.lines(self.folder, self.gguf, self.dtype) + hub_lora.lines(self.lora, self.lora_fused)
         if self.layerwise_casting:
             lines.append(hub_offload.line(hub_files.denoiser_of(self.folder)))
+        if self._inexact:
+            lines.append(hub_attention.line(hub_files.denoiser_of(self.folder), self.attention))
         return Origin(kind.name, model, options, lines)
 
     def models(self) -> dict[str, nn.Module]:
-        return {
+        nets = {
             name: hub_models.denoiser(hub_files.folder_of(source, None, self.variant), DTYPES[self.dtype], self.variant)
             for name, source in self.stitch_models
         }
+        for net in nets.values() if self.attention is not None else ():
+            hub_attention.use(net, self.attention)
+        return nets
 
     def fingerprint(self) -> dict[str, str]:
         kind = self.kind
@@ -156,7 +177,7 @@ class HubSuite(Scored):
         return self.model_fingerprint() | shown
 
     def model_fingerprint(self) -> dict[str, str]:
-        found = hub_files.hashes(self.folder, self.variant)
+        found = hub_files.hashes(self.folder, self.variant, self.gguf is None) | hub_gguf.identity(self.gguf)
         for name, source in self.stitch_models:
             files = hub_files.hashes(hub_files.folder_of(source, None, self.variant), self.variant)
             found |= {f"stitch {name}/{file}": value for file, value in files.items()}
@@ -174,6 +195,9 @@ class HubSuite(Scored):
             settings["lora fused"] = False
         if self.layerwise_casting:
             settings["layerwise casting"] = str(hub_offload.STORED)
+        if self._inexact:
+            settings["attention"] = self.attention
+        settings["quantised weights"] = hub_quantised.said(self.folder, self.gguf)  # None is left out
         if self._distilled:
             settings["distilled guidance"] = float(self.distilled_guidance)
         return settings
@@ -212,6 +236,10 @@ class HubSuite(Scored):
                 refusals.add(ConfigError(f"{kind.name} has no negative prompts; leave suite.prompts.negative out."))
             refusals.ask(hub_configs.check, self.folder)
             refusals.ask(hub_lora.check, self.lora, kind.cls())
+            refusals.ask(hub_quantised.check, self.folder)
+            refusals.ask(hub_gguf.check, self.folder, self.gguf)
+            fused = bool(self.lora) and self.lora_fused
+            refusals.ask(hub_quantised.check_settings, self.folder, self.gguf, fused, self.layerwise_casting)
             if kind.condition == "label":
                 refusals.ask(self._check_classes)
             if self.clip and kind.condition != "prompt":
@@ -298,6 +326,15 @@ class HubSuite(Scored):
         return _distilled(self.folder)
 
     @property
+    def _inexact(self) -> bool:
+        return self.attention is not None and not hub_attention.exact(self.attention)
+
+    @property
+    def _head_width(self) -> int:
+        width = hub_files.config_of(self.folder, hub_files.denoiser_of(self.folder)).get("attention_head_dim")
+        return width if isinstance(width, int) else hub_attention.WIDTH
+
+    @property
     def _class_count(self) -> int:
         count = hub_files.config_of(self.folder, "transformer").get("num_embeds_ada_norm")
         check_int(f"num_embeds_ada_norm in the config of {self.folder / 'transformer'}", count, 1)
@@ -333,7 +370,8 @@ class HubSuite(Scored):
 
     def execution(self) -> dict[str, Any]:
         used = {name: True for name in ("vae_slicing", "channels_last", "compile") if getattr(self, name)}
-        return used | ({} if self.offload == "none" else {"offload": self.offload})
+        used |= {} if self.offload == "none" else {"offload": self.offload}
+        return used | ({} if self.attention is None or self._inexact else {"attention": self.attention})
 
 
 @lru_cache(maxsize=8)
