@@ -116,10 +116,19 @@ def _scheduler(opened: Opened, found: Plain) -> None:
     found.imports.append(cls.__name__)
     found.setup.append(f"pipe.scheduler = {cls.__name__}.from_config({_joined('pipe.scheduler.config', own)})")
     found.call["num_inference_steps"] = sampler.steps
-    for name, values in getattr(built.set_timesteps, "fixed", {}).items():
+    asked = inspect.signature(type(pipe).__call__).parameters
+    fixed, told = getattr(built.set_timesteps, "fixed", {}), getattr(built.step, "fixed", {})
+    if fixed is None:
+        found.reasons.append(f"grid {recipe.grid.name}, which no call of a {type(pipe).__name__} can ask for")
+    for name, value in told.items():
+        if name in asked:
+            found.call[name] = value
+        else:
+            found.reasons.append(f"{name}={value:g} at each step, which a {type(pipe).__name__} does not pass on")
+    for name, values in (fixed or {}).items():
         if pipelines.gives_sigmas(pipe):  # which gives sigmas of its own, under accel, too
             continue
-        if name in inspect.signature(type(pipe).__call__).parameters:
+        if name in asked:
             found.call[name] = values
             continue
         found.setup += [

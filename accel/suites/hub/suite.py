@@ -28,6 +28,7 @@ from accel.errors import ConfigError, Refusals, check_float, check_int, unknown
 from accel.metrics.networks import NETWORKS
 from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
+from accel.samplers.trigflow import is_trigflow
 from accel.suites.base import Origin, labels, load_pipeline, to_uint8
 from accel.suites.hub import configs as hub_configs
 from accel.suites.hub import files as hub_files
@@ -42,7 +43,7 @@ from accel.suites.hub.real_images import RealImages
 from accel.suites.hub.scored import Scored
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-CONVERGED = {"unipc": "karras", "rf_solver": "none", "flow_euler": "none"}  # sampler: its grid
+CONVERGED = {"unipc": "karras"}  # sampler: its grid, where it has one of its own
 
 
 @dataclass(frozen=True)
@@ -310,8 +311,9 @@ class HubSuite(Scored):
     # what it is compared with --------------------------------------------------------------------------------------
 
     def converged(self, guidance: Guidance | None) -> Recipe:
-        flow = is_flow(hub_files.config_of(self.folder, "scheduler"))
-        name = self.converged_sampler or ("rf_solver" if flow else "unipc")
+        config = hub_files.config_of(self.folder, "scheduler")
+        own = "scm" if is_trigflow(config) else "rf_solver" if is_flow(config) else "unipc"
+        name = self.converged_sampler or own
         grid = self.converged_grid or CONVERGED.get(name, "none")
         sampler = method("sampler", name, steps=self.converged_steps)
         return Recipe(sampler, method("grid", grid), guidance)
