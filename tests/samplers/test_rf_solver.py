@@ -17,7 +17,7 @@ import torch
 from accel.config import choice_of
 from accel.errors import AccelError, ConfigError, IncompatibleError
 from accel.samplers import DEISScheduler, DiffusersSampler, RFSolverScheduler
-from accel.samplers.grids import ExplicitGrid, Grid, PowerGrid
+from accel.samplers.grids import Grid, PowerGrid
 
 MEAN, STD = 0.5, 0.4
 FLOW = {"num_train_timesteps": 1000, "shift": 1.0}

@@ -62,13 +62,13 @@ def denoiser(folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Module
     return network(folder, name, *hub_index.components(folder)[name], dtype, variant)
 
 
-def networks(folder: Path, dtype: torch.dtype, variant: str | None) -> dict[str, nn.Module]:
-    """Every network of a pipeline folder. ConfigError for one that cannot be loaded, or whose weights are not those of
-    its class and config: what a file lacks would have random values, what it has too much would be left out."""
+def networks(folder: Path, dtype: torch.dtype, variant: str | None, without: str | None = None) -> dict[str, nn.Module]:
+    """Every network of a pipeline folder but `without`. ConfigError for one that cannot be loaded, or whose weights are
+    not those of its class and config: what a file lacks would have random values, what it has too much be left out."""
     return {
         name: network(folder, name, library, cls, dtype, variant)
         for name, (library, cls) in hub_index.components(folder).items()
-        if hub_files.is_network(cls)
+        if hub_files.is_network(cls) and name != without
     }
 
 

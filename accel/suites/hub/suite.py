@@ -29,6 +29,8 @@ from accel.metrics.networks import NETWORKS
 from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
 from accel.samplers.trigflow import is_trigflow
+from accel.students import Known, known_by, under
+from accel.students.known import named
 from accel.suites.base import Origin, labels, load_pipeline, to_uint8
 from accel.suites.hub import configs as hub_configs
 from accel.suites.hub import files as hub_files
@@ -36,6 +38,7 @@ from accel.suites.hub import index as hub_index
 from accel.suites.hub import lora as hub_lora
 from accel.suites.hub import models as hub_models
 from accel.suites.hub import offload as hub_offload
+from accel.suites.hub import student as hub_student
 from accel.suites.hub.inputs import Inputs
 from accel.suites.hub.kinds import PIXEL, Kind
 from accel.suites.hub.prompts import Prompts
@@ -69,6 +72,8 @@ class HubSuite(Scored):
     stitch_models: Mapping[str, str] = field(default_factory=dict)
     lora: Sequence[Any] = ()  # see accel/suites/hub/lora.py
     lora_fused: bool = True
+    student: str | None = None  # see accel/suites/hub/student.py
+    known: str = "auto"  # auto: the student of others that the names of files say; none; or such a name
     converged_steps: int = 50
     converged_sampler: str | None = None  # None: unipc, or rf_solver for a flow
     converged_grid: str | None = None  # None: karras for unipc
@@ -117,13 +122,24 @@ class HubSuite(Scored):
         kind = self.kind
         hub_models.quiet()
         options = kind.loading() | hub_models.memory()
-        options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant)
+        own = self._denoiser if self.student else None
+        options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant, own)
+        if own:
+            options[own] = hub_student.load(self.student, own, self.folder, DTYPES[self.dtype], self.variant)
         pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], **options)
         hub_lora.add(pipe, self.lora, self.lora_fused)
         pipe = hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
         if self.layerwise_casting:
-            hub_offload.store(getattr(pipe, hub_files.denoiser_of(self.folder)))
-        return pipe
+            hub_offload.store(getattr(pipe, self._denoiser))
+        return under(pipe, self.contract) if self.contract else pipe
+
+    @property
+    def contract(self) -> Known | None:
+        """How the model, or its LoRA, may be run if it is a student of others. ConfigError for an unknown one."""
+        if self.known in ("auto", "none"):
+            said = [*(lora.path for lora in self.lora), *filter(None, [self.student]), self.model]
+            return known_by(said) if self.known == "auto" else None
+        return named(self.known)
 
     def on(self, pipe: Any, device: str) -> Any:
         return hub_offload.place(pipe, device, self.offload)
@@ -139,9 +155,12 @@ class HubSuite(Scored):
         options = {"torch_dtype": DTYPES[self.dtype], "use_safetensors": True, **kind.loading()}
         options |= {name: value for name, value in said.items() if value is not None}
         model = str(local.absolute()) if local.is_dir() else self.model
-        lines = hub_lora.lines(self.lora, self.lora_fused)
+        lines = []
+        if self.student:
+            lines += hub_student.lines(self.student, self._denoiser, self.variant, DTYPES[self.dtype])
+        lines += hub_lora.lines(self.lora, self.lora_fused)
         if self.layerwise_casting:
-            lines.append(hub_offload.line(hub_files.denoiser_of(self.folder)))
+            lines.append(hub_offload.line(self._denoiser))
         return Origin(kind.name, model, options, lines)
 
     def models(self) -> dict[str, nn.Module]:
@@ -158,6 +177,7 @@ class HubSuite(Scored):
 
     def model_fingerprint(self) -> dict[str, str]:
         found = hub_files.hashes(self.folder, self.variant)
+        found |= hub_student.hashes(self.student, self._denoiser, self.variant) if self.student else {}
         for name, source in self.stitch_models:
             files = hub_files.hashes(hub_files.folder_of(source, None, self.variant), self.variant)
             found |= {f"stitch {name}/{file}": value for file, value in files.items()}
@@ -213,6 +233,10 @@ class HubSuite(Scored):
                 refusals.add(ConfigError(f"{kind.name} has no negative prompts; leave suite.prompts.negative out."))
             refusals.ask(hub_configs.check, self.folder)
             refusals.ask(hub_lora.check, self.lora, kind.cls())
+            if self.student:
+                refusals.ask(hub_student.config, self.student, self._denoiser, self.folder, self.variant)
+            if contract := refusals.ask(lambda: self.contract):
+                refusals.ask(contract.check_scales, [lora.scale for lora in self.lora])
             if kind.condition == "label":
                 refusals.ask(self._check_classes)
             if self.clip and kind.condition != "prompt":
@@ -295,7 +319,13 @@ class HubSuite(Scored):
         return {} if self.height is None else {"height": self.height, "width": self.width}
 
     @property
+    def _denoiser(self) -> str:
+        return hub_files.denoiser_of(self.folder)
+
+    @property
     def _distilled(self) -> bool:
+        if self.student:
+            return distilled_config(hub_student.config(self.student, self._denoiser, self.folder, self.variant))
         return _distilled(self.folder)
 
     @property
@@ -313,6 +343,8 @@ class HubSuite(Scored):
     def converged(self, guidance: Guidance | None) -> Recipe:
         config = hub_files.config_of(self.folder, "scheduler")
         own = "scm" if is_trigflow(config) else "rf_solver" if is_flow(config) else "unipc"
+        if self.contract and not self.converged_sampler:  # 50 steps of a student are no better images of its
+            return self.contract.plain(guidance)
         name = self.converged_sampler or own
         grid = self.converged_grid or CONVERGED.get(name, "none")
         sampler = method("sampler", name, steps=self.converged_steps)
