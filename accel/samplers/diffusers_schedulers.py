@@ -41,13 +41,7 @@ COMPARABLE = {"timestep_spacing": "trailing", "clip_sample": False, "thresholdin
 # Grids that are uniform in t, which a scheduler of flows may still shift.
 LINEAR = ("trailing", "linspace", "leading")
 # Numbers that the `step` of a class may take, from the least to the greatest; whatever else it takes is the pipeline's.
-STEP_NUMBERS = {
-    "eta": (0.0, 1.0),
-    "s_churn": (0.0, 1e3),
-    "s_tmin": (0.0, 1e6),
-    "s_tmax": (0.0, 1e6),
-    "s_noise": (0.0, 10.0),
-}
+STEP_NUMBERS = {"eta": (0.0, 1.0)}
 # Options of a flow's scheduler by which the sigmas that it is given become others, besides its shift.
 RESHAPED = ("use_dynamic_shifting", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 

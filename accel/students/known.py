@@ -130,6 +130,15 @@ KNOWN: tuple[Known, ...] = (
         "its segments of the trajectory end at trailing timesteps of its own number", times="trailing", scale=1.0,
     ),
     Known(
+        "Hyper-SD (CFG)", r"hyper-sd(15|xl)-(?P<n>8|12)steps?-cfg-lora", "euler", _EULER,
+        "its segments of the trajectory end at trailing timesteps of its own number", times="trailing", guidance=8.0,
+        scale=1.0,
+    ),
+    Known(
+        "Hyper-SD (1-step UNet)", r"hyper-sdxl-1step-unet", "lcm", ("LCMScheduler",),
+        "it is told the timestep 800 for pure noise", steps=(1,), times=(800,), noise=True,
+    ),
+    Known(
         "Hyper-SD (FLUX.1 dev)", r"hyper-flux\.1-dev-(?P<n>8|16)steps?-lora", "flow_euler", _FLOW,
         "it was distilled to its own number of steps, and told the guidance scale as a number", scale=0.125,
     ),
