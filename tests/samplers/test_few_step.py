@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from accel.config import compose, instantiate
 from accel.core.recipe import Recipe, accelerate
 from accel.core.seeds import generators
 from accel.core.trajectory import level_of_angle
@@ -218,3 +219,22 @@ def test_what_does_not_fit_is_refused(case):
 def test_numbers_of_a_step_are_checked(scheduler, told, said):
     with pytest.raises(ConfigError, match=said):
         DiffusersSampler(scheduler, 4, each_step=told)
+
+
+def test_eta_is_a_setting_of_the_command_line():
+    sampler = instantiate(compose(["sampler=tcd", "sampler.each_step.eta=0.2"]).sampler)
+    assert (sampler.label, sampler.each_step) == ("tcd(eta=0.2)-4", {"eta": 0.2})
+    assert instantiate(compose(["sampler=ddim", "+sampler.each_step.eta=1"]).sampler).label == "ddim(eta=1)-10"
+
+
+def test_a_pipelines_eta_gives_way_to_the_recipes():
+    """Stable Diffusion's always hands one over, 0 unless its caller says more."""
+    scheduler = method("sampler", "tcd", steps=2).build(BETAS)
+    x = torch.ones(1, 1, 2, 2)
+    inner = scheduler.step.__wrapped__.__func__
+    scheduler.set_timesteps(2)
+    a = scheduler.step(x, scheduler.timesteps[0], x, eta=0.0, generator=torch.Generator().manual_seed(1)).prev_sample
+    fresh = diffusers.TCDScheduler.from_config(scheduler.config)
+    fresh.set_timesteps(2)
+    b = inner(fresh, x, fresh.timesteps[0], x, eta=0.3, generator=torch.Generator().manual_seed(1)).prev_sample
+    assert torch.equal(a, b)
