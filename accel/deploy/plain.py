@@ -126,7 +126,7 @@ def _scheduler(opened: Opened, found: Plain) -> None:
         else:
             found.reasons.append(f"{name}={value:g} at each step, which a {type(pipe).__name__} does not pass on")
     for name, values in (fixed or {}).items():
-        if pipelines.gives_sigmas(pipe):  # which gives sigmas of its own, under accel, too
+        if pipelines.gives_sigmas(pipe) and not hasattr(recipe.grid, "timesteps"):  # which gives the same by itself
             continue
         if name in asked:
             found.call[name] = values

@@ -238,3 +238,10 @@ def test_a_pipelines_eta_gives_way_to_the_recipes():
     fresh.set_timesteps(2)
     b = inner(fresh, x, fresh.timesteps[0], x, eta=0.3, generator=torch.Generator().manual_seed(1)).prev_sample
     assert torch.equal(a, b)
+
+
+def test_what_follows_each_sample_is_refused_where_eta_adds_noise():
+    noisy = DiffusersSampler("DDIMScheduler", 4, "ddim", each_step={"eta": 1.0})
+    made = Recipe(noisy, guidance=method("guidance", "cfgpp"))
+    with pytest.raises(IncompatibleError, match="DDIMScheduler adds noise"):
+        made.check(TinySuite("unet").pipeline())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 from accel.core.recipe import Recipe, accelerate
 from accel.core.seeds import generators
+from accel.deploy.plain import Plain, _scheduler
 from accel.errors import ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
 from accel.guidance import CFG
@@ -146,3 +148,42 @@ def test_an_experiment_on_sana_sprint(hub_suite, tmp_path):
     assert runner.runs(recipe("scm", 1))
     with pytest.raises(IncompatibleError, match="use sampler=scm"):
         runner.check(recipe("ddim"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "steps", "grid"),
+    [
+        ("sana_sprint", "scm", 3, None),
+        ("sana_sprint", "scm", 2, (1.5, 0.9)),
+        ("sd", "tcd", 2, None),
+        ("sd", "lcm", 2, (999, 499)),
+        ("flux_schnell", "flow_lcm", 2, (1000, 400)),
+    ],
+)
+def test_the_plain_script_makes_the_same(kind, name, steps, grid, hub_suite, hub_pipe):
+    import diffusers
+
+    suite, pipe = hub_suite(kind), hub_pipe(kind)
+    if kind == "flux_schnell":  # the tiny one shifts by the image's size, the published one does not
+        pipe = suite.pipeline()
+        pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    made, found = recipe(name, steps, grid and ExplicitGrid(timesteps=grid)), Plain()
+    _scheduler(SimpleNamespace(saved=SimpleNamespace(recipe=made), pipe=pipe), found)
+    assert found.reasons == []
+    expected, own = images(suite, made, pipe), pipe.scheduler
+    try:
+        exec("\n".join(found.setup), {"pipe": pipe, **{each: getattr(diffusers, each) for each in found.imports}})
+        call = suite.conditions(0, 2) | suite.guidance_arguments(made) | found.call
+        assert torch.equal(pipe(**call, generator=generators(0, 0, 2), output_type="pt").images, expected)
+    finally:
+        pipe.scheduler = own
+
+
+def test_what_no_call_says_is_a_reason(hub_pipe):
+    for kind, made, said in (
+        ("sana_sprint", recipe("scm", 3, ExplicitGrid(timesteps=(1.5, 0.9, 0.3))), "which no call of a SanaSprintPip"),
+        ("dit", recipe("tcd", 2), "eta=0.3 at each step, which a DiTPipeline does not pass on"),
+    ):
+        found = Plain()
+        _scheduler(SimpleNamespace(saved=SimpleNamespace(recipe=made), pipe=hub_pipe(kind)), found)
+        assert any(said in reason for reason in found.reasons)
