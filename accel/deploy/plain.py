@@ -20,6 +20,7 @@ from accel.core import pipelines
 from accel.core.denoiser import denoiser_name
 from accel.deploy.opened import Opened
 from accel.deploy.plain_precision import lines_of
+from accel.samplers.noise import adds_noise
 
 HOOKED = """\
 hooks.{function}(pipe.{net}, hooks.{config}({options}))
@@ -120,6 +121,8 @@ def _scheduler(opened: Opened, found: Plain) -> None:
     fixed, told = getattr(built.set_timesteps, "fixed", {}), getattr(built.step, "fixed", {})
     if fixed is None:
         found.reasons.append(f"grid {recipe.grid.name}, which no call of a {type(pipe).__name__} can ask for")
+    if adds_noise(built) and not hasattr(pipe, "prepare_extra_step_kwargs"):  # by which pipelines hand generators on
+        found.reasons.append(f"the noise of {sampler.label}, which a {type(pipe).__name__} draws by no sample's seed")
     for name, value in told.items():
         if name in asked:
             found.call[name] = value

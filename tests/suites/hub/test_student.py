@@ -157,7 +157,7 @@ def test_an_experiment_on_sana_sprint(hub_suite, tmp_path):
         ("sana_sprint", "scm", 2, (1.5, 0.9)),
         ("sd", "tcd", 2, None),
         ("sd", "lcm", 2, (999, 499)),
-        ("flux_schnell", "flow_lcm", 2, (1000, 400)),
+        ("flux_schnell", "flow_euler", 2, (1000, 400)),
     ],
 )
 def test_the_plain_script_makes_the_same(kind, name, steps, grid, hub_suite, hub_pipe):
@@ -182,6 +182,7 @@ def test_the_plain_script_makes_the_same(kind, name, steps, grid, hub_suite, hub
 def test_what_no_call_says_is_a_reason(hub_pipe):
     for kind, made, said in (
         ("sana_sprint", recipe("scm", 3, ExplicitGrid(timesteps=(1.5, 0.9, 0.3))), "which no call of a SanaSprintPip"),
+        ("flux", recipe("flow_lcm"), "the noise of flow_lcm-2, which a FluxPipeline draws by no sample's seed"),
         ("dit", recipe("tcd", 2), "eta=0.3 at each step, which a DiTPipeline does not pass on"),
     ):
         found = Plain()
