@@ -30,11 +30,20 @@ def weights_hex(net: nn.Module) -> str:
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Sixteen bytes (uint8) that change with named tensors: names, shapes and 64 values of each."""
     digest = hashlib.sha256()
-    for name, tensor in tensors.items():
+    plain = {own: part for name, tensor in tensors.items() for own, part in stored(name, tensor).items()}
+    for name, tensor in plain.items():
         flat = tensor.detach().flatten()
         few = flat[:: max(1, len(flat) // 64)].float().cpu() if flat.numel() else flat
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + few.numpy().tobytes())
     return _sixteen(digest)
+
+
+def stored(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The plain tensors by name that `tensor` is kept as: itself, or what a quantised one consists of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return {name: tensor}
+    names, _ = tensor.__tensor_flatten__()
+    return {own: part for each in names for own, part in stored(f"{name}.{each}", getattr(tensor, each)).items()}
 
 
 def _sixteen(digest: Any) -> torch.Tensor:

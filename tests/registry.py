@@ -17,6 +17,7 @@ METHODS = methods()
 WAITS = {
     "ag": 1,  # whether both predictions agree
     "gfcg": 1,  # which samples are taken for their class
+    "cache_dit": 1,  # whether the first blocks have changed
     "diffusers_first_block": 1,  # whether the first block has changed
     **dict.fromkeys(("easycache", "teacache", "seacache"), 1),  # whether the indicators' sum is below the threshold
 }

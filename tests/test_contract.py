@@ -40,6 +40,7 @@ IDENTITY = {
     "SeaCache": {"threshold": 0.0},
     "TGate": {"gate": 1000},
     "FasterCache": {"interval": 1, "guidance_interval": 1},
+    "CacheDiT": {"threshold": 0.0},
     "DiffusersCache": None,  # each hook has its own: tests/caching/test_diffusers_hooks.py
     "TStitch": {"fractions": (0.0,)},
     "FakeQuant": {"weight_bits": 32, "activation_bits": 32, "rounding": None},

@@ -1,6 +1,7 @@
 """Feature caches: which parts of the denoiser are reused from an earlier step."""
 
 from accel.caching.blocks import BlockTable
+from accel.caching.cache_dit import CacheDiT
 from accel.caching.deepcache import BranchTable, DeepCache
 from accel.caching.diffusers_hooks import DiffusersCache
 from accel.caching.easycache import EasyCache
@@ -15,6 +16,7 @@ from accel.caching.tgate import TGate
 __all__ = [
     "BlockTable",
     "BranchTable",
+    "CacheDiT",
     "DeepCache",
     "DiffusersCache",
     "EasyCache",

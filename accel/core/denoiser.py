@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.core.attention import in_pytorch
 from accel.core.conditioning import conditioning_of
 from accel.core.devices import send
 from accel.core.trajectory import Trajectory
@@ -242,7 +243,8 @@ class Node:
             return work(), None
         from accel.core.macs import count_macs
 
-        return count_macs(work)
+        with in_pytorch(self.net):  # other kernels would not be seen
+            return count_macs(work)
 
 
 def denoiser_name(pipe: Any) -> str:

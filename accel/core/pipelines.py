@@ -69,6 +69,17 @@ def scale_arguments(cls: type, scale: float, embedded: float | None = None) -> d
     return {SCALE: scale - weight_offset(cls) if embedded is None else embedded}
 
 
+def usual_scale(cls: type) -> float | None:
+    """The s of u + s (c - u) that calls of a pipeline of class `cls` ask for where they say nothing; None for one that
+    does not guide."""
+    asked = _arguments(cls)
+    parameter = asked.get(TRUE_SCALE) or asked.get(SCALE)
+    said = isinstance(getattr(parameter, "default", None), (int, float))
+    if not said:
+        return None
+    return float(parameter.default) + (0 if TRUE_SCALE in asked else weight_offset(cls))
+
+
 def weight_offset(cls: type) -> float:
     """s minus what `guidance_scale` says of it: 1 for pipelines that step with c + w (c - u)."""
     return 1.0 if cls.__name__.startswith(OFFSET) else 0.0
@@ -104,8 +115,27 @@ def check(pipe: Any, net: Any, guidance_scale: float, scheduler: Any = None, ste
             f"the denoiser of this {name} is distilled from guided predictions: it is told the scale and gets no "
             "doubled batch. Use guidance=none; suite hub gives it the number suite.distilled_guidance."
         )
+    if guidance_scale > 1:
+        _check_guided(pipe)
     if scheduler is not None and gives_sigmas(pipe):
         _check_driven(name, scheduler, steps)
+
+
+def _check_guided(pipe: Any) -> None:
+    # Whether the pipeline asks its network for a null prediction and for nothing else.
+    name = type(pipe).__name__
+    if "pag_scale" in _arguments(type(pipe)):
+        raise IncompatibleError(
+            f"{name} guides by perturbed attention, too: guided, its network gets three rows of each image, and a "
+            f"recipe's guidance knows two. Use guidance=none, or the class without it ({name.replace('PAG', '')})."
+        )
+    asks = getattr(type(pipe), "do_classifier_free_guidance", None)
+    distilled_steps = getattr(pipe, "config", {}).get("is_distilled", False)
+    if distilled_steps and isinstance(asks, property) and "is_distilled" in _source_of(asks.fget):
+        raise IncompatibleError(
+            f"this {name} is distilled for few steps (is_distilled in its model_index.json) and is never guided, "
+            "whatever scale it is told. Use guidance=none, or the base model, which is not distilled."
+        )
 
 
 def gives_sigmas(pipe: Any) -> bool:
@@ -137,7 +167,11 @@ def _arguments(cls: type) -> Any:
 
 @functools.cache
 def _source(cls: type) -> str:
+    return _source_of(inspect.unwrap(cls.__call__))
+
+
+def _source_of(function: Any) -> str:
     try:
-        return inspect.getsource(inspect.unwrap(cls.__call__))
+        return inspect.getsource(function)
     except (OSError, TypeError):  # made without a file: nothing is known
         return ""

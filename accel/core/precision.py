@@ -13,6 +13,7 @@ from torch import nn
 from accel.core.denoiser import Node, Sample
 from accel.core.job import Job
 from accel.core.method import Method
+from accel.digests import stored
 from accel.errors import IncompatibleError
 
 STORED = tuple(getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name))
@@ -37,11 +38,16 @@ class Calibrating:
 
 def check_stored(name: str, net: nn.Module) -> None:
     """IncompatibleError if `net` keeps weights in another type than it computes in (layerwise casting): what reads or
-    replaces weights between the calls of its layers would find the stored ones."""
-    stored = {str(p.dtype).removeprefix("torch.") for p in net.parameters() if p.dtype in STORED}
-    if stored:
+    replaces weights between the calls of its layers would find the stored ones; or if they were quantised before."""
+    if (quantizer := getattr(net, "hf_quantizer", None)) is not None:
+        method = getattr(quantizer.quantization_config, "quant_method", "")
         raise IncompatibleError(
-            f"{name!r} keeps its weights in {', '.join(sorted(stored))} between calls (layerwise casting), and a "
+            f"the weights of {name!r} were quantised before it was loaded ({getattr(method, 'value', method)}), and a "
+            "precision reads or replaces them; use precision=none, or a folder of the plain weights."
+        )
+    if kept := {str(p.dtype).removeprefix("torch.") for p in net.parameters() if p.dtype in STORED}:
+        raise IncompatibleError(
+            f"{name!r} keeps its weights in {', '.join(sorted(kept))} between calls (layerwise casting), and a "
             "precision reads them there; use precision=none, or load it without (suite.layerwise_casting=false)."
         )
 
@@ -101,4 +107,5 @@ def text_encoders(pipe: Any) -> dict[str, nn.Module]:
 def plain_bytes(net: nn.Module) -> int:
     """Bytes of all parameters and buffers as they are now."""
     tensors = [*net.parameters(), *net.buffers()]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    parts = [part for tensor in tensors for part in stored("", tensor).values()]
+    return sum(t.numel() * t.element_size() for t in parts)

@@ -194,6 +194,8 @@ def _execution(opened: Opened, found: Plain) -> None:
         found.execution.append(f"pipe.{name}.compile_repeated_blocks()")
     if used.get("offload"):
         found.execution.append(OFFLOADED[used["offload"]].format(net=name))
+    if used.get("attention"):
+        found.execution.append(f"pipe.{name}.set_attention_backend({used['attention']!r})")
 
 
 def _joined(first: str, options: Mapping[str, Any]) -> str:

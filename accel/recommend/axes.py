@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from accel.config import recipe_by, recipe_from
+from accel.core.pipelines import usual_scale
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, IncompatibleError
 from accel.recommend.precisions import CHOICES, Rates, unfit
@@ -26,10 +27,11 @@ CACHES = {
         "cache=deepcache cache.interval=2 cache.branch=1",
         "cache=deepcache cache.interval=3 cache.branch=1",
         "cache=encoder_propagation cache.schedule.interval=2",
+        "cache=easycache cache.threshold=0.1",
     ),
     "transformer": (
         "cache=fora cache.schedule.interval=2",
-        "cache=fora cache.schedule.interval=3",
+        "cache=easycache cache.threshold=0.1",
         "cache=taylorseer cache.schedule.interval=3",
         "cache=diffusers_first_block cache.options.threshold=0.1",
     ),
@@ -109,7 +111,7 @@ def _todays_sampler(scheduler: str, kind: str) -> tuple[str, ...]:
 
 def _guidance(runner: Runner, scale: float | None, kind: str) -> list[str]:
     """Classifier-free guidance as today and its shortcuts, where the pipeline has it."""
-    scale = _default(runner.pipe, "guidance_scale") if scale is None else scale
+    scale = usual_scale(type(runner.pipe)) if scale is None else scale
     if scale is None or scale <= 1:
         return ["guidance=none"]
     found = [f"guidance={name} guidance.scale={scale:g}" for name in ("cfg", "ag", "interval")]

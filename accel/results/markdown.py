@@ -129,6 +129,9 @@ def notes_of(study: Comparison) -> list[str]:
             f"Marks: of the {len(study.marks)} comparisons with the baseline (every value, in the CSV) those that "
             f"survive Holm ({HOLM}), or Benjamini-Hochberg only ({HOCHBERG}), at 5 %; p from the paired jackknife's t."
         )
+    weights = {row.quality.get("weights", {}).get("setting quantised weights") for row in study.rows if row.quality}
+    if kinds := sorted(weights - {None}):
+        notes.append(f"The model's weights were quantised before they were loaded: {'; '.join(kinds)}.")
     if len(study.groups) > 1:
         notes.append(
             "Rows that differ in suite, N, seed, metric or reference are never ranked together: see the sections."

@@ -11,9 +11,10 @@ from accel.results.comparison import HIGHER, Comparison, Row, metric_of
 
 @dataclass(frozen=True)
 class Chosen:
-    """`rows`: one for each number of steps, fewest first: that of the smallest `possible_loss`. `best`: the first of
-    them that is non-inferior in the metric and worse in no value (None: none is). Few samples choose; other seeds have
-    to confirm."""
+    """`rows`: one for each number of steps at which several were tried, fewest first: that of the smallest
+    `possible_loss`. Where one alone was tried (DDIM at 20, as a landmark) nothing was chosen, and more steps of what is
+    best at fewer are a stronger rival. `best`: the first of them that is non-inferior in the metric and worse in no
+    value (None: none is). Few samples choose; other seeds have to confirm."""
 
     rows: tuple[Row, ...]
     best: Row | None
@@ -27,7 +28,8 @@ def chosen(study: Comparison) -> Chosen:
             by_steps.setdefault(row.quality["axes"]["steps"], []).append((loss, row.label, row))
     if not by_steps:
         raise ConfigError(f"study {study.name} has no finished cell that compares with its baseline; run it first.")
-    rows = tuple(min(by_steps[steps], key=lambda one: one[:2])[2] for steps in sorted(by_steps))
+    several = [steps for steps in sorted(by_steps) if len(by_steps[steps]) > 1] or sorted(by_steps)
+    rows = tuple(min(by_steps[steps], key=lambda one: one[:2])[2] for steps in several)
     return Chosen(rows, next((row for row in rows if _holds(study, row)), None))
 
 

@@ -164,7 +164,7 @@ KNOWN: tuple[Known, ...] = (
         "it was distilled at four trailing timesteps", steps=FOUR, times="trailing", noise=True,
     ),
     Known(
-        "FLUX.1 schnell", r"\bflux\.1-schnell\b", "flow_euler", _FLOW, "it was distilled for 1 to 4 steps", steps=FOUR,
+        "FLUX.1 schnell", r"\bflux\.?1-schnell\b", "flow_euler", _FLOW, "it was distilled for 1 to 4 steps", steps=FOUR,
     ),
     Known(
         "SANA-Sprint", r"\bsana_sprint", "scm", ("SCMScheduler",),

@@ -35,6 +35,7 @@ QUICK = {
     "blocks": ["cache.table=[[],[0,3],[],[1]]"],
     **{name: ["cache.schedule.interval=2"] for name in ("encoder_propagation", "inheritance", "fora", "taylorseer")},
     **{name: ["cache.trajectories=2", "cache.batch=2"] for name in ("harmonica", "l2c")},
+    "cache_dit": ["cache.threshold=10.0", "cache.warmup=1"],
     "diffusers_first_block": ["cache.options.threshold=10.0"],
     "diffusers_taylorseer": ["cache.options.cache_interval=2", "cache.options.disable_cache_before_step=1"],
     "diffusers_pab": ["cache.options.spatial_attention_timestep_skip_range=[-1,1001]"],
@@ -64,7 +65,8 @@ QUICK = {
     "binarydm": ["precision.calibration.samples=2", "precision.iterations=2", _FEW],
     "compiled": ["precision.backend=none"],
     "torchao_int8": ["precision.compile=false"],
-    **{name: ["precision.backend=none"] for name in ("compiled_blocks", "int8_compiled_blocks")},
+    "compiled_blocks": ["precision.backend=none"],
+    "int8_compiled_blocks": ["precision.backend=eager"],  # else it were int8_in_place
     "static_int8": ["precision.backend=none", "precision.calibration.samples=1"],
     "openvino_int8": ["precision.calibration.samples=1"],
     "searched": [f"grid.path={_searched()}"],

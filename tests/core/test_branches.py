@@ -191,6 +191,16 @@ def test_what_a_call_is_told_so_that_it_guides():
     assert told(diffusers.LatentConsistencyModelPipeline, 1.0, 8.0) == {"guidance_scale": 8.0}
 
 
+def test_the_scale_of_a_call_that_says_nothing():
+    import diffusers
+
+    usual = pipelines.usual_scale
+    assert [usual(c) for c in (diffusers.StableDiffusionPipeline, diffusers.QwenImagePipeline)] == [7.5, 4.0]
+    assert usual(diffusers.FluxPipeline) == 1.0  # its guidance_scale is what the network is told
+    assert usual(diffusers.ZImagePipeline) == 6.0
+    assert usual(diffusers.DDPMPipeline) is None
+
+
 # two denoisers --------------------------------------------------------------------------------------------------
 
 

@@ -41,6 +41,7 @@ OTHERS = {
         ("easycache", "cache.decision=batch", "cache.reuse=output", "cache.first=5"),
         ("teacache", "cache.published=flux"),
         ("seacache", "cache.power=3", "cache.decision=batch"),
+        ("cache_dit", "cache.mask=[1,1,0]", "cache.policy=static", "cache.in_a_row=2"),
         ("tgate", "cache.halves=both"),
         ("teacache", "cache.coefficients=[0,0,0,1,0]", "cache.reuse=residual"),
     ],

@@ -49,7 +49,7 @@ def test_stable_diffusion(offered):
     found = offered("sd")
     assert found.baseline == ("sampler=ddim", "sampler.steps=50", "guidance=cfg", "guidance.scale=7.5")
     assert names(found, "guidance") == ["cfg", "ag", "interval"]
-    assert set(names(found, "cache")) == {"none", "deepcache", "encoder_propagation"}
+    assert set(names(found, "cache")) == {"none", "deepcache", "easycache", "encoder_propagation"}
     assert found.axes["stitch"] == ["stitch=none"], "there is no smaller model"
     assert found.axes["steps"][0] == "sampler.steps=20"
 
@@ -57,7 +57,7 @@ def test_stable_diffusion(offered):
 def test_a_transformer_has_caches_of_transformers_and_its_own_scheduler(offered):
     found = offered("pixart_alpha")
     assert found.baseline[0] == "sampler=dpmpp_2m", "the pipeline's own"
-    assert set(names(found, "cache")) <= {"none", "fora", "taylorseer", "diffusers_first_block"}
+    assert set(names(found, "cache")) <= {"none", "fora", "easycache", "taylorseer", "diffusers_first_block"}
     assert "fora" in names(found, "cache")
     assert all(int(choice.partition("=")[2]) < 20 for choice in found.axes["steps"]), "fewer than its 20 of today"
 

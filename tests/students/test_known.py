@@ -32,6 +32,7 @@ FILES = {
     "latent-consistency/lcm-lora-sdxl": ("LCM-LoRA", (1, 2, 3, 4, 5, 6, 7, 8)),
     "dmd2_sdxl_4step_lora_fp16.safetensors": ("DMD2 (4 steps)", (4,)),
     "stabilityai/sdxl-turbo": ("SDXL-Turbo or SD-Turbo", (1, 2, 3, 4)),
+    "flux1-schnell-Q4_K_S.gguf": ("FLUX.1 schnell", (1, 2, 3, 4)),
     "models/FLUX.1-schnell": ("FLUX.1 schnell", (1, 2, 3, 4)),
     "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers": ("SANA-Sprint", (1, 2, 3, 4)),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,17 @@ def test_the_shipped_front_is_what_the_tracked_study_says(name):
     cfg = compose([f"suite={study.suite}"])
     front = _plain(cfg)["front"]
     assert [recipe.label for recipe in front.recipes] == [row.label.split(" + ")[0] for row in chosen(study).rows]
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_every_point_of_a_front_won_against_another(name):
+    """What was tried alone, DDIM at 20 steps, is no rival: who may take 20 steps takes what is best at 15."""
+    study = Comparison.load(TRACKED, name)
+    steps = [row.quality["axes"]["steps"] for row in study.competing if row.role == "cell"]
+    assert all(steps.count(row.quality["axes"]["steps"]) > 1 for row in chosen(study).rows)
+    front = _plain(compose([f"suite={study.suite}"]))["front"]
+    longest = front.recipes[-1]
+    assert front.at(plain("ddim", 20), 20) == longest.__class__(replace(longest.sampler, steps=20), longest.grid)
 
 
 def test_no_other_study_is_evaluated_on_the_seed_that_chose():

@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from accel.core.attention import other_kernels
 from accel.core.denoiser import Node
 from accel.core.job import Job
 from accel.core.method import LATER
@@ -142,6 +143,11 @@ class FakeQuant(Precision):
             if self.attention_bits != FLOAT_BITS and not attentions(net):
                 raise IncompatibleError(
                     f"{name!r} ({type(net).__name__}) has no attention to quantise; use precision.attention_bits=32."
+                )
+            if self.attention_bits != FLOAT_BITS and (kernels := other_kernels(net)):
+                raise IncompatibleError(
+                    f"the attention of {name!r} is computed by {', '.join(sorted(kernels))}, in whose kernel nothing "
+                    "is quantised; use precision.attention_bits=32, or a backend of PyTorch (suite.attention=native)."
                 )
         if recipe.cache and self.calibrated and self.calibration.replayed:
             raise IncompatibleError(

@@ -25,18 +25,19 @@ TEXT = (".json", ".txt", ".model", ".jinja")  # configs, tokenizers and their te
 
 
 @lru_cache(maxsize=16)
-def folder_of(model: str, revision: str | None = None, variant: str | None = None) -> Path:
-    """The local folder of a model, whose files are all there. ConfigError if it is out of reach or unusable."""
+def folder_of(model: str, revision: str | None = None, variant: str | None = None, denoiser: bool = True) -> Path:
+    """The local folder of a model, whose files are all there. ConfigError if it is out of reach or unusable.
+    `denoiser`: whether the denoiser's weights are the folder's, too."""
     if not model:
         raise ConfigError("suite.model is empty; give a folder of a diffusers pipeline, or a hub id (owner/name).")
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        folder = _from_hub(model, revision, variant)
-    check(folder, variant)
+        folder = _from_hub(model, revision, variant, denoiser)
+    check(folder, variant, denoiser)
     return folder
 
 
-def check(folder: Path, variant: str | None) -> None:
+def check(folder: Path, variant: str | None, denoiser: bool = True) -> None:
     """Raise ConfigError unless every entry of the index is allowed and of the class that its config says, and every
     network has safetensors weights of `variant` (or plain ones)."""
     for name, (_, cls) in components(folder).items():
@@ -50,7 +51,8 @@ def check(folder: Path, variant: str | None) -> None:
                 )
         elif not (folder / name).is_dir():
             raise ConfigError(f"{folder / name} is missing. Download the model again.")
-        if not is_network(cls) or _weights(folder, name, variant):
+        elsewhere = not denoiser and name == denoiser_of(folder)
+        if not is_network(cls) or elsewhere or _weights(folder, name, variant):
             continue
         place = place_of(folder, name)
         files = sorted(p.name for p in place.glob("*")) if place.is_dir() else []
@@ -96,9 +98,10 @@ def is_network(cls: str) -> bool:
     return not re.search(r"Tokenizer|Scheduler|Processor|FeatureExtractor", cls)
 
 
-def hashes(folder: Path, variant: str | None) -> dict[str, str]:
+def hashes(folder: Path, variant: str | None, denoiser: bool = True) -> dict[str, str]:
     """{file: sha256} of everything that decides what the pipeline generates: weights, configs, tokenizers."""
     files = {p for name, (_, cls) in components(folder).items() for p in _used(folder, name, cls, variant)}
+    files -= set() if denoiser else {*_weights(folder, denoiser_of(folder), variant)}
     ordered = sorted(files | {folder / FILE})
     with ThreadPoolExecutor(4) as pool:
         return dict(zip((p.relative_to(folder).as_posix() for p in ordered), pool.map(file_hash, ordered), strict=True))
@@ -146,7 +149,7 @@ def _variant(file: str) -> str | None:
     return (match["a"] or match["b"]) if match else None
 
 
-def _from_hub(model: str, revision: str | None, variant: str | None) -> Path:
+def _from_hub(model: str, revision: str | None, variant: str | None, denoiser: bool) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
         raise ConfigError(f"there is no folder {model}; give a folder that exists, or a hub id (owner/name).")
     from huggingface_hub import snapshot_download
@@ -158,7 +161,7 @@ def _from_hub(model: str, revision: str | None, variant: str | None) -> Path:
     if (folder / FILE).exists():
         components(folder)  # what is refused here is not to be had by downloading it again
     try:
-        check(folder, variant)
+        check(folder, variant, denoiser)
     except ConfigError as lacking:  # in the cache, but not wholly
         return _downloaded(model, revision, variant, lacking)
     return folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,10 +13,13 @@ from torch import nn
 
 from accel.core import compiling
 from accel.core.denoiser import denoiser_name
+from accel.digests import stored
 from accel.errors import ConfigError, Refusals, check_installed, needs
 from accel.suites.base import loading
 from accel.suites.hub import files as hub_files
+from accel.suites.hub import gguf as hub_gguf
 from accel.suites.hub import index as hub_index
+from accel.suites.hub import quantised as hub_quantised
 from accel.suites.hub.kinds import Kind
 
 
@@ -62,13 +65,20 @@ def denoiser(folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Module
     return network(folder, name, *hub_index.components(folder)[name], dtype, variant)
 
 
-def networks(folder: Path, dtype: torch.dtype, variant: str | None, without: str | None = None) -> dict[str, nn.Module]:
-    """Every network of a pipeline folder but `without`. ConfigError for one that cannot be loaded, or whose weights are
-    not those of its class and config: what a file lacks would have random values, what it has too much be left out."""
-    return {
+def networks(
+    folder: Path, dtype: torch.dtype, variant: str | None, gguf: str | None = None, without: str | None = None
+) -> dict[str, nn.Module]:
+    """Every network of a pipeline folder but `without`, the denoiser with the weights of the file `gguf` if there is
+    one.
+
+    ConfigError for one that cannot be loaded, or whose weights are not those of its class and config: what a file lacks
+    would have random values, what it has too much would be left out.
+    """
+    found = {} if gguf is None else {hub_files.denoiser_of(folder): hub_gguf.network(folder, Path(gguf), dtype)}
+    return found | {
         name: network(folder, name, library, cls, dtype, variant)
         for name, (library, cls) in hub_index.components(folder).items()
-        if hub_files.is_network(cls) and name != without
+        if hub_files.is_network(cls) and name not in (*found, without)
     }
 
 
@@ -76,6 +86,7 @@ def network(folder: Path, name: str, library: str, cls: str, dtype: torch.dtype,
     """The network in `folder`/`name`, whose class was checked, with all of its weights or ConfigError."""
     place = hub_files.place_of(folder, name)
     options = {"dtype" if library == "transformers" and _says_dtype() else "torch_dtype": dtype}
+    quantised = hub_quantised.check_network(place, hub_files.config_of(folder, name))
     if hub_files.has_variant(folder, name, variant):
         options["variant"] = variant
     kind = getattr(import_module(library), cls)
@@ -85,6 +96,9 @@ def network(folder: Path, name: str, library: str, cls: str, dtype: torch.dtype,
         found, info = kind.from_pretrained(
             place, use_safetensors=True, local_files_only=True, output_loading_info=True, **options, **memory()
         )
+    if quantised:  # what lies beside a tensor under its name holds the scales of it
+        tensors = {*found.state_dict()}
+        info["unexpected_keys"] = [key for key in map(str, info["unexpected_keys"]) if not _beside(key, tensors)]
     _check_weights(f"{place}: the weights", cls, found, info)
     return found
 
@@ -110,13 +124,22 @@ def _check_weights(where: str, cls: str, network: nn.Module, info: dict[str, Any
                     "Weights and config are not of one model; download it again."
                 )
             )
-        if bad := [name for name, tensor in network.state_dict().items() if not _finite(tensor)]:
+        if bad := [
+            name
+            for name, tensor in network.state_dict().items()
+            if not all(map(_finite, stored(name, tensor).values()))
+        ]:
             refusals.add(
                 ConfigError(
                     f"{where} of {len(bad)} tensors are infinite or no numbers in {network.dtype}: {_few(bad)}. "
                     "Download the model again, or use suite.dtype=float32 if they are beyond a smaller type."
                 )
             )
+
+
+def _beside(key: str, tensors: Collection[str]) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[:count]) in tensors for count in range(1, len(parts)))
 
 
 def _few(names: Iterable[str]) -> str:

@@ -6,6 +6,8 @@ file of weights for the denoiser that the pipeline has. It must be of that denoi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from accel.core.pipelines import distilled_config
 from accel.errors import ConfigError
 from accel.files import file_hash
+from accel.students import Known, known_by
+from accel.students.known import named
 from accel.suites.base import loading
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import index as hub_index
 from accel.suites.hub import models as hub_models
+from accel.suites.hub.lora import Lora
 
 # What a pipeline and its denoiser must agree on; whether a number is told beside the time is the student's own.
 SHARED = ("in_channels", "out_channels", "cross_attention_dim", "joint_attention_dim", "caption_channels", "patch_size")
@@ -62,6 +68,28 @@ def config(source: str, name: str, folder: Path, variant: str | None) -> dict[st
             f"the student {source} has {what}, and the {cls} of {folder} has not; use one distilled from it."
         )
     return found
+
+
+def check(source: str | None, gguf: str | None, name: str, folder: Path, variant: str | None) -> None:
+    """ConfigError unless the student, if there is one, fits the pipeline, and alone has its place."""
+    if source and gguf:
+        raise ConfigError("suite.student and suite.gguf both give the denoiser's weights; leave one of them out.")
+    if source:
+        config(source, name, folder, variant)
+
+
+@lru_cache(maxsize=8)
+def told(source: str | None, name: str, folder: Path, variant: str | None) -> bool:
+    """Whether the denoiser, the student's or the pipeline's own, is told the guidance scale in place of guidance."""
+    own = config(source, name, folder, variant) if source else hub_files.config_of(folder, name)
+    return distilled_config(own)
+
+
+def contract(known: str, loras: Iterable[Lora], *sources: str | None) -> Known | None:
+    """The contract of a student of others that `known` says: `auto` by the names of files and models, LoRAs first."""
+    if known not in ("auto", "none"):
+        return named(known)
+    return known_by([*(lora.path for lora in loras), *filter(None, sources)]) if known == "auto" else None
 
 
 def load(source: str, name: str, folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Module:

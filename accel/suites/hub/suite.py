@@ -11,10 +11,8 @@ distance to the converged trajectory, which needs neither.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +20,26 @@ import torch
 from torch import nn
 
 from accel.core.guidance import Guidance
-from accel.core.pipelines import TRUE_SCALE, distilled_config, scale_arguments
+from accel.core.pipelines import TRUE_SCALE, scale_arguments
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, Refusals, check_float, check_int, unknown
 from accel.metrics.networks import NETWORKS
 from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
 from accel.samplers.trigflow import is_trigflow
-from accel.students import Known, known_by, under
-from accel.students.known import named
+from accel.students import Known, under
 from accel.suites.base import Origin, labels, load_pipeline, to_uint8
+from accel.suites.hub import attention as hub_attention
 from accel.suites.hub import configs as hub_configs
 from accel.suites.hub import files as hub_files
+from accel.suites.hub import gguf as hub_gguf
 from accel.suites.hub import index as hub_index
 from accel.suites.hub import lora as hub_lora
 from accel.suites.hub import models as hub_models
 from accel.suites.hub import offload as hub_offload
+from accel.suites.hub import quantised as hub_quantised
 from accel.suites.hub import student as hub_student
+from accel.suites.hub.classes import spread
 from accel.suites.hub.inputs import Inputs
 from accel.suites.hub.kinds import PIXEL, Kind
 from accel.suites.hub.prompts import Prompts
@@ -56,6 +57,7 @@ class HubSuite(Scored):
     model: str = ""
     revision: str | None = None
     variant: str | None = None
+    gguf: str | None = None  # a file with the denoiser's weights, in place of the folder's
     dtype: str = "float32"
     height: int | None = None
     width: int | None = None
@@ -82,6 +84,7 @@ class HubSuite(Scored):
     compile: bool = False
     offload: str = "none"  # none | model | group
     layerwise_casting: bool = False
+    attention: str | None = None  # None: diffusers' own; see accel/suites/hub/attention.py
     name: str = "hub"
 
     def __post_init__(self) -> None:
@@ -99,6 +102,8 @@ class HubSuite(Scored):
                 )
             if self.offload not in hub_offload.WAYS:
                 refusals.add(unknown("suite.offload", str(self.offload), hub_offload.WAYS))
+            if self.attention is not None:
+                refusals.ask(hub_attention.check_name, self.attention)
             refusals.ask(check_int, "suite.converged_steps", self.converged_steps, 1)
             refusals.ask(check_float, "suite.distilled_guidance", self.distilled_guidance, 1.0)
         for name in ("classes", "stitch_models"):
@@ -112,7 +117,7 @@ class HubSuite(Scored):
     @property
     def folder(self) -> Path:
         """Where the model is; ConfigError if it is out of reach or has no safetensors weights."""
-        return hub_files.folder_of(self.model, self.revision, self.variant)
+        return hub_files.folder_of(self.model, self.revision, self.variant, self.gguf is None)
 
     @property
     def kind(self) -> Kind:
@@ -123,29 +128,33 @@ class HubSuite(Scored):
         hub_models.quiet()
         options = kind.loading() | hub_models.memory()
         own = self._denoiser if self.student else None
-        options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant, own)
+        options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant, self.gguf, own)
         if own:
             options[own] = hub_student.load(self.student, own, self.folder, DTYPES[self.dtype], self.variant)
         pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], **options)
         hub_lora.add(pipe, self.lora, self.lora_fused)
         pipe = hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
+        net = getattr(pipe, self._denoiser)
         if self.layerwise_casting:
-            hub_offload.store(getattr(pipe, self._denoiser))
+            hub_offload.store(net)
+        if self.attention is not None:
+            hub_attention.use(net, self.attention)
         return under(pipe, self.contract) if self.contract else pipe
 
     @property
     def contract(self) -> Known | None:
         """How the model, or its LoRA, may be run if it is a student of others. ConfigError for an unknown one."""
-        if self.known in ("auto", "none"):
-            said = [*(lora.path for lora in self.lora), *filter(None, [self.student]), self.model]
-            return known_by(said) if self.known == "auto" else None
-        return named(self.known)
+        return hub_student.contract(self.known, self.lora, self.student, self.gguf, self.model)
 
     def on(self, pipe: Any, device: str) -> Any:
         return hub_offload.place(pipe, device, self.offload)
 
     def check_device(self, device: str) -> None:
-        hub_offload.check(self.offload, device)
+        with Refusals() as refusals:
+            refusals.ask(hub_offload.check, self.offload, device)
+            refusals.ask(hub_quantised.check_device, self.folder, device)
+            if self.attention is not None:
+                refusals.ask(hub_attention.check, self.attention, device, DTYPES[self.dtype], self._head_width)
 
     def origin(self) -> Origin | None:
         kind = self.kind
@@ -155,19 +164,26 @@ class HubSuite(Scored):
         options = {"torch_dtype": DTYPES[self.dtype], "use_safetensors": True, **kind.loading()}
         options |= {name: value for name, value in said.items() if value is not None}
         model = str(local.absolute()) if local.is_dir() else self.model
-        lines = []
+        if self.gguf is not None:
+            options[self._denoiser] = None
+        lines = hub_gguf.lines(self.folder, self.gguf, self.dtype)
         if self.student:
-            lines += hub_student.lines(self.student, self._denoiser, self.variant, DTYPES[self.dtype])
+            lines = hub_student.lines(self.student, self._denoiser, self.variant, DTYPES[self.dtype])
         lines += hub_lora.lines(self.lora, self.lora_fused)
         if self.layerwise_casting:
             lines.append(hub_offload.line(self._denoiser))
+        if self._inexact:
+            lines.append(hub_attention.line(self._denoiser, self.attention))
         return Origin(kind.name, model, options, lines)
 
     def models(self) -> dict[str, nn.Module]:
-        return {
+        nets = {
             name: hub_models.denoiser(hub_files.folder_of(source, None, self.variant), DTYPES[self.dtype], self.variant)
             for name, source in self.stitch_models
         }
+        for net in nets.values() if self.attention is not None else ():
+            hub_attention.use(net, self.attention)
+        return nets
 
     def fingerprint(self) -> dict[str, str]:
         kind = self.kind
@@ -176,7 +192,7 @@ class HubSuite(Scored):
         return self.model_fingerprint() | shown
 
     def model_fingerprint(self) -> dict[str, str]:
-        found = hub_files.hashes(self.folder, self.variant)
+        found = hub_files.hashes(self.folder, self.variant, self.gguf is None) | hub_gguf.identity(self.gguf)
         found |= hub_student.hashes(self.student, self._denoiser, self.variant) if self.student else {}
         for name, source in self.stitch_models:
             files = hub_files.hashes(hub_files.folder_of(source, None, self.variant), self.variant)
@@ -195,6 +211,9 @@ class HubSuite(Scored):
             settings["lora fused"] = False
         if self.layerwise_casting:
             settings["layerwise casting"] = str(hub_offload.STORED)
+        if self._inexact:
+            settings["attention"] = self.attention
+        settings["quantised weights"] = hub_quantised.said(self.folder, self.gguf)  # None is left out
         if self._distilled:
             settings["distilled guidance"] = float(self.distilled_guidance)
         return settings
@@ -233,8 +252,11 @@ class HubSuite(Scored):
                 refusals.add(ConfigError(f"{kind.name} has no negative prompts; leave suite.prompts.negative out."))
             refusals.ask(hub_configs.check, self.folder)
             refusals.ask(hub_lora.check, self.lora, kind.cls())
-            if self.student:
-                refusals.ask(hub_student.config, self.student, self._denoiser, self.folder, self.variant)
+            refusals.ask(hub_quantised.check, self.folder)
+            refusals.ask(hub_gguf.check, self.folder, self.gguf)
+            fused = bool(self.lora) and self.lora_fused
+            refusals.ask(hub_quantised.check_settings, self.folder, self.gguf, fused, self.layerwise_casting)
+            refusals.ask(hub_student.check, self.student, self.gguf, self._denoiser, self.folder, self.variant)
             if contract := refusals.ask(lambda: self.contract):
                 refusals.ask(contract.check_scales, [lora.scale for lora in self.lora])
             if kind.condition == "label":
@@ -324,9 +346,16 @@ class HubSuite(Scored):
 
     @property
     def _distilled(self) -> bool:
-        if self.student:
-            return distilled_config(hub_student.config(self.student, self._denoiser, self.folder, self.variant))
-        return _distilled(self.folder)
+        return hub_student.told(self.student, self._denoiser, self.folder, self.variant)
+
+    @property
+    def _inexact(self) -> bool:
+        return self.attention is not None and not hub_attention.exact(self.attention)
+
+    @property
+    def _head_width(self) -> int:
+        width = hub_files.config_of(self.folder, self._denoiser).get("attention_head_dim")
+        return width if isinstance(width, int) else hub_attention.WIDTH
 
     @property
     def _class_count(self) -> int:
@@ -367,17 +396,5 @@ class HubSuite(Scored):
 
     def execution(self) -> dict[str, Any]:
         used = {name: True for name in ("vae_slicing", "channels_last", "compile") if getattr(self, name)}
-        return used | ({} if self.offload == "none" else {"offload": self.offload})
-
-
-@lru_cache(maxsize=8)
-def spread(count: int) -> tuple[int, ...]:
-    """0..count-1, each once, so that neighbours are far apart."""
-    wanted = count * (math.sqrt(5) - 1) / 2
-    stride = min((s for s in range(1, count + 1) if math.gcd(s, count) == 1), key=lambda s: abs(s - wanted))
-    return tuple(i * stride % count for i in range(count))
-
-
-@lru_cache(maxsize=8)
-def _distilled(folder: Path) -> bool:
-    return distilled_config(hub_files.config_of(folder, hub_files.denoiser_of(folder)))
+        used |= {} if self.offload == "none" else {"offload": self.offload}
+        return used | ({} if self.attention is None or self._inexact else {"attention": self.attention})

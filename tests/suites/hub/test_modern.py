@@ -26,7 +26,7 @@ MODERN = WITHOUT | PACKAGED
 QUICK = Evaluation(n=60, distance_n=60, shard=60, batch=60, timing=False, controls=False, device="cpu")
 BETAS = ("sd_pag", "sdxl_pag", "pixart_sigma_pag", "kandinsky3", "hunyuan_dit", "lcm", "cogview3")
 # Samplers of the command line cannot drive two; Kandinsky 3 has no cache; sixty images of it, and of PRX, take seconds.
-UNGUIDED = {kind: ["expects a doubled batch, but the denoiser got 6 rows for 2"] for kind in MODERN if "pag" in kind}
+UNGUIDED = {kind: ["guides by perturbed attention, too"] for kind in MODERN if "pag" in kind}
 UNGUIDED["lcm"] = ["distilled from guided predictions"]
 WHOLE = [kind for kind in MODERN if kind not in ("lcm", "cogview3", "kandinsky3", "prx")]
 
@@ -159,3 +159,19 @@ def test_a_network_that_is_loaded_with_accelerate_alone_says_so(hub_folder, hub_
     monkeypatch.setattr("accel.errors.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"a Krea2Transformer2DModel, parts of which .* needs accelerate"):
         suite.pipeline()
+
+
+def test_guidance_that_a_pipeline_never_asks_for_is_refused_before_work(hub_suite):
+    """A klein that is distilled for few steps ignores every scale; Krea 2 has the same entry and is guided."""
+    suite, made = hub_suite("flux2_klein"), Recipe(sampler("flux2_klein"), guidance=CFG(3.0))
+    pipe = suite.pipeline()
+    made.check(pipe)
+    pipe.register_to_config(is_distilled=True)
+    with pytest.raises(IncompatibleError, match=r"Flux2KleinPipeline is distilled for few steps .*Use guidance=none"):
+        made.check(pipe)
+    plain = Recipe(sampler("flux2_klein"))
+    with accelerate(pipe, plain) as run:
+        generate(pipe, suite, plain, 0, 0, 2, 2)
+    assert run.nfe == 2
+    with pytest.raises(IncompatibleError, match=r"three rows of each image.*\(StableDiffusionPipeline\)"):
+        Recipe(sampler("sd_pag"), guidance=CFG(3.0)).check(hub_suite("sd_pag").pipeline())

@@ -94,6 +94,8 @@ def test_what_is_no_student_of_the_pipeline_is_refused(distilled, hub_suite, hub
     ):
         with pytest.raises(ConfigError, match=said):
             hub_suite("sd", student=str(student)).check(2)
+    with pytest.raises(ConfigError, match=r"suite.student and suite.gguf both give the denoiser's weights"):
+        hub_suite("sd", student=str(distilled["file"]), gguf="x.gguf").check(2)
     with pytest.raises(ConfigError, match="tensors are not those of the UNet2DConditionModel"):
         hub_suite("sd", student=str(few)).pipeline()
 
