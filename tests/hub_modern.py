@@ -55,6 +55,9 @@ MODERN = {
 # Those that ask for packages: accelerate, ftfy.
 PACKAGED = {"krea2": Small(32), "prx": Small(sequence=None)}
 
+# What only a sampler of its own can drive.
+ON_AN_ARC = {"sana_sprint": Small(32)}
+
 # Those that begin at images: the kinds of experiments with them.
 IMAGES = {
     "sd_img2img": Small(sequence=None),
@@ -246,6 +249,17 @@ def sana():
     )  # fmt: skip
     return d.SanaPipeline(
         _tokenizer(words=True, padding_side="right"), _gemma(), _deep_compression(), net, _flow(shift=3.0)
+    )
+
+
+def sana_sprint():
+    net = d.SanaTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=4, num_layers=2, sample_size=32,
+        num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=WIDTH,
+        guidance_embeds=True, qk_norm="rms_norm_across_heads",
+    )  # fmt: skip
+    return d.SanaSprintPipeline(
+        _tokenizer(words=True, padding_side="right"), _gemma(), _deep_compression(), net, d.SCMScheduler()
     )
 
 

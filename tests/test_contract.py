@@ -62,7 +62,7 @@ IDENTITY = {
 TRAINED = ("neutral", "changes")
 # One whose noise-level classifier knows no other samples, one whose steps are those of a smooth network.
 FOR_DIGITS = ("dmcmc", "ode")
-FOR_TEXT = ("tgate",)  # which need cross-attention
+TINY = {"tgate": TinySuite("text"), "scm": TinySuite("arc")}  # which need cross-attention, angles for timesteps
 # What is kept of a batch, where a step is full: nothing of the schedule. Of caches that differ in it alone, one tells.
 KEPT = ("slots", "parts", "members")
 POINTS = [(*m, point) for m in METHODS for point in CHECKS[m[0]] if point not in KEPT or m not in SCHEDULED_ALIKE]
@@ -90,7 +90,7 @@ def test_every_method_keeps_the_contract(point, light_suite):
         axis=axis,
         recipe=made,
         neutral=neutral,
-        suite=TinySuite("text") if choice in FOR_TEXT else trained,
+        suite=TINY.get(choice, trained),
         changes=choice != "fp32",
         # The samples of a batch share the steps of an adaptive solver.
         tolerance={"fp32": 2e-3, "ode": 0.05}.get(choice),

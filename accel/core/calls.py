@@ -22,6 +22,7 @@ from accel.errors import AccelError, ConfigError, IncompatibleError
 
 RESCALE, STEPS = "guidance_rescale", "num_inference_steps"
 OWN_TIMES = ("timesteps", "sigmas")
+MIDDLE = "intermediate_timesteps"  # the second of two times, which SANA-Sprint refuses at any other number by default
 # What makes another trajectory of the same steps: the value that leaves it whole, or the pipeline's own default.
 DEFAULT = object()
 PARTIAL = {
@@ -86,6 +87,7 @@ class Calls:
             given = {name: value for name, value in given.items() if name not in fixed.scales}
         if fixed.steps is not None and STEPS in accepted:
             given[STEPS] = fixed.steps
+            given |= {MIDDLE: None} if MIDDLE in accepted else {}
         for name, scale in fixed.scales.items():
             if name in accepted and given.get(name) is None:
                 given[name] = scale

@@ -31,7 +31,7 @@ from accel.core.precision import Precision, check_stored
 from accel.core.run import Run
 from accel.core.sampler import Sampler, TimestepGrid
 from accel.core.sharing import check_free, shared_forward
-from accel.core.student import TEACHER, Student, check_students
+from accel.core.student import TEACHER, Student, check_students, check_terms
 from accel.core.trajectory import Trajectory, attach_clock
 from accel.digests import weights_hex
 from accel.errors import ConfigError, IncompatibleError, unknown
@@ -161,6 +161,7 @@ class Recipe:
             method.check(nets, self)
         for method in self.methods():
             method.check_around(scheduler or pipe.scheduler, models)
+        check_terms(self, own, scheduler or pipe.scheduler)
         for method in self.methods() if machine else ():
             method.check_machine(nets)
 

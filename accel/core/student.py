@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -23,6 +23,7 @@ from accel.errors import IncompatibleError, IntegrityError, unknown
 TEACHER = "teacher"  # what a stitch calls the pipeline's own denoiser, where a student stands in its place
 FILE = "student.json"
 _NAME = "accel_student"
+_TERMS = "accel_terms"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,35 @@ def contracted(net: nn.Module, contract: Contract) -> nn.Module:
 def contract_of(net: nn.Module) -> Contract | None:
     """The contract that `contracted` gave this network, if any."""
     return vars(net).get(_NAME)  # a module looks long for an attribute that it lacks
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to run: a recipe, and the scheduler that it makes (its own, or the pipeline's)."""
+
+    recipe: Any
+    scheduler: Any
+
+
+class Terms(Protocol):
+    """How a pipeline's own denoiser, a student of others, may be run; accel.students.known has them."""
+
+    def check(self, run: Run) -> None:
+        """IncompatibleError where `run` asks for what the student was not made for."""
+
+
+def under_terms(net: nn.Module, terms: Terms) -> nn.Module:
+    """`net`, which recipes for a pipeline with it as its own denoiser are from now on held to `terms` of."""
+    setattr(net, _TERMS, terms)
+    return net
+
+
+def check_terms(recipe: Any, own: nn.Module, scheduler: Any) -> None:
+    """Raise with the reason if a recipe on a pipeline with the denoiser `own` breaks its terms, if it has any. The
+    pipeline as it is, and the number of steps that its caller asks for, are the caller's."""
+    terms, asked = vars(own).get(_TERMS), any(getattr(recipe, f.name) is not None for f in fields(recipe))
+    if terms is not None and asked and not recipe.student:
+        terms.check(Run(recipe, scheduler))
 
 
 class Student(Method):

@@ -181,6 +181,8 @@ class Trajectory:
         self._alphas = getattr(scheduler, "alphas_cumprod", None)
         if self._sigmas is None and self._alphas is None:
             # Consistency models' schedulers list where the last step ends, too.
+            if getattr(scheduler, "config", {}).get("prediction_type") == "trigflow":
+                self._sigmas = [level_of_angle(t) for t in self._times]
             self._timesteps, self._times = self._timesteps[:-1], self._times[:-1]
         self._order = int(getattr(scheduler, "order", 1))
         self.stage, self.call, self.num_steps, self._stages = 0, -1, 0, 0
@@ -255,6 +257,12 @@ class Trajectory:
     def _reset(self) -> None:
         for reset in self._resets:
             reset()
+
+
+def level_of_angle(t: float) -> float:
+    """sigma / alpha = tan t of a model on an arc, x_t = cos t x_0 + sin t z: inf from pi / 2 on, which diffusers rounds
+    up."""
+    return math.tan(t) if t < math.pi / 2 - 1e-7 else math.inf
 
 
 def level_of(alphas_cumprod: torch.Tensor | None, timestep: float) -> float:

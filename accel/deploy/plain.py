@@ -20,6 +20,7 @@ from accel.core import pipelines
 from accel.core.denoiser import denoiser_name
 from accel.deploy.opened import Opened
 from accel.deploy.plain_precision import lines_of
+from accel.samplers.noise import adds_noise
 
 HOOKED = """\
 hooks.{function}(pipe.{net}, hooks.{config}({options}))
@@ -116,10 +117,21 @@ def _scheduler(opened: Opened, found: Plain) -> None:
     found.imports.append(cls.__name__)
     found.setup.append(f"pipe.scheduler = {cls.__name__}.from_config({_joined('pipe.scheduler.config', own)})")
     found.call["num_inference_steps"] = sampler.steps
-    for name, values in getattr(built.set_timesteps, "fixed", {}).items():
-        if pipelines.gives_sigmas(pipe):  # which gives sigmas of its own, under accel, too
+    asked = inspect.signature(type(pipe).__call__).parameters
+    fixed, told = getattr(built.set_timesteps, "fixed", {}), getattr(built.step, "fixed", {})
+    if fixed is None:
+        found.reasons.append(f"grid {recipe.grid.name}, which no call of a {type(pipe).__name__} can ask for")
+    if adds_noise(built) and not hasattr(pipe, "prepare_extra_step_kwargs"):  # by which pipelines hand generators on
+        found.reasons.append(f"the noise of {sampler.label}, which a {type(pipe).__name__} draws by no sample's seed")
+    for name, value in told.items():
+        if name in asked:
+            found.call[name] = value
+        else:
+            found.reasons.append(f"{name}={value:g} at each step, which a {type(pipe).__name__} does not pass on")
+    for name, values in (fixed or {}).items():
+        if pipelines.gives_sigmas(pipe) and not hasattr(recipe.grid, "timesteps"):  # which gives the same by itself
             continue
-        if name in inspect.signature(type(pipe).__call__).parameters:
+        if name in asked:
             found.call[name] = values
             continue
         found.setup += [

@@ -36,6 +36,7 @@ from accel.core.guidance import Guidance, classifier_free, halves, joined
 from accel.core.trajectory import Trajectory
 from accel.errors import IncompatibleError, check_float
 from accel.guidance.spaces import latents, level, own, shifted
+from accel.samplers.noise import adds_noise
 
 DOUBLED = 2.0  # any scale above 1: the pipeline doubles the batch, and both halves hold the same prediction
 
@@ -107,6 +108,8 @@ class CFGPlusPlus(Guidance):
         super().check_around(scheduler, models)
         name, config = type(scheduler).__name__, scheduler.config
         found = [reason for key, wrong, reason in UNFIT if key in config and wrong(config[key])]
+        if adds_noise(scheduler):
+            found = ["adds noise"]
         if name not in ENDS:
             found = ["may keep a state of its own, take several evaluations a step or add noise"]
         if found:

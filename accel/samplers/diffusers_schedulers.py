@@ -6,9 +6,13 @@ predictions unclipped, so that a difference between two rows is a difference of 
 moves by T // N timesteps, which is its grid's step only if N divides T.
 
 On flow models: `FlowMatchEulerDiscreteScheduler` is given the trailing grid, as flow pipelines do (its own wastes the
-last evaluation on the step from sigma = 1 / T); `FlowMatchHeunDiscreteScheduler` takes no sigmas and has its own grid,
-uniform from 1 to 1 / T with 2 N - 1 evaluations; UniPC and DPM-Solver++ start at sigma = 1 - 1 / T. Classes that know
-no flows, or end before sigma = 0 (DEIS, SA-Solver: at 1 / N), are refused.
+last evaluation on the step from sigma = 1 / T), or explicit timesteps, which are those that the model gets, whatever
+its shift; `FlowMatchHeunDiscreteScheduler` takes no sigmas and has its own grid, uniform from 1 to 1 / T with 2 N - 1
+evaluations; UniPC and DPM-Solver++ start at sigma = 1 - 1 / T. Classes that know no flows, or end before sigma = 0
+(DEIS, SA-Solver: at 1 / N), are refused.
+
+Those that few-step students need: `LCMScheduler` has the times of its training as its own grid (see conf/sampler/lcm);
+`TCDScheduler` gets its gamma at each step (`each_step`); `SCMScheduler` is of trigflow models alone, see `trigflow`.
 """
 
 from __future__ import annotations
@@ -22,24 +26,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from accel.core.method import CODE
+from accel.core.method import CODE, LATER
 from accel.core.sampler import Sampler
-from accel.errors import ConfigError, IncompatibleError, check_int, unknown
+from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
 from accel.samplers.double import step_in_double
-from accel.samplers.grids import Grid
+from accel.samplers.grids import ExplicitGrid, Grid
 from accel.samplers.noise_schedule import NoiseSchedule, flow_entries, is_flow, noise_schedule, refuse_others
 from accel.samplers.scheduler import BaseScheduler
 from accel.samplers.scheduler_classes import evaluations_a_step, scheduler_class, scheduler_name
+from accel.samplers.trigflow import build_trigflow, for_trigflow, is_trigflow
 
 # Over the model's own config where the class has the option; only some classes can clip.
 COMPARABLE = {"timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
 # Grids that are uniform in t, which a scheduler of flows may still shift.
 LINEAR = ("trailing", "linspace", "leading")
+# Numbers that the `step` of a class may take, from the least to the greatest; whatever else it takes is the pipeline's.
+STEP_NUMBERS = {"eta": (0.0, 1.0)}
+# Options of a flow's scheduler by which the sigmas that it is given become others, besides its shift.
+RESHAPED = ("use_dynamic_shifting", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
 @dataclass(frozen=True)
 class DiffusersSampler(Sampler):
-    """A scheduler by class name, diffusers' or accel's: `steps` solver steps, `options` over the model's config.
+    """A scheduler by class name, diffusers' or accel's: `steps` solver steps, `options` over the model's config,
+    `each_step` what its `step` is told (`eta` of DDIM and TCD), whatever a pipeline tells it.
 
     A scheduler of anybody else is given by its dotted path, `mypkg.samplers.MyScheduler`, or as the class itself, of
     which the field keeps the path (of accel's and diffusers' classes the name). ConfigError for what is no scheduler.
@@ -49,9 +59,11 @@ class DiffusersSampler(Sampler):
     steps: int
     name: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    each_step: Mapping[str, float] | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
+        object.__setattr__(self, "each_step", dict(self.each_step or {}) or None)
         cls = scheduler_class(self.scheduler)
         object.__setattr__(self, "scheduler", scheduler_name(cls, self.scheduler))
         object.__setattr__(self, "name", self.name or cls.__name__.removesuffix("Scheduler"))
@@ -60,6 +72,13 @@ class DiffusersSampler(Sampler):
         for key in self.options:
             if key not in accepted:
                 raise unknown(f"option of {self.scheduler}", key, accepted)
+        told = [name for name in STEP_NUMBERS if name in inspect.signature(cls.step).parameters]
+        for key, value in (self.each_step or {}).items():
+            if not told:
+                raise ConfigError(f"{self.scheduler} takes no number at each step; leave sampler.each_step out.")
+            if key not in told:
+                raise unknown(f"argument of a step of {self.scheduler}", key, told)
+            check_float(f"sampler.each_step.{key}", value, *STEP_NUMBERS[key])
         evaluations_a_step(cls, self.options)  # says what is wrong with a class that does not tell
 
     @property
@@ -69,7 +88,8 @@ class DiffusersSampler(Sampler):
 
     @property
     def label(self) -> str:
-        return f"{self.name}-{self.steps}"
+        told = ",".join(f"{key}={value:g}" for key, value in (self.each_step or {}).items())
+        return f"{self.name}{f'({told})' if told else ''}-{self.steps}"
 
     @property
     def evaluations(self) -> int:
@@ -77,6 +97,12 @@ class DiffusersSampler(Sampler):
 
     def build(self, config: Mapping[str, Any], grid: Grid | None = None) -> Any:
         """The scheduler on the model's own noise schedule; ConfigError when `steps` exceeds it."""
+        scheduler = self._build(config, grid)
+        if self.each_step:
+            scheduler.step = _told(scheduler.step, self.each_step)
+        return scheduler
+
+    def _build(self, config: Mapping[str, Any], grid: Grid | None) -> Any:
         total = config.get("num_train_timesteps", 1000)
         if self.steps > total:
             raise ConfigError(
@@ -84,6 +110,8 @@ class DiffusersSampler(Sampler):
                 f"allowed: 1..{total}."
             )
         cls = self.scheduler_class
+        if for_trigflow(cls) or is_trigflow(config):
+            return self._tried(build_trigflow(cls, config, self.options, grid, self.steps))
         if not issubclass(cls, BaseScheduler) and (_for_flows(cls) or is_flow(config)):
             return self._build_flow(cls, dict(config), grid)
         accepted = inspect.signature(cls).parameters
@@ -116,7 +144,8 @@ class DiffusersSampler(Sampler):
                 "UniPCMultistepScheduler, DPMSolverMultistepScheduler, or one of accel's own samplers of flows."
             )
         takes_sigmas = _for_flows(cls) and "sigmas" in inspect.signature(cls.set_timesteps).parameters
-        if grid and not (takes_sigmas and type(grid) is Grid and grid.name in LINEAR):
+        explicit = takes_sigmas and isinstance(grid, ExplicitGrid) and not any(config.get(name) for name in RESHAPED)
+        if grid and not explicit and not (takes_sigmas and type(grid) is Grid and grid.name in LINEAR):
             raise IncompatibleError(
                 f"grid {grid.name!r} cannot be used with {self.scheduler} on a flow model, where it means something "
                 "else or nothing; use grid=none, or one of accel's own samplers."
@@ -128,7 +157,8 @@ class DiffusersSampler(Sampler):
         if takes_sigmas:
             total = config.get("num_train_timesteps", 1000)
             times = (grid or Grid()).times(NoiseSchedule(total, None, float(total)), self.steps)
-            scheduler.set_timesteps = _fixed(scheduler.set_timesteps, sigmas=(times / total).tolist())
+            sigmas = unshifted(times / total, scheduler.shift) if explicit else times / total
+            scheduler.set_timesteps = _fixed(scheduler.set_timesteps, sigmas=sigmas.tolist())
         return self._tried(scheduler)
 
     def _tried(self, scheduler: Any) -> Any:
@@ -152,6 +182,22 @@ class DiffusersSampler(Sampler):
                 " deis_logrhoab."
             )
         return scheduler
+
+
+def unshifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
+    """What a flow's shift m turns into `sigmas` (N,): the s with m s / (1 + (m - 1) s) = sigma (Esser et al. 2024,
+    arXiv:2403.03206, eq. 23), s = sigma / (m - (m - 1) sigma)."""
+    return sigmas / (shift - (shift - 1) * sigmas)
+
+
+def _told(step: Callable[..., Any], values: Mapping[str, float]) -> Callable[..., Any]:
+    # Pipelines hand eta to every step that takes it, 0 unless a caller says more: the recipe decides.
+    @functools.wraps(step)
+    def told(*args, **kwargs):
+        return step(*args, **kwargs | values)
+
+    told.fixed = dict(values)
+    return told
 
 
 def _for_flows(cls: type) -> bool:

@@ -28,7 +28,10 @@ def draws_noise(cls: type) -> bool:
 
 
 def adds_noise(scheduler: Any) -> bool:
-    """Whether `scheduler` adds noise, by its class and config; what a pipeline passes to `step` (eta) is not known."""
+    """Whether `scheduler` adds noise, by its class, its config and what a recipe tells its steps (eta); what a pipeline
+    passes to `step` is not known."""
     config = scheduler.config
+    if getattr(scheduler.step, "fixed", {}).get("eta"):
+        return True
     sde = str(config.get("algorithm_type") or "").startswith("sde")
     return draws_noise(type(scheduler)) or sde or bool(config.get("stochastic_sampling"))

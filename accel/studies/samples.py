@@ -11,7 +11,7 @@ import torch
 from accel.core.devices import device_lock
 from accel.core.recipe import Recipe, accelerate
 from accel.digests import weights_hex
-from accel.errors import ConfigError, IntegrityError, Refusals
+from accel.errors import ConfigError, IncompatibleError, IntegrityError, Refusals
 from accel.evaluation.generate import generate
 from accel.evaluation.score import score_images
 from accel.evaluation.shards import ShardStore
@@ -87,6 +87,14 @@ class Samples:
     def check(self, recipe: Recipe) -> None:
         """Raise now, before any work, if this suite cannot run `recipe`."""
         recipe.check(self.pipe, self.models)
+
+    def runs(self, recipe: Recipe) -> bool:
+        """Whether this suite can run `recipe`: a student of others takes no other steps than its own as a control."""
+        try:
+            self.check(recipe)
+        except IncompatibleError:
+            return False
+        return True
 
     def generation_id(self, recipe: Recipe, seed: int | None = None) -> str:
         """Id of the samples of one base seed (None: the first): everything that changes them but their number. Device

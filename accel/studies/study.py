@@ -330,7 +330,8 @@ class Study(Request):
             return []
         front = self.front or own_front(job.recipe)
         found = runner.controls(job.recipe, quality["cost"], timing, self.baseline, front)
-        return [Job(recipe, "control", of=job.recipe.label, equal=equal) for recipe, equal in found]
+        jobs = [Job(recipe, "control", of=job.recipe.label, equal=equal) for recipe, equal in found]
+        return [job for job in jobs if runner.runs(job.recipe)]
 
     def _track(self, quality: dict[str, Any], timing: dict[str, Any] | None) -> None:
         if self.wandb != "disabled":

@@ -17,6 +17,7 @@ import torch
 from accel.errors import ConfigError, IncompatibleError
 from accel.samplers.noise import adds_noise
 from accel.samplers.noise_schedule import noise_schedule
+from accel.samplers.trigflow import is_trigflow
 from accel.testing.bench import Bench, Case
 
 X0 = torch.linspace(-0.6, 0.6, 64).reshape(1, 1, 8, 8)
@@ -82,24 +83,31 @@ def _solved(
     eps = torch.randn(X0.shape, generator=generator)
     order, config = getattr(scheduler, "order", 1), scheduler.config
     scheduler.set_timesteps(steps)
-    times = scheduler.timesteps[first * order :]
+    arc = is_trigflow(config)
+    times = scheduler.timesteps[first * order : -1 if arc else None]
+    levels = _arc if arc else noise_schedule(on.pipe.scheduler.config).alpha_sigma
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first * order)
     if hasattr(scheduler, "add_noise"):
         x = scheduler.add_noise(X0, eps, times[:1])
+    elif arc:
+        x = torch.cos(times[0]) * X0 + torch.sin(times[0]) * eps
     else:
         x = scheduler.scale_noise(X0, times[:1], eps)
-    schedule = noise_schedule(on.pipe.scheduler.config)
     draws = "generator" in inspect.signature(scheduler.step).parameters
     more = {"generator": generator} if draws else {}
     for i, t in enumerate(times):
         if stop is not None and i == stop:
             break
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        alpha, sigma = (float(v) for v in schedule.alpha_sigma(np.float64(float(t))))
+        alpha, sigma = (float(v) for v in levels(np.float64(float(t))))
         point = X0 + moved * torch.sin(seen)
         x = scheduler.step(_answer(seen, point, alpha, sigma, config), t, x, return_dict=False, **more)[0]
     return x
+
+
+def _arc(angle: np.float64) -> tuple[np.float64, np.float64]:
+    return np.cos(angle), np.sin(angle)
 
 
 def _answer(x: torch.Tensor, x0: torch.Tensor, alpha: float, sigma: float, config: Any) -> torch.Tensor:
@@ -110,6 +118,7 @@ def _answer(x: torch.Tensor, x0: torch.Tensor, alpha: float, sigma: float, confi
         "epsilon": noise,
         "sample": x0,
         "v_prediction": alpha * noise - sigma * x0,
+        "trigflow": alpha * noise - sigma * x0,
         "flow_prediction": noise - x0,
     }[kind]
 

@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
+from diffusers import ImagePipelineOutput
 from torch import nn
 
 from accel.core.devices import send
@@ -36,8 +37,8 @@ BETAS = {
 @dataclass(frozen=True)
 class TinySuite(Suite):
     """`kind`: unet (class-conditional, stacks null and condition), transformer (DiTPipeline, stacks condition and
-    null), flow (the UNet as a rectified flow), text (a UNet with cross-attention to a text of its class). Sample i
-    shows class i mod 10."""
+    null), flow (the UNet as a rectified flow), text (a UNet with cross-attention to a text of its class), arc (the UNet
+    with angles for timesteps, as trigflow models have them). Sample i shows class i mod 10."""
 
     kind: str = "unet"
     name: str = ""
@@ -78,7 +79,8 @@ class TinySuite(Suite):
         return {"class_labels": labels(words, range(CLASSES))}
 
     def converged(self, guidance: Guidance | None) -> Recipe:
-        return Recipe(method("sampler", "flow_euler" if self.kind == "flow" else "ddim", steps=50), None, guidance)
+        sampler = {"flow": "flow_euler", "arc": "scm"}.get(self.kind, "ddim")
+        return Recipe(method("sampler", sampler, steps=50), None, guidance)
 
 
 def _random(seed: int, make: Callable[[], nn.Module]) -> Any:
@@ -150,6 +152,30 @@ class TextPipeline(PixelPipeline):
         return {"encoder_hidden_states": send(texts.to(self.unet.dtype), labels.device)[labels]}
 
 
+class ArcPipeline(PixelPipeline):
+    """PixelPipeline of a network on an arc (accel.samplers.trigflow): the scheduler lists where the last step ends, and
+    what it is handed is sigma_data times the network's, whose timestep is 1000 times the angle."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: list[int],
+        num_inference_steps: int = 2,
+        guidance_scale: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pt",
+        return_dict: bool = True,
+    ):
+        labels, scale = self._labels(class_labels, None, None), self.scheduler.config.sigma_data
+        x = scale * self._initial_noise(len(labels), generator, None)
+        self.scheduler.set_timesteps(num_inference_steps, device=x.device, intermediate_timesteps=None)
+        condition = self._condition(send(labels, x.device), False)
+        for t in self.scheduler.timesteps[:-1]:
+            predicted = scale * self._predict(x / scale, 1000 * t, condition)
+            x = self.scheduler.step(predicted, t, x, generator, return_dict=False)[0]
+        return ImagePipelineOutput(images=x / scale)
+
+
 def dit_pipeline(**changes: Any) -> Any:
     """diffusers' own DiTPipeline, which stacks (conditional, null) and gives both halves to the scheduler."""
     from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
@@ -179,6 +205,13 @@ def flow_pipeline() -> PixelPipeline:
     return _quiet(PixelPipeline(unet(), FlowMatchEulerDiscreteScheduler()))
 
 
+def arc_pipeline() -> ArcPipeline:
+    """`unet` on an arc."""
+    from diffusers import SCMScheduler
+
+    return _quiet(ArcPipeline(unet(), SCMScheduler()))
+
+
 def _quiet(pipe: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -189,4 +222,5 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "transformer": dit_pipeline,
     "flow": flow_pipeline,
     "text": text_pipeline,
+    "arc": arc_pipeline,
 }

@@ -61,7 +61,8 @@ def test_a_flow_denoiser_that_is_told_sigma_is_found_too(told):
 
 
 def test_a_scheduler_that_lists_its_end_has_one_evaluation_less():
-    """SCM (Sana-Sprint): angles from pi / 2 to 0, of which the last is no evaluation; it says no sigma."""
+    """SCM (Sana-Sprint): angles from pi / 2 to 0, of which the last is no evaluation; sigma / alpha is
+    their tangent."""
     from diffusers import SCMScheduler
 
     scheduler, clock = SCMScheduler(), Trajectory()
@@ -74,7 +75,7 @@ def test_a_scheduler_that_lists_its_end_has_one_evaluation_less():
         x = scheduler.step(x, t, x).prev_sample
     assert clock.stages == len(clock.trace) == 2
     assert clock.runs == 1
-    assert all(math.isnan(e.sigma) for e in clock.trace)
+    assert [e.sigma for e in clock.trace] == pytest.approx([math.inf, math.tan(1.3)])
 
 
 def test_sigma_is_infinite_where_there_is_noise_alone():

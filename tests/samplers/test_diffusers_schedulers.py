@@ -16,6 +16,7 @@ from accel.errors import ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
 from accel.samplers import DEISScheduler, DiffusersSampler
 from accel.samplers.grids import Grid
+from accel.samplers.noise import draws_noise
 from accel.suites.mixture import MixtureSuite
 
 LINEAR = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -28,11 +29,14 @@ POWER_LAWS = ["karras", "exponential"]
 
 
 SAMPLERS = {name: choice_of("sampler", name) for name in groups()["sampler"] if name != "none"}
-# diffusers' own, for models with betas: accel's and those of flows have their own tests.
+# diffusers' own, for models with betas: accel's, those of flows and those that add noise have their own tests.
 SAMPLERS = {
     name: s
     for name, s in SAMPLERS.items()
-    if isinstance(s, DiffusersSampler) and hasattr(diffusers, s.scheduler) and not s.scheduler.startswith("FlowMatch")
+    if isinstance(s, DiffusersSampler)
+    and hasattr(diffusers, s.scheduler)
+    and not s.scheduler.startswith("FlowMatch")
+    and not draws_noise(s.scheduler_class)
 }
 
 

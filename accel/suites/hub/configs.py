@@ -14,7 +14,7 @@ LARGEST = 4096  # cells of latents, or pixels, on a side
 CELLS = 128  # of latents on a side, where a denoiser is for no size of its own: 1024 pixels, in most classes
 # In the config of an autoencoder, a list of its levels, and how many of these do not halve the image.
 LEVELS = {"block_out_channels": 1, "encoder_block_out_channels": 1, "temperal_downsample": 0}
-PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction", "trigflow")
 SPACINGS = ("leading", "linspace", "trailing")
 
 

@@ -132,9 +132,13 @@ def place_of(folder: Path, name: str) -> Path:
 
 
 def _weights(folder: Path, name: str, variant: str | None) -> list[Path]:
-    """The weight files that are loaded: those of the variant, else the plain ones."""
+    return weights_in(place_of(folder, name), variant)
+
+
+def weights_in(place: Path, variant: str | None) -> list[Path]:
+    """The weight files of a network's folder that are loaded: those of the variant, else the plain ones."""
     by_variant: dict[str | None, list[Path]] = {}
-    for path in place_of(folder, name).glob("*.safetensors"):
+    for path in place.glob("*.safetensors"):
         if WEIGHTS.fullmatch(path.name):
             by_variant.setdefault(_variant(path.name), []).append(path)
     return by_variant.get(variant) or by_variant.get(None, [])

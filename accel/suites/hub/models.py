@@ -65,8 +65,11 @@ def denoiser(folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Module
     return network(folder, name, *hub_index.components(folder)[name], dtype, variant)
 
 
-def networks(folder: Path, dtype: torch.dtype, variant: str | None, gguf: str | None = None) -> dict[str, nn.Module]:
-    """Every network of a pipeline folder, the denoiser with the weights of the file `gguf` if there is one.
+def networks(
+    folder: Path, dtype: torch.dtype, variant: str | None, gguf: str | None = None, without: str | None = None
+) -> dict[str, nn.Module]:
+    """Every network of a pipeline folder but `without`, the denoiser with the weights of the file `gguf` if there is
+    one.
 
     ConfigError for one that cannot be loaded, or whose weights are not those of its class and config: what a file lacks
     would have random values, what it has too much would be left out.
@@ -75,7 +78,7 @@ def networks(folder: Path, dtype: torch.dtype, variant: str | None, gguf: str | 
     return found | {
         name: network(folder, name, library, cls, dtype, variant)
         for name, (library, cls) in hub_index.components(folder).items()
-        if hub_files.is_network(cls) and name not in found
+        if hub_files.is_network(cls) and name not in (*found, without)
     }
 
 

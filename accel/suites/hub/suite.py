@@ -11,10 +11,8 @@ distance to the converged trajectory, which needs neither.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,14 @@ import torch
 from torch import nn
 
 from accel.core.guidance import Guidance
-from accel.core.pipelines import TRUE_SCALE, distilled_config, scale_arguments
+from accel.core.pipelines import TRUE_SCALE, scale_arguments
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, Refusals, check_float, check_int, unknown
 from accel.metrics.networks import NETWORKS
 from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
+from accel.samplers.trigflow import is_trigflow
+from accel.students import Known, under
 from accel.suites.base import Origin, labels, load_pipeline, to_uint8
 from accel.suites.hub import attention as hub_attention
 from accel.suites.hub import configs as hub_configs
@@ -38,6 +38,8 @@ from accel.suites.hub import lora as hub_lora
 from accel.suites.hub import models as hub_models
 from accel.suites.hub import offload as hub_offload
 from accel.suites.hub import quantised as hub_quantised
+from accel.suites.hub import student as hub_student
+from accel.suites.hub.classes import spread
 from accel.suites.hub.inputs import Inputs
 from accel.suites.hub.kinds import PIXEL, Kind
 from accel.suites.hub.prompts import Prompts
@@ -45,7 +47,7 @@ from accel.suites.hub.real_images import RealImages
 from accel.suites.hub.scored import Scored
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-CONVERGED = {"unipc": "karras", "rf_solver": "none", "flow_euler": "none"}  # sampler: its grid
+CONVERGED = {"unipc": "karras"}  # sampler: its grid, where it has one of its own
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class HubSuite(Scored):
     stitch_models: Mapping[str, str] = field(default_factory=dict)
     lora: Sequence[Any] = ()  # see accel/suites/hub/lora.py
     lora_fused: bool = True
+    student: str | None = None  # see accel/suites/hub/student.py
+    known: str = "auto"  # auto: the student of others that the names of files say; none; or such a name
     converged_steps: int = 50
     converged_sampler: str | None = None  # None: unipc, or rf_solver for a flow
     converged_grid: str | None = None  # None: karras for unipc
@@ -123,16 +127,24 @@ class HubSuite(Scored):
         kind = self.kind
         hub_models.quiet()
         options = kind.loading() | hub_models.memory()
-        options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant, self.gguf)
+        own = self._denoiser if self.student else None
+        options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant, self.gguf, own)
+        if own:
+            options[own] = hub_student.load(self.student, own, self.folder, DTYPES[self.dtype], self.variant)
         pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], **options)
         hub_lora.add(pipe, self.lora, self.lora_fused)
         pipe = hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
-        net = getattr(pipe, hub_files.denoiser_of(self.folder))
+        net = getattr(pipe, self._denoiser)
         if self.layerwise_casting:
             hub_offload.store(net)
         if self.attention is not None:
             hub_attention.use(net, self.attention)
-        return pipe
+        return under(pipe, self.contract) if self.contract else pipe
+
+    @property
+    def contract(self) -> Known | None:
+        """How the model, or its LoRA, may be run if it is a student of others. ConfigError for an unknown one."""
+        return hub_student.contract(self.known, self.lora, self.student, self.gguf, self.model)
 
     def on(self, pipe: Any, device: str) -> Any:
         return hub_offload.place(pipe, device, self.offload)
@@ -153,12 +165,15 @@ class HubSuite(Scored):
         options |= {name: value for name, value in said.items() if value is not None}
         model = str(local.absolute()) if local.is_dir() else self.model
         if self.gguf is not None:
-            options[hub_files.denoiser_of(self.folder)] = None
-        lines = hub_gguf.lines(self.folder, self.gguf, self.dtype) + hub_lora.lines(self.lora, self.lora_fused)
+            options[self._denoiser] = None
+        lines = hub_gguf.lines(self.folder, self.gguf, self.dtype)
+        if self.student:
+            lines = hub_student.lines(self.student, self._denoiser, self.variant, DTYPES[self.dtype])
+        lines += hub_lora.lines(self.lora, self.lora_fused)
         if self.layerwise_casting:
-            lines.append(hub_offload.line(hub_files.denoiser_of(self.folder)))
+            lines.append(hub_offload.line(self._denoiser))
         if self._inexact:
-            lines.append(hub_attention.line(hub_files.denoiser_of(self.folder), self.attention))
+            lines.append(hub_attention.line(self._denoiser, self.attention))
         return Origin(kind.name, model, options, lines)
 
     def models(self) -> dict[str, nn.Module]:
@@ -178,6 +193,7 @@ class HubSuite(Scored):
 
     def model_fingerprint(self) -> dict[str, str]:
         found = hub_files.hashes(self.folder, self.variant, self.gguf is None) | hub_gguf.identity(self.gguf)
+        found |= hub_student.hashes(self.student, self._denoiser, self.variant) if self.student else {}
         for name, source in self.stitch_models:
             files = hub_files.hashes(hub_files.folder_of(source, None, self.variant), self.variant)
             found |= {f"stitch {name}/{file}": value for file, value in files.items()}
@@ -240,6 +256,9 @@ class HubSuite(Scored):
             refusals.ask(hub_gguf.check, self.folder, self.gguf)
             fused = bool(self.lora) and self.lora_fused
             refusals.ask(hub_quantised.check_settings, self.folder, self.gguf, fused, self.layerwise_casting)
+            refusals.ask(hub_student.check, self.student, self.gguf, self._denoiser, self.folder, self.variant)
+            if contract := refusals.ask(lambda: self.contract):
+                refusals.ask(contract.check_scales, [lora.scale for lora in self.lora])
             if kind.condition == "label":
                 refusals.ask(self._check_classes)
             if self.clip and kind.condition != "prompt":
@@ -322,8 +341,12 @@ class HubSuite(Scored):
         return {} if self.height is None else {"height": self.height, "width": self.width}
 
     @property
+    def _denoiser(self) -> str:
+        return hub_files.denoiser_of(self.folder)
+
+    @property
     def _distilled(self) -> bool:
-        return _distilled(self.folder)
+        return hub_student.told(self.student, self._denoiser, self.folder, self.variant)
 
     @property
     def _inexact(self) -> bool:
@@ -331,7 +354,7 @@ class HubSuite(Scored):
 
     @property
     def _head_width(self) -> int:
-        width = hub_files.config_of(self.folder, hub_files.denoiser_of(self.folder)).get("attention_head_dim")
+        width = hub_files.config_of(self.folder, self._denoiser).get("attention_head_dim")
         return width if isinstance(width, int) else hub_attention.WIDTH
 
     @property
@@ -347,8 +370,11 @@ class HubSuite(Scored):
     # what it is compared with --------------------------------------------------------------------------------------
 
     def converged(self, guidance: Guidance | None) -> Recipe:
-        flow = is_flow(hub_files.config_of(self.folder, "scheduler"))
-        name = self.converged_sampler or ("rf_solver" if flow else "unipc")
+        config = hub_files.config_of(self.folder, "scheduler")
+        own = "scm" if is_trigflow(config) else "rf_solver" if is_flow(config) else "unipc"
+        if self.contract and not self.converged_sampler:  # 50 steps of a student are no better images of its
+            return self.contract.plain(guidance)
+        name = self.converged_sampler or own
         grid = self.converged_grid or CONVERGED.get(name, "none")
         sampler = method("sampler", name, steps=self.converged_steps)
         return Recipe(sampler, method("grid", grid), guidance)
@@ -372,16 +398,3 @@ class HubSuite(Scored):
         used = {name: True for name in ("vae_slicing", "channels_last", "compile") if getattr(self, name)}
         used |= {} if self.offload == "none" else {"offload": self.offload}
         return used | ({} if self.attention is None or self._inexact else {"attention": self.attention})
-
-
-@lru_cache(maxsize=8)
-def spread(count: int) -> tuple[int, ...]:
-    """0..count-1, each once, so that neighbours are far apart."""
-    wanted = count * (math.sqrt(5) - 1) / 2
-    stride = min((s for s in range(1, count + 1) if math.gcd(s, count) == 1), key=lambda s: abs(s - wanted))
-    return tuple(i * stride % count for i in range(count))
-
-
-@lru_cache(maxsize=8)
-def _distilled(folder: Path) -> bool:
-    return distilled_config(hub_files.config_of(folder, hub_files.denoiser_of(folder)))

@@ -428,7 +428,7 @@ def test_presets_are_documented_with_their_command():
     page = (CONF.parent / "docs" / "hub.md").read_text()
     files = {name: (CONF / "suite" / f"{name}.yaml").read_text() for name in groups()["suite"]}
     presets = {name: text for name, text in files.items() if "defaults: [hub, _self_]" in text}
-    assert len(presets) == 22
+    assert len(presets) == 23
     for name, text in presets.items():
         settings = yaml.safe_load(text)
         assert f"| `{name}` |" in page
