@@ -282,6 +282,7 @@ def lumina():
         sample_size=4, patch_size=2, in_channels=4, hidden_size=24, num_layers=2, num_attention_heads=3, num_kv_heads=1,
         multiple_of=16, ffn_dim_multiplier=None, cross_attention_dim=WIDTH,
     )  # fmt: skip
+    torch.nn.init.normal_(net.pad_token)  # it begins as whatever was in memory
     return d.LuminaPipeline(net, _flow(), _flow_vae(4), _text("GemmaModel"), _tokenizer())
 
 
