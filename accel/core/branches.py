@@ -115,9 +115,10 @@ class TwoCalls:
         self._forget()
         if len(returned) < len(ORDER):
             raise AccelError(
-                f"the recipe's guidance expects a conditional and a null call of the denoiser, but there was "
-                f"{len(returned)} in this step; call the pipeline with guidance on: with its scale, a negative prompt "
-                "where it asks for one, and no setting of its own that ends guidance early."
+                "the recipe's guidance expects a conditional and a null call of the denoiser, but there was "
+                f"{len(returned)} in this step; call the pipeline with guidance_scale={self.guidance.pipeline_scale:g} "
+                "(or true_cfg_scale, where it has one), with a negative prompt where it asks for one, and without "
+                "settings of its own that end guidance early."
             )
         if not self._known:
             self._watch(output, *returned)
