@@ -21,6 +21,7 @@ from accel.core.pipelines import TRUE_SCALE
 from accel.errors import AccelError, ConfigError, IncompatibleError
 
 RESCALE, STEPS = "guidance_rescale", "num_inference_steps"
+SECOND_SCALE = "guidance_scale_2"  # of a pipeline's second denoiser (Wan 2.2); None: the first one's
 OWN_TIMES = ("timesteps", "sigmas")
 MIDDLE = "intermediate_timesteps"  # the second of two times, which SANA-Sprint refuses at any other number by default
 # What makes another trajectory of the same steps: the value that leaves it whole, or the pipeline's own default.
@@ -31,6 +32,7 @@ PARTIAL = {
     "denoising_end": None,
     "eta": DEFAULT,
     RESCALE: DEFAULT,
+    SECOND_SCALE: DEFAULT,
 }
 NULL = ("negative_prompt", "negative_prompt_embeds")
 
@@ -231,7 +233,8 @@ def check_steps(given: Mapping[str, Any]) -> None:
 def check_call(given: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter], fixed: Fixed) -> None:
     """ConfigError or IncompatibleError for arguments `given` that the recipe's guidance cannot go with."""
     guidance = fixed.guidance
-    for name, wanted in fixed.scales.items() if isinstance(guidance, Scaled) else ():
+    scales = dict(fixed.scales) | ({SECOND_SCALE: guidance.pipeline_scale} if SECOND_SCALE in accepted else {})
+    for name, wanted in scales.items() if isinstance(guidance, Scaled) else ():
         scale = given.get(name)
         if isinstance(scale, (int, float)) and min(scale, wanted) > 1 and scale != wanted:
             raise ConfigError(

@@ -9,6 +9,7 @@ from diffusers import UNet2DModel
 from guidance.test_methods import CFG_LIKE, DDIM, fitted, name
 
 from accel.core import pipelines
+from accel.core.applied import apply
 from accel.core.branches import Branches, as_long_as
 from accel.core.branches import fitted as fitted_to
 from accel.core.denoiser import Inputs
@@ -223,12 +224,15 @@ def wan():
     return pipe
 
 
-def video(pipe, recipe=None, **call):
+def asked(**call):
     embeds = torch.randn(2, 1, 5, 8, generator=torch.Generator().manual_seed(1))
     own = {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1], "num_frames": 5, "output_type": "latent"}
-    own |= {"height": 16, "width": 16, "generator": torch.Generator().manual_seed(0), **call}
+    return own | {"height": 16, "width": 16, "generator": torch.Generator().manual_seed(0), **call}
+
+
+def video(pipe, recipe=None, **call):
     with accelerate(pipe, recipe or Recipe(SIX), count_macs=True) as run:
-        return pipe(**own).frames, run
+        return pipe(**asked(**call)).frames, run
 
 
 def test_a_second_denoiser_of_the_pipeline_runs_under_the_recipe_and_counts():
@@ -248,6 +252,19 @@ def test_a_second_denoiser_of_the_pipeline_runs_under_the_recipe_and_counts():
     assert run.nfe == 8
     assert not torch.equal(off, plain)
     torch.testing.assert_close(video(pipe, Recipe(SIX, guidance=APG(3.0, 1.0, 0.0, 0.0)))[0], plain)
+    with pytest.raises(ConfigError, match=r"guidance_scale_2=5, .*made for 3"):
+        video(pipe, Recipe(SIX, guidance=CFG(3.0)), guidance_scale_2=5.0)
+    assert all("forward" not in vars(net) for net in (pipe.transformer, pipe.transformer_2))
+
+
+def test_both_denoisers_are_served_by_an_applied_recipe():
+    pipe, recipe = wan(), Recipe(SIX, guidance=AdaptiveGuidance(3.0, -1.0))
+    expected, _ = video(pipe, recipe)
+    applied = apply(pipe, recipe)
+    assert torch.equal(pipe(**asked()).frames, expected)
+    with pytest.raises(ConfigError, match=r"guidance_scale_2=5\.0"):
+        pipe(**asked(), guidance_scale_2=5.0)
+    applied.remove()
     assert all("forward" not in vars(net) for net in (pipe.transformer, pipe.transformer_2))
 
 
