@@ -37,10 +37,9 @@ from torch import nn
 
 from accel.caching.diffusers_blocks import Ratios, blocks_of
 from accel.caching.diffusers_thresholds import RATIOS, RULES
-from accel.caching.learning import learned_on
+from accel.caching.learning import record
 from accel.core.denoiser import Denoise, Inputs, Node, Sample
 from accel.core.method import Method
-from accel.core.recipe import accelerate
 from accel.core.threshold import ThresholdRule
 from accel.errors import ConfigError, IncompatibleError, unknown
 
@@ -179,9 +178,7 @@ class DiffusersCache(Method):
         `artefacts`: what sampler and guidance have learned.
         """
         measured = Ratios()
-        plain = replace(learned_on(pipe, recipe, artefacts), cache=measured)
-        with accelerate(pipe, plain):
-            sample(plain, 0, SAMPLES)
+        record(pipe, recipe, artefacts, measured, sample, SAMPLES)
         on_step(1, 1)
         return {RATIOS: torch.tensor(measured.means())}
 

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from accel.core.recipe import Recipe
+from accel.core.denoiser import Sample
+from accel.core.recipe import Recipe, accelerate
+
+
+def record(
+    pipe: Any, recipe: Recipe, artefacts: Mapping[str, Any] | None, recorder: Any, sample: Sample, count: int
+) -> None:
+    """Let `recorder` stand in the cache's place while `count` samples of what it learns on are generated."""
+    plain = replace(learned_on(pipe, recipe, artefacts), cache=recorder)
+    with accelerate(pipe, plain):
+        sample(plain, 0, count)
 
 
 def learned_on(pipe: Any, recipe: Recipe, artefacts: Mapping[str, Any] | None) -> Recipe:

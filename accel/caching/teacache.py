@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.caching.learning import learned_on
+from accel.caching.learning import record
 from accel.caching.modulated import Modulated, looked_at
 from accel.caching.polynomial import DEGREE, PUBLISHED, Polynomial, fit
 from accel.caching.step_cache import DECISIONS, Mean, Signal, StepCache, relative_change
@@ -36,7 +36,6 @@ from accel.caching.step_reuse import AUTO, KEEPERS, resolved
 from accel.caching.step_rows import Rows
 from accel.core.denoiser import Denoise, Inputs, Node, Sample, denoiser_name
 from accel.core.method import Method
-from accel.core.recipe import accelerate
 from accel.core.threshold import Learned
 from accel.digests import settings_digest, weights_digest
 from accel.errors import ConfigError, IncompatibleError, check_int, unknown
@@ -99,13 +98,10 @@ class TeaCache(StepCache):
         if self.calibrated and recipe.sampler is None:
             raise IncompatibleError(f"the polynomial of {self.label} is fitted for a sampler; choose one.")
         if self.calibrated and recipe.guidance and recipe.guidance.uses_classifier:
-            raise IncompatibleError(self._alone(f"guidance {recipe.guidance.label}", "a classifier"))
-
-    def _alone(self, what: str, needed: str) -> str:
-        return (
-            f"the polynomial of {self.label} is fitted on the pipeline alone, and {what} needs {needed}; use another "
-            "one, or give cache.coefficients=[...]."
-        )
+            raise IncompatibleError(
+                f"the polynomial of {self.label} is fitted on the pipeline alone, and guidance {recipe.guidance.label} "
+                "needs a classifier; use another one, or give cache.coefficients=[...]."
+            )
 
     # fit -----------------------------------------------------------------------------------------------------------
 
@@ -121,9 +117,7 @@ class TeaCache(StepCache):
         trajectories have no two steps. `sample(recipe, start, stop)` generates those samples of `pipe`, which runs that
         recipe meanwhile. `artefacts`: what sampler and guidance have learned."""
         changes = _Changes(self)
-        plain = replace(learned_on(pipe, recipe, artefacts), cache=changes)
-        with accelerate(pipe, plain):
-            sample(plain, 0, self.samples)
+        record(pipe, recipe, artefacts, changes, sample, self.samples)
         on_step(1, 1)
         r, change = (
             torch.cat([torch.zeros(0), *(one.cpu() for one in found)]).double()

@@ -107,7 +107,7 @@ class TwoCalls:
         own_cond, own_uncond = self.guidance.guide(both, evaluated, self.node).chunk(2)
         if self.guidance.keeps_conditional:
             return own_uncond
-        self._combined = own_uncond + self.guidance.pipeline_scale * (own_cond - own_uncond)
+        self._combined = classifier_free(own_uncond, own_cond, self.guidance.pipeline_scale)
         return null[0] if null else own_uncond
 
     def _meets_the_scheduler(self, output: torch.Tensor) -> torch.Tensor:
@@ -135,11 +135,11 @@ class TwoCalls:
             return  # tells nothing
         self._known = True
         scale = self.guidance.pipeline_scale
-        plain = uncond + scale * (cond - uncond)
+        plain = classifier_free(uncond, cond, scale)
         errors = [off(output, wanted) for wanted in (plain, as_long_as(plain, cond))]
         self._lengths = errors[1] < errors[0]
         if min(errors) > CLOSE:
-            swapped = off(output, cond + scale * (uncond - cond)) <= CLOSE
+            swapped = off(output, classifier_free(cond, uncond, scale)) <= CLOSE
             found = "the first call of the denoiser is the null one" if swapped else "they are combined in another way"
             raise AccelError(
                 f"with two calls of the denoiser in a step, this pipeline should step with u + {scale:g} (c - u), c "
@@ -150,6 +150,14 @@ class TwoCalls:
     def _forget(self) -> None:
         self._first, self._combined = None, None
         self._returned = []
+
+
+def classifier_free(u: torch.Tensor, c: torch.Tensor, scale: float) -> torch.Tensor:
+    """u + s (c - u) of the unconditional and the conditional prediction, of one shape; s = 1 is c, s = 0 is u.
+
+    Ho & Salimans 2022 (arXiv:2207.12598), eq. 6 with s = 1 + w.
+    """
+    return u + scale * (c - u)
 
 
 def fitted(prediction: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

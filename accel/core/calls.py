@@ -17,7 +17,7 @@ from threading import RLock
 from typing import Any
 
 from accel.core.guidance import Guidance, Scaled
-from accel.core.pipelines import TRUE_SCALE
+from accel.core.pipelines import TRUE_SCALE, arguments
 from accel.errors import AccelError, ConfigError, IncompatibleError
 
 RESCALE, STEPS = "guidance_rescale", "num_inference_steps"
@@ -63,7 +63,7 @@ class Calls:
     @property
     def accepted(self) -> Mapping[str, inspect.Parameter]:
         """The arguments of a call by name, `self` first."""
-        return inspect.signature(inspect.unwrap(self.cls.__call__)).parameters
+        return arguments(self.cls)
 
     def arguments(self, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name, with what the recipe fixes. ConfigError or IncompatibleError for what it

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from accel.core import pipelines
-from accel.core.branches import TwoCalls
+from accel.core.branches import TwoCalls, classifier_free
 from accel.core.denoiser import Denoise, Inputs, Node, signature_of
 from accel.core.method import Method
 from accel.errors import AccelError, IncompatibleError, check_float
@@ -36,14 +36,12 @@ class Guidance(Method):
     """Common part: what the pipeline is asked for, the order of the halves and the check that they are there.
 
     `remembers`: the prediction depends on earlier evaluations of the same trajectory, so that it is no function of (x,
-    t). `varies`: how much it evaluates differs from sample to sample. `models`: names of further denoisers that it
-    evaluates. `uses_classifier`: it needs the suite's classifier. `changes_conditional`: what it gives the pipeline as
-    the conditional prediction is not the network's, where guidance is on. `scalable`: a pipeline that scales the length
-    of guided predictions back to that of c may scale its own.
+    t). `models`: names of further denoisers that it evaluates. `uses_classifier`: it needs the suite's classifier.
+    `changes_conditional`: what it gives the pipeline as the conditional prediction is not the network's, where guidance
+    is on. `scalable`: a pipeline that scales the length of guided predictions back to that of c may scale its own.
     """
 
     remembers: ClassVar[bool] = False
-    varies: ClassVar[bool] = False
     uses_classifier: ClassVar[bool] = False
     changes_conditional: ClassVar[bool] = True
     scalable: ClassVar[bool] = True
@@ -194,14 +192,6 @@ class Scaled(Guidance):
     @property
     def pipeline_scale(self) -> float:
         return self.scale
-
-
-def classifier_free(u: torch.Tensor, c: torch.Tensor, scale: float) -> torch.Tensor:
-    """u + s (c - u) of the unconditional and the conditional prediction, of one shape; s = 1 is c, s = 0 is u.
-
-    Ho & Salimans 2022 (arXiv:2207.12598), eq. 6 with s = 1 + w.
-    """
-    return u + scale * (c - u)
 
 
 def guided(prediction: torch.Tensor, inputs: Inputs, scale: float) -> torch.Tensor:

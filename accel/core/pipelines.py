@@ -37,16 +37,12 @@ def layout(pipe: Any) -> str:
     calls, or `unseen`: its first call tells (see `seen`)."""
     if type(pipe).__name__.startswith(CONDITIONAL_FIRST):
         return "cond_first"
-    if TRUE_SCALE in _arguments(type(pipe)):
+    if TRUE_SCALE in arguments(type(pipe)):
         return "separate"
     source = _source(type(pipe))
     if 'cache_context("uncond"' in source:
         return "separate"
-    return (
-        "uncond_first"
-        if len(re.findall(r"\b(self\.unet|self\.transformer|current_model)\(", source)) == 1
-        else "unseen"
-    )
+    return "uncond_first" if len(DENOISER_CALL.findall(source)) == 1 else "unseen"
 
 
 def seen(sample: torch.Tensor) -> str:
@@ -64,7 +60,7 @@ def steps_both(pipe: Any) -> bool:
 def scale_arguments(cls: type, scale: float, embedded: float | None = None) -> dict[str, float]:
     """What a call of a pipeline of class `cls` is told so that it steps with u + scale (c - u). `embedded`: what a
     network is told that is distilled from guided predictions (None: it is no such, or the caller says)."""
-    if TRUE_SCALE in _arguments(cls):
+    if TRUE_SCALE in arguments(cls):
         return {TRUE_SCALE: scale} | ({} if embedded is None else {SCALE: embedded})
     return {SCALE: scale - weight_offset(cls) if embedded is None else embedded}
 
@@ -72,7 +68,7 @@ def scale_arguments(cls: type, scale: float, embedded: float | None = None) -> d
 def usual_scale(cls: type) -> float | None:
     """The s of u + s (c - u) that calls of a pipeline of class `cls` ask for where they say nothing; None for one that
     does not guide."""
-    asked = _arguments(cls)
+    asked = arguments(cls)
     parameter = asked.get(TRUE_SCALE) or asked.get(SCALE)
     said = isinstance(getattr(parameter, "default", None), (int, float))
     if not said:
@@ -110,7 +106,7 @@ def further_denoisers(pipe: Any, net: nn.Module) -> list[str]:
 def check(pipe: Any, net: Any, guidance_scale: float, scheduler: Any = None, steps: int = 1) -> None:
     """IncompatibleError, with the reason, if `pipe` cannot guide its denoiser `net`, or cannot drive `scheduler`."""
     name = type(pipe).__name__
-    if guidance_scale > 1 and distilled(net) and TRUE_SCALE not in _arguments(type(pipe)):
+    if guidance_scale > 1 and distilled(net) and TRUE_SCALE not in arguments(type(pipe)):
         raise IncompatibleError(
             f"the denoiser of this {name} is distilled from guided predictions: it is told the scale and gets no "
             "doubled batch. Use guidance=none; suite hub gives it the number suite.distilled_guidance."
@@ -124,7 +120,7 @@ def check(pipe: Any, net: Any, guidance_scale: float, scheduler: Any = None, ste
 def _check_guided(pipe: Any) -> None:
     # Whether the pipeline asks its network for a null prediction and for nothing else.
     name = type(pipe).__name__
-    if "pag_scale" in _arguments(type(pipe)):
+    if "pag_scale" in arguments(type(pipe)):
         raise IncompatibleError(
             f"{name} guides by perturbed attention, too: guided, its network gets three rows of each image, and a "
             f"recipe's guidance knows two. Use guidance=none, or the class without it ({name.replace('PAG', '')})."
@@ -140,7 +136,7 @@ def _check_guided(pipe: Any) -> None:
 
 def gives_sigmas(pipe: Any) -> bool:
     """Whether the pipeline hands its scheduler sigmas of its own and `mu` (Flux, Qwen-Image)."""
-    return TRUE_SCALE in _arguments(type(pipe))
+    return TRUE_SCALE in arguments(type(pipe))
 
 
 def _check_driven(name: str, scheduler: Any, steps: int) -> None:
@@ -161,7 +157,8 @@ def _check_driven(name: str, scheduler: Any, steps: int) -> None:
         )
 
 
-def _arguments(cls: type) -> Any:
+def arguments(cls: type) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a call of a pipeline class by name, `self` first."""
     return inspect.signature(inspect.unwrap(cls.__call__)).parameters
 
 

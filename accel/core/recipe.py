@@ -258,7 +258,8 @@ class Prepared:
             nodes[key] = node
         run.cache_state += [item for node in nodes.values() for item in node.state]
         run.cached_share |= {k: node.cached_share for k, node in nodes.items() if node.cached_share is not None}
-        own = {getattr(pipe, name): key for name, key in self._own_denoisers()}
+        net = getattr(pipe, denoiser_name(pipe))
+        own = {"base": net} | {name: plain[name] for name in further_denoisers(pipe, net)}
         called = ["base"]  # which of them the pipeline's last call was for
         if recipe.stitch:
             denoise = recipe.stitch.combine(denoisers, clock)
@@ -268,7 +269,7 @@ class Prepared:
             nodes["base"].guides = {name: denoisers[name] for name in self.guidance.models}
             nodes["base"].classifier = (self.models or {}).get(CLASSIFIER)
             denoise = self.guidance.attach(nodes["base"], denoise)
-        for net, key in own.items():
+        for key, net in own.items():
             enter = denoise if len(own) == 1 else _calling(key, called, denoise)
             undo.enter_context(shadow_forward(net, enter, clock, place))
 
@@ -284,11 +285,6 @@ class Prepared:
         undo.callback(setattr, pipe, "scheduler", original)
         pipe.scheduler = run.scheduler = scheduler
         return run
-
-    def _own_denoisers(self) -> list[tuple[str, str]]:
-        # Attribute names of the pipeline's denoisers, and what the recipe calls them.
-        name = denoiser_name(self.pipe)
-        return [(name, "base"), *((n, n) for n in further_denoisers(self.pipe, getattr(self.pipe, name)))]
 
 
 class _Inside(AbstractContextManager["Run"]):

@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
-from accel.core.pipelines import SCALE, TRUE_SCALE
+from accel.core.pipelines import SCALE, TRUE_SCALE, arguments
 from accel.errors import ConfigError, unknown
 
 
@@ -214,8 +214,3 @@ def _own(name: str) -> dict[str, Any]:
 
 def _present(fixed: Mapping[str, Any], accepted: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in fixed.items() if name in accepted}
-
-
-def arguments(cls: type) -> Mapping[str, inspect.Parameter]:
-    """The arguments of a call of a pipeline class by name, `self` first."""
-    return inspect.signature(inspect.unwrap(cls.__call__)).parameters

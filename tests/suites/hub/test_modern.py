@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
 from hub_modern import MODERN as WITHOUT
@@ -47,21 +45,6 @@ def text(monkeypatch):
 
     monkeypatch.setattr("accel.suites.hub.kinds.find_spec", lambda name: name)
     monkeypatch.setattr(pipeline_prx, "ftfy", SimpleNamespace(fix_text=lambda text: text), raising=False)
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """HiDream scales every image to the area of 128 x 128 cells; here to that of 4 x 4."""
-    from diffusers import HiDreamImagePipeline
-
-    own = HiDreamImagePipeline.__init__
-
-    def init(self, *args, **kwargs):
-        own(self, *args, **kwargs)
-        self.default_sample_size = 4
-
-    init.__signature__ = inspect.signature(own)
-    monkeypatch.setattr(HiDreamImagePipeline, "__init__", init)
 
 
 def sampler(kind: str, steps: int = 2):

@@ -20,7 +20,6 @@ import pytest
 import torch
 from hub_modern import MODERN
 from hub_tiny import KINDS
-from suites.hub.test_modern import small
 
 from accel.config import choice_of
 from accel.core.denoiser import denoiser_name
@@ -30,7 +29,6 @@ from accel.errors import AccelError
 from accel.samplers.noise_schedule import is_flow
 from accel.testing.quick import QUICK
 
-__all__ = ["small"]  # a fixture that acts here, too
 PAGE = Path(__file__).parents[3] / "docs/pipelines.md"
 WRITE = bool(os.environ.get("ACCEL_WRITE_PIPELINES"))
 STEPS = 3
