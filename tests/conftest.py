@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
 import signal
 import tempfile
 import warnings
@@ -35,6 +36,11 @@ logging.getLogger("diffusers").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning)
 # Processes of pytest-xdist share the cores; alone, two threads as the tables have.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
+
+
+def pytest_unconfigure():
+    """Each worker has its own folder of locks."""
+    shutil.rmtree(os.environ["ACCEL_LOCKS"], ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)

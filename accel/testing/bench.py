@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from accel.errors import ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
 from accel.studies.calibration import Calibration
 from accel.suites.base import Networks, Suite
+from accel.testing.temporary import temporary_folder
 
 SEED = 5
 
@@ -49,7 +48,7 @@ class Bench:
 
     @cached_property
     def _calibration(self) -> Calibration:
-        folder = Path(tempfile.mkdtemp(prefix="accel_contract_"))
+        folder = temporary_folder()
         quiet = lambda *said: None  # noqa: E731
         print_of = self.suite.fingerprint()
         return Calibration(self.suite, print_of, lambda: self.pipe, lambda: self.models, folder, 2, quiet, quiet)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from pathlib import Path
 
 from accel.config import choice_of
 from accel.core.recipe import Recipe
 from accel.samplers.noise_schedule import noise_schedule
+from accel.testing.temporary import temporary_folder
 
 _DIGITS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 
 
 def _searched() -> str:
     # What a search would have found for suite `digits`, or a tiny one of its schedule, with 4 steps.
-    path = Path(tempfile.mkdtemp()) / "searched.json"
+    path = temporary_folder() / "searched.json"
     path.write_text(json.dumps({"timesteps": [999, 620, 270, 60], "schedule": noise_schedule(_DIGITS).identity}))
     return str(path)
 
