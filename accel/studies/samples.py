@@ -88,13 +88,13 @@ class Samples:
         """Raise now, before any work, if this suite cannot run `recipe`."""
         recipe.check(self.pipe, self.models)
 
-    def runs(self, recipe: Recipe) -> bool:
-        """Whether this suite can run `recipe`: a student of others takes no other steps than its own as a control."""
+    def refusal(self, recipe: Recipe) -> str | None:
+        """Why this suite cannot run `recipe`, None if it can: a student of others takes no other steps than its own."""
         try:
             self.check(recipe)
-        except IncompatibleError:
-            return False
-        return True
+        except IncompatibleError as error:
+            return str(error)
+        return None
 
     def generation_id(self, recipe: Recipe, seed: int | None = None) -> str:
         """Id of the samples of one base seed (None: the first): everything that changes them but their number. Device

@@ -330,8 +330,15 @@ class Study(Request):
             return []
         front = self.front or own_front(job.recipe)
         found = runner.controls(job.recipe, quality["cost"], timing, self.baseline, front)
-        jobs = [Job(recipe, "control", of=job.recipe.label, equal=equal) for recipe, equal in found]
-        return [job for job in jobs if runner.runs(job.recipe)]
+        jobs = []
+        for recipe, equal in found:
+            if reason := runner.refusal(recipe):
+                runner.say(
+                    f"{job.recipe.label} has no control of equal {' and '.join(equal)}: {recipe.label}: {reason}"
+                )
+            else:
+                jobs.append(Job(recipe, "control", of=job.recipe.label, equal=equal))
+        return jobs
 
     def _track(self, quality: dict[str, Any], timing: dict[str, Any] | None) -> None:
         if self.wandb != "disabled":

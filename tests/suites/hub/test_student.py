@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 
 from accel.core.recipe import Recipe, accelerate
@@ -21,6 +23,7 @@ from accel.registry import method
 from accel.samplers.grids import ExplicitGrid
 from accel.studies.evaluation import Evaluation
 from accel.studies.runner import Runner
+from accel.studies.study import Study
 from accel.suites.hub.lora import Lora
 
 
@@ -146,10 +149,18 @@ def test_an_experiment_on_sana_sprint(hub_suite, tmp_path):
     record = runner.quality(Recipe(method("sampler", "scm", steps=2), cache=method("cache", "fora")))
     assert record["cost"]["nfe"] == 2
     assert record["values"]["distance"]["value"] > 0, "to two plain steps"
-    assert not runner.runs(recipe("scm", 5)), "no control of the student has five steps"
-    assert runner.runs(recipe("scm", 1))
+    assert "5 steps" in (reason := runner.refusal(recipe("scm", 5))), reason
+    assert runner.refusal(recipe("scm", 1)) is None
     with pytest.raises(IncompatibleError, match="use sampler=scm"):
         runner.check(recipe("ddim"))
+
+
+def test_a_control_that_a_student_cannot_run_is_said(distilled, hub_suite, tmp_path):
+    suite, plain, said = hub_suite("sd", student=str(distilled["file"])), recipe("euler"), io.StringIO()
+    cached = replace(plain, cache=method("cache", "deepcache", interval=2, branch=1))
+    shown = Console(file=said, width=1000)
+    Study("s", "t", suite, SMALL, Results(tmp_path), plain, [cached], console=shown, wandb="disabled").run()
+    assert "has no control of equal MACs: euler-1: " in (text := said.getvalue()), text
 
 
 @pytest.mark.parametrize(
