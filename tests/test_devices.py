@@ -13,6 +13,7 @@ from accel.caching import DeepCache
 from accel.config import compose, instantiate
 from accel.core.devices import device_lock
 from accel.core.recipe import Recipe
+from accel.core.stages import REST, stage_seconds
 from accel.evaluation.timing import interleave, stopwatch
 from accel.files import locked
 from accel.guidance import CFG, ClassifierGuidance
@@ -25,6 +26,7 @@ from accel.studies.floor import floor
 from accel.studies.runner import Runner
 from accel.suites.base import Suite
 from accel.suites.digits.levels import level_classifier
+from accel.testing import TinySuite
 from accel.testing.elsewhere import DEVICE, Elsewhere
 
 EMBEDDED = ("digits", "digits_flow", "digits_dit", "shapes", "mixture")
@@ -206,6 +208,24 @@ def test_events_are_recorded_on_the_device_that_works(device):
     assert stopwatch(lambda: torch.ones(2, device=DEVICE) + 1, DEVICE) > 0
     assert recorded == [1, 1], "cuda:1, although the current device is cuda:0"
     assert device.current == 0
+
+
+def test_stages_are_timed_by_events_of_their_device_without_waiting_for_it(device, monkeypatch):
+    recorded, waited = [], []
+
+    class Event(type(torch.cuda.Event())):
+        def record(self, stream=None):
+            super().record(stream)
+            recorded.append(self.device)
+
+    torch.cuda.Event = lambda **settings: Event(device)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *where: waited.append(len(recorded)))
+    pipe = TinySuite("text").pipeline().to(DEVICE)
+    found = stage_seconds(pipe, lambda: pipe(class_labels=[1], num_inference_steps=2, output_type="pt"))
+    assert {"denoiser", "scheduler", REST} <= set(found)
+    assert set(recorded) == {1}, "cuda:1, although the current device is cuda:0"
+    assert len(recorded) >= 2 * (2 + 2) + 2
+    assert waited == [len(recorded)], "once, when all is done"
 
 
 def test_whoever_times_locks_the_device_not_the_folder(device):

@@ -21,6 +21,7 @@ from torch import nn
 
 from accel.core.devices import device_lock
 from accel.core.recipe import Recipe, accelerate
+from accel.core.stages import stage_seconds
 from accel.errors import ConfigError
 from accel.evaluation.generate import generate
 from accel.evaluation.intervals import half_width, median_interval
@@ -31,6 +32,7 @@ from accel.suites.base import Suite
 Clock = Callable[[], float]
 PROTOCOL = 2  # of a timing record; 1, or none in the record: three arms, rounds by number, bootstrap intervals
 DISTURBED = 0.25  # of a timing whose disturbance is more than that, ms/image is not to be kept
+STAGE_CALLS = 3  # of which a recipe's stages are the medians
 TRIES = 2  # at once; what is disturbed still is timed again by the next command
 
 
@@ -215,6 +217,7 @@ def time_recipes(
     were thrown away because others used the processor; `tolerated`: such rounds that had to be kept, because at most
     as many are thrown away as are kept; `together`: how many recipes the first round had. A recipe leaves the rounds
     when it has enough of them, and only its own arms and the baseline's tell which of its rounds are disturbed.
+    `stages`: ms an image of each stage (accel.core.stages), medians of further calls, outside the rounds.
     """
     if simulated := [r.label for r in (*recipes, baseline) if r.simulated]:
         raise ConfigError(
@@ -245,7 +248,14 @@ def time_recipes(
                 if (end := enough(seen, _speedup, repetitions, most_repetitions, precision)) is not None:
                     ended[i] = _measured(end, batch) | {"together": len(recipes)}
                     del arms[first[i]], arms[again[i]]
-    return [ended[i] for i in range(len(recipes))]
+    with locked(device_lock(pipe.device)):
+        return [ended[i] | {"stages": _stages(pipe, own[i], batch)} for i in range(len(recipes))]
+
+
+def _stages(pipe: Any, arm: Arm, batch: int) -> dict[str, float]:
+    with arm() as run:
+        taken = [stage_seconds(pipe, run) for _ in range(STAGE_CALLS)]
+    return {stage: 1000 / batch * float(np.median([one[stage] for one in taken])) for stage in taken[0]}
 
 
 def _renamed(one: Round, names: Mapping[str, str]) -> Round:

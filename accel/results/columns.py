@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from accel.core.stages import DENOISER, STAGES, bound
 from accel.metrics.verdicts import NON_INFERIOR, UNDECIDED
 from accel.results.comparison import (
     APART,
@@ -78,6 +79,7 @@ def main_columns(study: Comparison, group: tuple) -> list[Column]:
             for i, device in enumerate(study.side_by_side)
             for column in speed_columns(study, device, len(study.side_by_side) > 1, brief=i == 0)
         ),
+        *(stage_columns(study, study.side_by_side[0]) if study.side_by_side else ()),
         Column("bit operations ÷ float", _bits),
         Column("weights MB", cost("model_bytes", 1e6)),
         Column("peak MB", cost("peak_bytes", 1e6)),
@@ -136,6 +138,30 @@ def speed_columns(study: Comparison, device: tuple, named: bool = False, brief: 
         Column(f"ms/image{at}", ms, f"ms{short}" if brief else None),
         Column(f"{name}{at} [95 %]", speedup, name + short, lambda row: speedup(row, point)),
     ]
+
+
+def stage_columns(study: Comparison, device: tuple) -> list[Column]:
+    """What part of a row's time is not its denoiser's, and what speed-up over the baseline that leaves at most."""
+
+    def stages(row: Row) -> dict[str, float]:
+        found = (study.timing(row, device) or {}).get("stages") or {}
+        return {stage: found[stage] for stage in STAGES if stage in found}
+
+    def outside(row: Row) -> str | None:
+        if not (found := stages(row)):
+            return None
+        whole = sum(found.values()) / 100
+        parts = {stage: ms / whole for stage, ms in found.items() if stage != DENOISER}
+        told = ", ".join(f"{stage} {share:.1f}" for stage, share in parts.items())
+        return f"{sum(parts.values()):.1f} ({told})"
+
+    def most(row: Row) -> str | None:
+        base, found = stages(study.baseline) if study.baseline else {}, stages(row)
+        if not base or not found:
+            return None
+        return f"{bound(found) * sum(base.values()) / sum(found.values()):.3g}×"
+
+    return [Column("outside the denoiser %", outside), Column("bound", most)]
 
 
 def timed(study: Comparison, device: tuple) -> list[Row]:

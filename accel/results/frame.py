@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from accel.core.stages import STAGES
 from accel.errors import joined
 from accel.metrics.verdicts import p_value
 from accel.records import Results
@@ -125,7 +126,10 @@ def _later(study: Comparison, row: Row, device: tuple | None, end: str = "") -> 
         return {}
     timing = _timing(row, device) or {}
     told = {f"{key}{end}": timing.get(key) for key in ("rejected", "tolerated", "stopped")}
-    return spread(f"aa_recipe{end}", timing.get("aa_recipe")) | told
+    there = {stage for one in study.done for other in one.timings for stage in other.get("stages", ())}
+    own = timing.get("stages", {})
+    ms = {f"ms_{stage.replace(' ', '_')}{end}": own.get(stage) for stage in STAGES if stage in there}
+    return spread(f"aa_recipe{end}", timing.get("aa_recipe")) | told | ms
 
 
 def _reference(reference: Mapping[str, Any]) -> dict[str, Any]:

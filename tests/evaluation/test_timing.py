@@ -207,7 +207,9 @@ def test_ratios_and_units(timed):
     assert (found["repetitions"], found["batch"], found["stopped"], found["protocol"]) == (6, 4, "narrow", 2)
     assert (found["rejected"], found["tolerated"]) == (0, 0)
     # A round is baseline, recipe, baseline, recipe, every other one backwards; every run generates one whole batch.
-    assert [which is recipe for which, *_ in calls] == ([True, False] * 2 + [False, True] * 2) * 3 + [True, False] * 2
+    rounds = ([True, False] * 2 + [False, True] * 2) * 3 + [True, False] * 2
+    assert [which is recipe for which, *_ in calls] == rounds + [True] * 3, "stages are timed by further calls"
+    assert found["stages"] == pytest.approx({"rest": 50})
     assert {tuple(rest) for _, *rest in calls} == {(0, 0, 4, 4)}
 
 
@@ -247,7 +249,7 @@ def test_pipeline_is_restored_between_and_after_the_arms(timed, pipe):
 
     timed(recipe, Recipe(DDIM), seconds, repetitions=6)
     there, back = ["torch.float32", "torch.bfloat16"] * 2, ["torch.bfloat16", "torch.float32"] * 2
-    assert [str(s) for s in states] == (back + there) * 3 + back
+    assert [str(s) for s in states] == (back + there) * 3 + back + ["torch.bfloat16"] * 3
     assert_same(before, snapshot(pipe))
 
 

@@ -155,3 +155,23 @@ def test_a_busy_machine_is_said_under_the_table(fabric):
 def test_a_calm_machine_needs_no_words(batches):
     assert "Busy machine" not in page(batches)
     assert "wider are" not in page(batches)
+
+
+def test_stages_tell_what_bounds_the_speed_up(fabric):
+    """Of 20 ms the baseline's denoiser takes 16; the cached one's, 4 of 8: without any it would still take 4."""
+    base, cell = fabric.quality("base", 2.0), fabric.quality("cached", 2.5)
+    ms = {"text encoder": 1.0, "denoiser": 16.0, "scheduler": 0.5, "decoder": 2.0, "rest": 0.5}
+    fabric.line("baseline", base, fabric.timing(base, base, 1.0, stages=ms, **NEW))
+    fabric.line("cell", cell, fabric.timing(cell, base, 2.5, stages=ms | {"denoiser": 4.0}, **NEW))
+    fabric.save()
+    rows = main_table(page(fabric))
+    assert rows["base"]["outside the denoiser %"] == "20.0 (text encoder 5.0, scheduler 2.5, decoder 10.0, rest 2.5)"
+    assert rows["cached"]["outside the denoiser %"].startswith("50.0 (text encoder 12.5,")
+    assert [rows[label]["bound"] for label in ("base", "cached")] == ["5×", "5×"]
+    frame = study_frame(fabric.results, "demo").set_index("label")
+    assert frame.loc["cached", ["ms_text_encoder", "ms_denoiser", "ms_rest"]].tolist() == [1.0, 4.0, 0.5]
+
+
+def test_records_without_stages_have_no_such_column(batches):
+    assert "outside the denoiser" not in page(batches)
+    assert not [name for name in study_frame(batches.results, "demo") if name.startswith("ms_d")]
