@@ -14,7 +14,7 @@ Lv et al. 2024, "FasterCache: Training-Free Video Diffusion Model Acceleration w
 Deviations: decided by solver steps, each stage of a multi-stage solver with features of its own. Where both halves are
 evaluated after steps at which one was, attention runs, as in the released code, where the kept rows do not suffice. The
 paper lets w grow from 0 to 1, its code has 1/2. `guidance_interval` = 1 leaves guidance alone, `interval` = 1
-attention. Halves that come in calls of their own are both evaluated.
+attention. Halves that come in calls of their own are both evaluated, and so are all of more than two branches.
 """
 
 from __future__ import annotations

@@ -39,12 +39,15 @@ class Guidance(Method):
     t). `models`: names of further denoisers that it evaluates. `uses_classifier`: it needs the suite's classifier.
     `changes_conditional`: what it gives the pipeline as the conditional prediction is not the network's, where guidance
     is on. `scalable`: a pipeline that scales the length of guided predictions back to that of c may scale its own.
+    `branchwise`: what it returns of a sample are the network's own predictions, or the conditional one in the place of
+    all, which is right for a pipeline with further branches, too.
     """
 
     remembers: ClassVar[bool] = False
     uses_classifier: ClassVar[bool] = False
     changes_conditional: ClassVar[bool] = True
     scalable: ClassVar[bool] = True
+    branchwise: ClassVar[bool] = False
     models: tuple[str, ...] = ()
 
     @property
@@ -130,28 +133,30 @@ class Guidance(Method):
     def _laid_out(self, layout: str, node: Node, inner: Denoise) -> Denoise:
         """Guidance of a pipeline of that layout (see `accel.core.pipelines`)."""
         clock = node.clock
+        expected = "a doubled batch" if layout in pipelines.BLOCKS else "a batch of " + layout.replace(",", ", ")
 
         def refuse(found: str) -> None:
             raise AccelError(
-                f"the recipe's guidance expects a doubled batch, but {found}; "
+                f"the recipe's guidance expects {expected}, but {found}; "
                 f"call the pipeline with guidance_scale={self.pipeline_scale}."
             )
 
-        def check_doubled() -> None:
-            if clock.rows != 2 * clock.samples:
+        def check_stacked() -> None:
+            if clock.rows != len(parts) * clock.samples:
                 refuse(f"the denoiser got {clock.rows} rows for {clock.samples} images")
 
         if layout == "separate":
             return TwoCalls(self, inner, node)
-        if layout == "uncond_first":
-            clock.on_stage(check_doubled)
+        parts = pipelines.blocks(layout)
+        if layout != "cond_first":
+            clock.on_stage(check_stacked)
 
-            def doubled(inputs: Inputs) -> torch.Tensor:
-                if inputs.rows % 2:
+            def stacked(inputs: Inputs) -> torch.Tensor:
+                if inputs.rows % len(parts):
                     refuse(f"the denoiser got {inputs.rows} rows")
-                return self.guide(inputs.with_parts(("uncond", "cond")), inner, node)
+                return self.guide(inputs.with_parts(parts), inner, node)
 
-            return doubled
+            return stacked
 
         def guided(inputs: Inputs) -> torch.Tensor:
             # DiTPipeline stacks (conditional, null) and hands both to the scheduler, so that its row count tells
@@ -159,7 +164,7 @@ class Guidance(Method):
             half = inputs.rows // 2
             if clock.stage == 0 and not torch.equal(inputs.sample[:half], inputs.sample[half:]):
                 refuse(f"the halves of the denoiser's {inputs.rows} rows differ")
-            return self.guide(inputs.with_parts(("cond", "uncond")), inner, node)
+            return self.guide(inputs.with_parts(parts), inner, node)
 
         return guided
 
@@ -199,9 +204,14 @@ def guided(prediction: torch.Tensor, inputs: Inputs, scale: float) -> torch.Tens
     return prediction if len(inputs.parts) == 1 else classifier_free(*halves(prediction, inputs), scale)
 
 
+def by_part(prediction: torch.Tensor, inputs: Inputs) -> dict[str, torch.Tensor]:
+    """The rows of each part of a batch's prediction, by name and in order."""
+    return dict(zip(inputs.parts, prediction.chunk(len(inputs.parts)), strict=True))
+
+
 def halves(prediction: torch.Tensor, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     """(unconditional, conditional) rows of a doubled batch's prediction."""
-    named = dict(zip(inputs.parts, prediction.chunk(2), strict=True))
+    named = by_part(prediction, inputs)
     return named["uncond"], named["cond"]
 
 

@@ -1,9 +1,10 @@
 """What accel must know of a diffusers pipeline beyond its two seams: how it guides, and what it asks of a scheduler.
 
 `layout`, how the denoiser is called for guidance: most pipelines stack (null, conditional) in one batch and step one of
-them, DiTPipeline and Z-Image stack (conditional, null), and DiTPipeline steps both. Others call the denoiser twice a
-step, conditional first (accel/core/branches.py): those that tell its caches so, or have a `true_cfg_scale`. Where the
-pipeline's code calls it in several places the first call tells: a doubled batch has equal halves.
+them, DiTPipeline and Z-Image stack (conditional, null), and DiTPipeline steps both. InstructPix2Pix stacks a third
+branch, told the image alone, and its code says in which order. Others call the denoiser twice a step, conditional first
+(accel/core/branches.py): those that tell its caches so, or have a `true_cfg_scale`. Where the pipeline's code calls it
+in several places the first call tells: a doubled batch has equal halves.
 
 `scale_arguments`: a pipeline with a `true_cfg_scale` guides by that, and its `guidance_scale` is a number that a
 distilled network is told. Some pipelines weigh c + w (c - u), w = s - 1.
@@ -26,6 +27,8 @@ from torch import nn
 from accel.errors import IncompatibleError
 
 DENOISER_CALL = re.compile(r"\b(self\.unet|self\.transformer|current_model)\(")
+THREE = re.compile(r"\bnoise_pred_(\w+), noise_pred_(\w+), noise_pred_(\w+) = noise_pred\.chunk\(3\)")
+BLOCKS = {"uncond_first": ("uncond", "cond"), "cond_first": ("cond", "uncond")}  # layout: parts of the batch, in order
 SCALE, TRUE_SCALE = "guidance_scale", "true_cfg_scale"
 CONDITIONAL_FIRST = ("DiTPipeline", "ZImage")
 OFFSET = ("ZImage", "Krea2")
@@ -34,7 +37,8 @@ NEGATING = ("HiDreamImage", "Lumina", "NucleusMoEImage", "ZImage")
 
 def layout(pipe: Any) -> str:
     """How a guided evaluation reaches the denoiser: `uncond_first` or `cond_first` in one batch, `separate` in two
-    calls, or `unseen`: its first call tells (see `seen`)."""
+    calls, the names of a batch's three parts in their order, with commas, or `unseen`: its first call tells (see
+    `seen`)."""
     if type(pipe).__name__.startswith(CONDITIONAL_FIRST):
         return "cond_first"
     if TRUE_SCALE in arguments(type(pipe)):
@@ -42,7 +46,24 @@ def layout(pipe: Any) -> str:
     source = _source(type(pipe))
     if 'cache_context("uncond"' in source:
         return "separate"
+    if three := THREE.search(source):
+        return ",".join("cond" if name == "text" else name for name in three.groups())
     return "uncond_first" if len(DENOISER_CALL.findall(source)) == 1 else "unseen"
+
+
+def blocks(layout: str) -> tuple[str, ...]:
+    """The parts of the batch of a layout that stacks them, in order; `cond` and `uncond` are among them."""
+    return BLOCKS.get(layout) or tuple(layout.split(","))
+
+
+def check_branches(pipe: Any, guidance: Any) -> None:
+    """IncompatibleError if the pipeline guides by a third branch, and `guidance` would have to know what it is for."""
+    parts = blocks(layout(pipe))
+    if len(parts) > 2 and not (guidance.plain or guidance.branchwise or guidance.neutral):
+        raise IncompatibleError(
+            f"{type(pipe).__name__} guides by {len(parts)} predictions ({', '.join(parts)}), and guidance "
+            f"{guidance.label} combines two. Use guidance=cfg, interval or ag, or guidance=none."
+        )
 
 
 def seen(sample: torch.Tensor) -> str:

@@ -11,7 +11,8 @@ to 0.996, are for 20 steps of a text-to-image model, and its decision is one for
 Deviations: `space` says which predictions are compared. Those of eps nearly agree at high noise already, whatever the
 guidance does, because both are nearly x itself; those of x_0 do not, and are the default with a threshold of its own.
 `decision=per_sample` switches every sample of the batch by itself, so that an image does not depend on its batch; its
-unconditional rows become fewer from step to step, in a call of their own. `batch` compares the batch's mean and
+unconditional rows become fewer from step to step, in a call of their own. Where a pipeline guides by a third branch
+(InstructPix2Pix) all of them must agree with the conditional one. `batch` compares the batch's mean and
 switches all at once: one call an evaluation, but an image then depends on the batch. The first `min_steps` steps are
 guided whatever the cosine. A cache finds what it kept of a row by part and member of the batch. Each decision reads
 numbers from the device, which waits for it. Shapes: predictions (2 B, C, ...).
@@ -19,14 +20,14 @@ numbers from the device, which waits for it. Shapes: predictions (2 B, C, ...).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
 
 from accel.core.devices import send
-from accel.core.guidance import Guidance, Scaled, halves, joined
+from accel.core.guidance import Guidance, Scaled, by_part
 from accel.core.threshold import Learned, ThresholdRule, Watched
 from accel.errors import check_float, check_int, unknown
 from accel.guidance.cfg import CFG
@@ -55,6 +56,7 @@ class AdaptiveGuidance(Scaled):
     remembers: ClassVar[bool] = True
     varies: ClassVar[bool] = True
     changes_conditional: ClassVar[bool] = False
+    branchwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,36 +95,41 @@ class AdaptiveGuidance(Scaled):
         return Watching(**{f.name: getattr(self, f.name) for f in fields(self)} | {"threshold": NEVER}), found
 
     def guide(self, inputs, inner, node):
-        guided = node.memory.get("guided", list(range(inputs.rows // 2)))
-        uncond, cond = self._evaluate(inputs, inner, guided)
+        guided = node.memory.get("guided", list(range(inputs.rows // len(inputs.parts))))
+        found = self._evaluate(inputs, inner, guided)
         if guided and node.clock.step >= self.min_steps:
-            reached = self.agreement(uncond, cond, guided, inputs, node) >= self.threshold
+            reached = self.agreement(found, guided, inputs, node) >= self.threshold
             if off := [i for i, over in zip(guided, reached.tolist(), strict=True) if over]:
-                uncond = unguided(uncond, cond, off)
+                found = {part: unguided(rows, found["cond"], off) for part, rows in found.items()}
                 node.clock.mark(OFF, off)
                 node.memory["guided"] = [i for i in guided if i not in off]
-        return joined(uncond, cond, inputs)
+        return torch.cat([found[part] for part in inputs.parts])
 
-    def _evaluate(self, inputs, inner, guided: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both halves; where there is no guidance any more the conditional prediction stands in both."""
-        if len(guided) == inputs.rows // 2:
-            return halves(inner(inputs), inputs)
+    def _evaluate(self, inputs, inner, guided: list[int]) -> dict[str, torch.Tensor]:
+        """Predictions by part; where there is no guidance any more the conditional one stands in all."""
+        if len(guided) == inputs.rows // len(inputs.parts):
+            return by_part(inner(inputs), inputs)
         cond = inner(inputs.take("cond"))
-        uncond = cond.clone()
-        if guided:
-            uncond[send(guided, cond.device)] = inner(inputs.take("uncond").pick(guided))
-        return uncond, cond
+        found = {part: cond if part == "cond" else cond.clone() for part in inputs.parts}
+        for part, rows in found.items() if guided else ():
+            if part != "cond":
+                rows[send(guided, cond.device)] = inner(inputs.take(part).pick(guided))
+        return found
 
-    def agreement(self, uncond: torch.Tensor, cond: torch.Tensor, guided: list[int], inputs, node) -> torch.Tensor:
-        """What is held against the threshold, of each of the samples `guided` (B,): cosine of both predictions."""
-        x = latents(inputs.take("cond"), cond)
-        rows = [own(uncond, x), own(cond, x), x]
-        if len(guided) < len(x):
-            which = send(guided, x.device)
-            rows = [v[which] for v in rows]
-        at = level(node.clock)
-        u, c = (at.to(self.space, v.to(exactly(v)), rows[2].to(exactly(v))) for v in rows[:2])
-        return DECISIONS[self.decision](similarity(u, c))
+    def agreement(self, found: Mapping[str, torch.Tensor], guided: list[int], inputs, node) -> torch.Tensor:
+        """What is held against the threshold, of each of the samples `guided` (B,): cosine of the conditional and the
+        unconditional prediction, the least of those of several branches."""
+        x = latents(inputs.take("cond"), found["cond"])
+        which = send(guided, x.device) if len(guided) < len(x) else slice(None)
+        at, x = level(node.clock), x[which]
+
+        def seen(rows: torch.Tensor) -> torch.Tensor:
+            rows = own(rows, x)[which]
+            return at.to(self.space, rows.to(exactly(rows)), x.to(exactly(rows)))
+
+        cond = seen(found["cond"])
+        others = [similarity(seen(rows), cond) for part, rows in found.items() if part != "cond"]
+        return DECISIONS[self.decision](torch.stack(others).amin(0))
 
 
 def similarity(u: torch.Tensor, c: torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,7 @@ class IntervalCFG(Scaled):
     sigma_lo: float = 0.0
     sigma_hi: float = float("inf")
     changes_conditional: ClassVar[bool] = False
+    branchwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,7 +50,7 @@ class IntervalCFG(Scaled):
         if in_interval(node.clock.sigma, self.sigma_lo, self.sigma_hi):
             return inner(inputs)
         cond = inner(inputs.take("cond"))
-        return torch.cat([cond, cond])
+        return torch.cat([cond] * len(inputs.parts))
 
 
 def in_interval(sigma: float, lo: float, hi: float) -> bool:
