@@ -2,9 +2,10 @@
 
 `layout`, how the denoiser is called for guidance: most pipelines stack (null, conditional) in one batch and step one of
 them, DiTPipeline and Z-Image stack (conditional, null), and DiTPipeline steps both. InstructPix2Pix stacks a third
-branch, told the image alone, and its code says in which order. Others call the denoiser twice a step, conditional first
-(accel/core/branches.py): those that tell its caches so, or have a `true_cfg_scale`. Where the pipeline's code calls it
-in several places the first call tells: a doubled batch has equal halves.
+branch, told the image alone, and its code says in which order; perturbed attention is a third, too. Others call the
+denoiser twice a step, conditional first (accel/core/branches.py): those that tell its caches so, or have a
+`true_cfg_scale`. Where the pipeline's code calls it in several places the first call tells: a doubled batch has equal
+halves.
 
 `scale_arguments`: a pipeline with a `true_cfg_scale` guides by that, and its `guidance_scale` is a number that a
 distilled network is told. Some pipelines weigh c + w (c - u), w = s - 1.
@@ -29,6 +30,7 @@ from accel.errors import IncompatibleError
 DENOISER_CALL = re.compile(r"\b(self\.unet|self\.transformer|current_model)\(")
 THREE = re.compile(r"\bnoise_pred_(\w+), noise_pred_(\w+), noise_pred_(\w+) = noise_pred\.chunk\(3\)")
 BLOCKS = {"uncond_first": ("uncond", "cond"), "cond_first": ("cond", "uncond")}  # layout: parts of the batch, in order
+PERTURBED = ("uncond", "cond", "perturbed")  # of perturbed attention, whose layers look for all three
 SCALE, TRUE_SCALE = "guidance_scale", "true_cfg_scale"
 CONDITIONAL_FIRST = ("DiTPipeline", "ZImage")
 OFFSET = ("ZImage", "Krea2")
@@ -46,6 +48,8 @@ def layout(pipe: Any) -> str:
     source = _source(type(pipe))
     if 'cache_context("uncond"' in source:
         return "separate"
+    if "pag_scale" in arguments(type(pipe)):
+        return ",".join(PERTURBED)
     if three := THREE.search(source):
         return ",".join("cond" if name == "text" else name for name in three.groups())
     return "uncond_first" if len(DENOISER_CALL.findall(source)) == 1 else "unseen"
@@ -56,13 +60,25 @@ def blocks(layout: str) -> tuple[str, ...]:
     return BLOCKS.get(layout) or tuple(layout.split(","))
 
 
-def check_branches(pipe: Any, guidance: Any) -> None:
-    """IncompatibleError if the pipeline guides by a third branch, and `guidance` would have to know what it is for."""
-    parts = blocks(layout(pipe))
-    if len(parts) > 2 and not (guidance.plain or guidance.branchwise or guidance.neutral):
+def check_branches(pipe: Any, guidance: Any, cache: Any) -> None:
+    """IncompatibleError if the pipeline guides by a third branch, and `guidance` (a method), or `cache` (or None),
+    would have to know what it is for."""
+    parts, name = blocks(layout(pipe)), type(pipe).__name__
+    if len(parts) < 3 or guidance.neutral:
+        return
+    if parts == PERTURBED:
+        for axis, method in (("guidance", guidance), ("cache", cache)):
+            if not (method.plain if axis == "guidance" else method is None or not method.joins_parts):
+                raise IncompatibleError(
+                    f"{name} guides by perturbed attention, too, whose layers need all three rows of each image at "
+                    f"every evaluation, where this {axis} leaves some out or changes them. Use "
+                    f"{axis}={'cfg' if axis == 'guidance' else 'none'}, or the class without it "
+                    f"({name.replace('PAG', '')})."
+                )
+    elif not (guidance.plain or guidance.branchwise):
         raise IncompatibleError(
-            f"{type(pipe).__name__} guides by {len(parts)} predictions ({', '.join(parts)}), and guidance "
-            f"{guidance.label} combines two. Use guidance=cfg, interval or ag, or guidance=none."
+            f"{name} guides by {len(parts)} predictions ({', '.join(parts)}), and guidance {guidance.label} combines "
+            "two. Use guidance=cfg, interval or ag, or guidance=none."
         )
 
 
@@ -141,11 +157,6 @@ def check(pipe: Any, net: Any, guidance_scale: float, scheduler: Any = None, ste
 def _check_guided(pipe: Any) -> None:
     # Whether the pipeline asks its network for a null prediction and for nothing else.
     name = type(pipe).__name__
-    if "pag_scale" in arguments(type(pipe)):
-        raise IncompatibleError(
-            f"{name} guides by perturbed attention, too: guided, its network gets three rows of each image, and a "
-            f"recipe's guidance knows two. Use guidance=none, or the class without it ({name.replace('PAG', '')})."
-        )
     asks = getattr(type(pipe), "do_classifier_free_guidance", None)
     distilled_steps = getattr(pipe, "config", {}).get("is_distilled", False)
     if distilled_steps and isinstance(asks, property) and "is_distilled" in _source_of(asks.fget):

@@ -153,7 +153,7 @@ class Recipe:
             scheduler = ready.build(pipe.scheduler.config, self.grid)
         pipelines.check(pipe, own, self.guidance_scale, scheduler, self.sampler.steps if self.sampler else 1)
         if self.guidance:
-            pipelines.check_branches(pipe, self.guidance)
+            pipelines.check_branches(pipe, self.guidance, self.cache)
         inside = any(method is not None for method in (self.cache, self.precision, self.skip))
         for name, net in nets.items():
             check_compiled(name, net, inside)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hub_modern import MODERN as WITHOUT
@@ -24,8 +26,7 @@ MODERN = WITHOUT | PACKAGED
 QUICK = Evaluation(n=60, distance_n=60, shard=60, batch=60, timing=False, controls=False, device="cpu")
 BETAS = ("sd_pag", "sdxl_pag", "pixart_sigma_pag", "kandinsky3", "hunyuan_dit", "lcm", "cogview3")
 # Samplers of the command line cannot drive two; Kandinsky 3 has no cache; sixty images of it, and of PRX, take seconds.
-UNGUIDED = {kind: ["guides by perturbed attention, too"] for kind in MODERN if "pag" in kind}
-UNGUIDED["lcm"] = ["distilled from guided predictions"]
+UNGUIDED = {"lcm": ["distilled from guided predictions"]}
 WHOLE = [kind for kind in MODERN if kind not in ("lcm", "cogview3", "kandinsky3", "prx")]
 
 
@@ -156,5 +157,13 @@ def test_guidance_that_a_pipeline_never_asks_for_is_refused_before_work(hub_suit
     with accelerate(pipe, plain) as run:
         generate(pipe, suite, plain, 0, 0, 2, 2)
     assert run.nfe == 2
-    with pytest.raises(IncompatibleError, match=r"three rows of each image.*\(StableDiffusionPipeline\)"):
-        Recipe(sampler("sd_pag"), guidance=CFG(3.0)).check(hub_suite("sd_pag").pipeline())
+
+
+@pytest.mark.parametrize(
+    ("axis", "name"), [("guidance", "interval"), ("guidance", "ag"), ("guidance", "apg"), ("cache", "tgate")]
+)
+def test_what_leaves_out_rows_of_perturbed_attention_is_refused(axis, name, hub_suite):
+    pipe, plain = hub_suite("sd_pag").pipeline(), Recipe(sampler("sd_pag"), guidance=CFG(3.0))
+    plain.check(pipe)
+    with pytest.raises(IncompatibleError, match=rf"three rows of each image .*{axis}=.*\(StableDiffusionPipeline\)"):
+        replace(plain, **{axis: method(axis, name)}).check(pipe)
