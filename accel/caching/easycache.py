@@ -11,7 +11,7 @@ the mean absolute value:
 No fit, no model-specific numbers, and nothing of the network is looked into, so that UNets and transformers are alike.
 The released code runs the first 5 (HunyuanVideo) or 10 steps (Wan) of 50 and the last one, at thresholds of 0.025 to
 0.05. Deviations: each sample is decided by itself (decision=batch: all together); under guidance k and e are of both
-halves, where the released code for two calls decides by the conditional one. `first` counts solver steps; two runs are
+halves; of two calls the conditional one decides, as in the released code. `first` counts solver steps; two runs are
 needed for a rate. `reuse`: the paper's transformation vector is `residual`; `output` repeats v_i, `blocks` what a
 transformer's blocks add.
 """

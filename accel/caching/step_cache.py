@@ -14,6 +14,9 @@ absolute values, each over
                  that run do so in one call, of fewer rows
     batch        all rows of the call, as released codes do: one call or none, but an image depends on its batch
 
+Where an evaluation reaches the network in several calls (guidance by two of them; the halves of a batch of which some
+samples are guided no more) the first one decides for all, so that a guided difference is not of that kind either.
+
 All state is by slot of the solver step, call, part and sample, and dropped with every trajectory. What is decided by
 lies on the device, which the host waits for once an evaluation, but at steps that always run. A trace calls an
 evaluation `full`, `partial` (of some samples) or `reused` (of no rows where no part of the network runs); `Run.events`
@@ -24,7 +27,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -144,7 +147,9 @@ class StepCache(Method):
         node.clock.on_reset(states.clear)
         node.state.append(states)
         keep = KEEPERS[resolved(self.reuse, node.net)](node, inner)
-        return _Deciding(self, node, keep, self.signal(node, inner), states, told)
+        deciding = _Deciding(self, node, keep, self.signal(node, inner), states, told)
+        node.clock.on_reset(deciding.forget)
+        return deciding
 
 
 @dataclass
@@ -157,6 +162,8 @@ class _Deciding:
     signal: Signal
     states: dict[Key, Past]
     told: Told | None
+    at: tuple[int, int, int] | None = None  # the evaluation that `ran` is of
+    ran: dict[int, bool] = field(default_factory=dict)  # whether a sample ran in the first of its calls
 
     def __call__(self, inputs: Inputs) -> torch.Tensor:
         clock, cache = self.node.clock, self.cache
@@ -172,16 +179,23 @@ class _Deciding:
             now, (prediction, kept) = self.signal.during(inputs, lambda: self.keep.run(inputs))
             rows = {"kept": kept} | cache.learned(past, now, prediction, mean)
             total = torch.zeros(inputs.rows, dtype=exact(now), device=now.device)
+            self._followed(inputs, [False] * inputs.rows)
         else:
             now, macs = self._before(inputs)
             total = mean(past["total"] + cache.change(past, now, mean))  # one for all that is decided together
             running = self._running(inputs, total)
             prediction, rows = self._evaluated(inputs, past, now, running, mean)
-            total = torch.where(total < cache.threshold, total, 0) if self.told is None else torch.zeros_like(total)
+            if running:
+                total = total.clone()
+                total[send(running, total.device)] = 0
             if macs:
                 clock.trace[-1] = replace(clock.trace[-1], macs=clock.trace[-1].macs + macs)
         parted(self.states, keys, inputs, {"seen": now, "total": total} | rows)
         return prediction
+
+    def forget(self) -> None:
+        """A trajectory begins."""
+        self.at = None
 
     def _before(self, inputs: Inputs) -> tuple[torch.Tensor, int]:
         if self.node.count_macs and self.signal.costs:
@@ -196,10 +210,23 @@ class _Deciding:
             rows = [(clock.slot, clock.call, part, m) for part in inputs.parts for m in held]
             self.told(rows, total.tolist())
             return list(range(inputs.rows))
-        below = (total < self.cache.threshold).tolist()
+        first = self.at != (clock.runs, clock.step, clock.stage)
+        below = self._followed(inputs, (total < self.cache.threshold).tolist() if first else None)
         if reused := [m for m, hit in zip(held, below, strict=False) if hit]:
             clock.mark(REUSED, reused)
         return [row for row, hit in enumerate(below) if not hit]
+
+    def _followed(self, inputs: Inputs, below: list[bool] | None) -> list[bool]:
+        """Whether each row is reused: as `below` says in the first call of an evaluation (None: in a later one), as it
+        was then in later ones."""
+        clock, size = self.node.clock, inputs.rows // len(inputs.parts)
+        held = list(range(size) if inputs.members is None else inputs.members) * len(inputs.parts)
+        at = (clock.runs, clock.step, clock.stage)
+        if self.at != at:
+            self.at, self.ran = at, {}
+        for member, hit in zip(held, below or (), strict=False):
+            self.ran.setdefault(member, not hit)
+        return [not self.ran.get(member, True) for member in held]
 
     def _evaluated(
         self, inputs: Inputs, past: Rows, now: torch.Tensor, running: list[int], mean: Mean

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from core.test_branches import TwoCalls
 from diffusers import DDIMScheduler
 from tiny import Proportional, pixels, run_pixels
 
 from accel.caching import EasyCache
-from accel.caching.step_cache import DECISIONS, always_runs, magnitude
+from accel.caching.step_cache import DECISIONS, _Deciding, always_runs, magnitude
 from accel.caching.step_reuse import shifted_by
 from accel.caching.step_rows import Past, gathered, picked
 from accel.caching.step_watch import sums
@@ -121,6 +122,35 @@ def test_where_guidance_drops_rows_a_sample_keeps_its_own(pipe):
     assert any(step > off[0].step for step, _ in reused(run)), "something is reused after guidance ended"
     alone = torch.cat([images(pipe, cache, guidance, first=i, count=1)[0] for i in range(4)])
     assert torch.equal(found, alone)
+
+
+class Steep(Proportional):
+    """Its unconditional prediction changes faster than its conditional one."""
+
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        (cond,) = super().forward(sample, timestep, torch.zeros_like(class_labels))
+        null = (class_labels == self.config.num_class_embeds - 1).reshape(-1, 1, 1, 1)
+        return (torch.where(null, torch.sin(9 * sample + float(timestep) / 50), cond),)
+
+
+def test_of_two_calls_the_first_decides_for_both(monkeypatch):
+    pipe = TwoCalls(Steep(), DDIMScheduler(prediction_type="v_prediction", clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+
+    def calls() -> list[list[tuple]]:
+        """Of each call of a step: its mode and rows, and who reused."""
+        _, run = images(pipe, EasyCache(THRESHOLD), CFG(3.0))
+        each = [[(e.step, e.mode, e.rows) for e in run.trace if e.call == call] for call in (0, 1)]
+        marked = [e.samples for e in run.events if e.name == "reused"]
+        return [*each, marked]
+
+    first, second, marked = calls()
+    assert first == second
+    assert {mode for _, mode, _ in first} == {"full", "partial", "reused"}
+    assert marked[::2] == marked[1::2]
+    monkeypatch.setattr(_Deciding, "_followed", lambda self, inputs, below: below)  # each by itself
+    first, second, _ = calls()
+    assert first != second, "they would decide otherwise, or the test is too easy"
 
 
 def test_each_slot_of_heun_reuses_its_own(pipe):
