@@ -64,7 +64,7 @@ class FasterCache(ModuleCache):
         return f"fastercache({self.interval},{self.guidance_interval})"
 
     @property
-    def joins_parts(self) -> bool:
+    def drops_parts(self) -> bool:
         return self.guidance_interval > 1
 
     def modules(self, net: nn.Module, name: str) -> list[str]:

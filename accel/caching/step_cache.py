@@ -88,6 +88,10 @@ class StepCache(Method):
                 raise unknown(f"cache.{name}", str(found), allowed)
 
     @property
+    def joins_parts(self) -> bool:
+        return True  # whether a sample runs is one decision
+
+    @property
     @abstractmethod
     def indicator(self) -> str:
         """What e_t is, in words."""

@@ -52,7 +52,7 @@ class TGate(ModuleCache):
         return f"tgate{self.gate}" + ("(both)" if self.halves == "both" else "")
 
     @property
-    def joins_parts(self) -> bool:
+    def drops_parts(self) -> bool:
         return self.halves == "one"
 
     def modules(self, net: nn.Module, name: str) -> list[str]:

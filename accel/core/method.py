@@ -29,9 +29,14 @@ class Method:
     varies: ClassVar[bool] = False
 
     @property
-    def joins_parts(self) -> bool:
-        """Whether what it gives for one part of a batch (a half of a guided one) depends on the others, on purpose."""
+    def drops_parts(self) -> bool:
+        """Whether it answers for a part of a batch (a half of a guided one) that is not evaluated."""
         return False
+
+    @property
+    def joins_parts(self) -> bool:
+        """Whether what it gives for one part of a batch depends on the others, on purpose."""
+        return self.drops_parts
 
     @property
     def label(self) -> str:

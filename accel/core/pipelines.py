@@ -68,7 +68,7 @@ def check_branches(pipe: Any, guidance: Any, cache: Any) -> None:
         return
     if parts == PERTURBED:
         for axis, method in (("guidance", guidance), ("cache", cache)):
-            if not (method.plain if axis == "guidance" else method is None or not method.joins_parts):
+            if not (method.plain if axis == "guidance" else method is None or not method.drops_parts):
                 raise IncompatibleError(
                     f"{name} guides by perturbed attention, too, whose layers need all three rows of each image at "
                     f"every evaluation, where this {axis} leaves some out or changes them. Use "
