@@ -67,6 +67,9 @@ IMAGES = {
     "sd_inpaint9": Small(sequence=None),
 }
 
+# Those that edit images.
+EDITS = {"sd_pix2pix": Small(sequence=None), "sdxl_pix2pix": Small(sequence=None)}
+
 
 def _tokenizer(words: bool = False, **settings: Any):
     """In the place of those of language models: a tokenizer of letters, or of the `words` of the prompts."""
@@ -390,6 +393,14 @@ def flux_img2img():
     return _with(d.FluxImg2ImgPipeline, tiny._flux())
 
 
+def sd_pix2pix():
+    return _with(d.StableDiffusionInstructPix2PixPipeline, tiny._sd(in_channels=8), requires_safety_checker=False)
+
+
+def sdxl_pix2pix():
+    return _with(d.StableDiffusionXLInstructPix2PixPipeline, tiny._sdxl(in_channels=8), add_watermarker=False)
+
+
 def sd_inpaint(channels: int = 4):
     return _with(d.StableDiffusionInpaintPipeline, tiny._sd(in_channels=channels), requires_safety_checker=False)
 
@@ -397,3 +408,21 @@ def sd_inpaint(channels: int = 4):
 def sd_inpaint9():
     """Trained for it: the UNet gets mask and masked image, too."""
     return sd_inpaint(9)
+
+
+def qwen_edit():
+    """In memory: its processor, which reads the image into the prompt, is one of words alone here."""
+    from transformers import BatchEncoding, Qwen2VLProcessor
+
+    class Words(Qwen2VLProcessor):
+        def __init__(self, tokenizer):
+            self.tokenizer = tokenizer
+
+        def __call__(self, text, images, padding, return_tensors):
+            return BatchEncoding(self.tokenizer(text, padding=padding, return_tensors=return_tensors))
+
+    pipe = qwen_image()
+    made = _with(d.QwenImageEditPipeline, pipe, processor=Words(pipe.tokenizer))
+    for network in (made.text_encoder, made.transformer, made.vae):
+        network.eval().requires_grad_(False)
+    return made

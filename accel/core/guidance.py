@@ -131,20 +131,25 @@ class Guidance(Method):
         """Guidance of a pipeline of that layout (see `accel.core.pipelines`)."""
         clock = node.clock
 
+        batch = "tripled" if layout == "image_between" else "doubled"
+
         def refuse(found: str) -> None:
             raise AccelError(
-                f"the recipe's guidance expects a doubled batch, but {found}; "
+                f"the recipe's guidance expects a {batch} batch, but {found}; "
                 f"call the pipeline with guidance_scale={self.pipeline_scale}."
             )
 
-        def check_doubled() -> None:
-            if clock.rows != 2 * clock.samples:
+        def check_rows(times: int) -> None:
+            if clock.rows != times * clock.samples:
                 refuse(f"the denoiser got {clock.rows} rows for {clock.samples} images")
 
         if layout == "separate":
             return TwoCalls(self, inner, node)
+        if layout == "image_between":
+            clock.on_stage(lambda: check_rows(3))
+            return lambda inputs: self.guide(inputs.with_parts(("cond", "image", "uncond")), inner, node)
         if layout == "uncond_first":
-            clock.on_stage(check_doubled)
+            clock.on_stage(lambda: check_rows(2))
 
             def doubled(inputs: Inputs) -> torch.Tensor:
                 if inputs.rows % 2:

@@ -5,6 +5,9 @@ them, DiTPipeline and Z-Image stack (conditional, null), and DiTPipeline steps b
 step, conditional first (accel/core/branches.py): those that tell its caches so, or have a `true_cfg_scale`. Where the
 pipeline's code calls it in several places the first call tells: a doubled batch has equal halves.
 
+A pipeline with an `image_guidance_scale` (InstructPix2Pix, Brooks et al. 2023, arXiv:2211.09800, eq. 3) stacks three
+rows of each sample, (conditional, image alone, null), and combines them itself: layout `image_between`.
+
 `scale_arguments`: a pipeline with a `true_cfg_scale` guides by that, and its `guidance_scale` is a number that a
 distilled network is told. Some pipelines weigh c + w (c - u), w = s - 1.
 
@@ -27,6 +30,7 @@ from accel.errors import IncompatibleError
 
 DENOISER_CALL = re.compile(r"\b(self\.unet|self\.transformer|current_model)\(")
 SCALE, TRUE_SCALE = "guidance_scale", "true_cfg_scale"
+IMAGE_SCALE = "image_guidance_scale"  # of a third branch, which sees the image that is edited and no prompt
 CONDITIONAL_FIRST = ("DiTPipeline", "ZImage")
 OFFSET = ("ZImage", "Krea2")
 NEGATING = ("HiDreamImage", "Lumina", "NucleusMoEImage", "ZImage")
@@ -34,11 +38,13 @@ NEGATING = ("HiDreamImage", "Lumina", "NucleusMoEImage", "ZImage")
 
 def layout(pipe: Any) -> str:
     """How a guided evaluation reaches the denoiser: `uncond_first` or `cond_first` in one batch, `separate` in two
-    calls, or `unseen`: its first call tells (see `seen`)."""
+    calls, `image_between` for three in one batch, or `unseen`: its first call tells (see `seen`)."""
     if type(pipe).__name__.startswith(CONDITIONAL_FIRST):
         return "cond_first"
     if TRUE_SCALE in arguments(type(pipe)):
         return "separate"
+    if IMAGE_SCALE in arguments(type(pipe)):
+        return "image_between"
     source = _source(type(pipe))
     if 'cache_context("uncond"' in source:
         return "separate"
@@ -103,8 +109,11 @@ def further_denoisers(pipe: Any, net: nn.Module) -> list[str]:
     return [name for name, part in parts.items() if isinstance(part, type(net)) or alike.fullmatch(name)]
 
 
-def check(pipe: Any, net: Any, guidance_scale: float, scheduler: Any = None, steps: int = 1) -> None:
-    """IncompatibleError, with the reason, if `pipe` cannot guide its denoiser `net`, or cannot drive `scheduler`."""
+def check(
+    pipe: Any, net: Any, guidance_scale: float, scheduler: Any = None, steps: int = 1, plain: bool = True
+) -> None:
+    """IncompatibleError, with the reason, if `pipe` cannot guide its denoiser `net`, or cannot drive `scheduler`.
+    `plain`: the guidance leaves what the pipeline does with its rows alone."""
     name = type(pipe).__name__
     if guidance_scale > 1 and distilled(net) and TRUE_SCALE not in arguments(type(pipe)):
         raise IncompatibleError(
@@ -112,14 +121,19 @@ def check(pipe: Any, net: Any, guidance_scale: float, scheduler: Any = None, ste
             "doubled batch. Use guidance=none; suite hub gives it the number suite.distilled_guidance."
         )
     if guidance_scale > 1:
-        _check_guided(pipe)
+        _check_guided(pipe, plain)
     if scheduler is not None and gives_sigmas(pipe):
         _check_driven(name, scheduler, steps)
 
 
-def _check_guided(pipe: Any) -> None:
-    # Whether the pipeline asks its network for a null prediction and for nothing else.
+def _check_guided(pipe: Any, plain: bool) -> None:
+    # Whether the pipeline asks its network for a null prediction and for nothing else, or the guidance goes with it.
     name = type(pipe).__name__
+    if not plain and IMAGE_SCALE in arguments(type(pipe)):
+        raise IncompatibleError(
+            f"{name} guides towards its image, too: its network gets three rows of each sample, and this guidance "
+            "knows two. Use guidance=cfg, which leaves them to the pipeline, or guidance=none."
+        )
     if "pag_scale" in arguments(type(pipe)):
         raise IncompatibleError(
             f"{name} guides by perturbed attention, too: guided, its network gets three rows of each image, and a "

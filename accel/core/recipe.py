@@ -151,7 +151,8 @@ class Recipe:
         if self.sampler:
             ready = self.sampler if self.sampler.calibrated else self.sampler.prepared(pipe, self)
             scheduler = ready.build(pipe.scheduler.config, self.grid)
-        pipelines.check(pipe, own, self.guidance_scale, scheduler, self.sampler.steps if self.sampler else 1)
+        plain = self.guidance is None or self.guidance.plain
+        pipelines.check(pipe, own, self.guidance_scale, scheduler, self.sampler.steps if self.sampler else 1, plain)
         inside = any(method is not None for method in (self.cache, self.precision, self.skip))
         for name, net in nets.items():
             check_compiled(name, net, inside)

@@ -33,6 +33,7 @@ BASES = {
     "text_encoder": ("transformers", ("PreTrainedModel",)),
 }
 NETWORK = ("diffusers", ("ModelMixin",))
+VIDEOS = re.compile(r"Qwen\w*VLProcessor")  # which reads videos, too: transformers makes none without torchvision
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -110,7 +111,10 @@ def _pair(folder: Path, name: str, value: Any) -> tuple[str | None, str | None]:
 def _check_class(folder: Path, name: str, library: str, cls: str) -> None:
     needed, bases = BASES.get(re.sub(r"_\d+$", "", name), NETWORK)
     found = getattr(import_module(library), cls, None) if library == needed else None
-    if packages := getattr(found, "_backends", None):  # what stands in for a class whose packages are missing
+    packages = getattr(found, "_backends", None)  # what stands in for a class whose packages are missing has them
+    if VIDEOS.fullmatch(cls) and find_spec("torchvision") is None:
+        packages = ["torchvision"]
+    if packages:
         raise ConfigError(f"{folder}: component {name} is a {cls}, which needs {' and '.join(packages)}; install it.")
     allowed = tuple(getattr(import_module(needed), base) for base in bases)
     if not (isinstance(found, type) and issubclass(found, allowed)):

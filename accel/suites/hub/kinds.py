@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
-from accel.core.pipelines import SCALE, TRUE_SCALE, arguments
+from accel.core.pipelines import IMAGE_SCALE, SCALE, TRUE_SCALE, arguments
 from accel.errors import ConfigError, unknown
 
 
@@ -37,6 +37,9 @@ class Kind:
     negative: bool = True  # takes negative prompts
     image: bool = False  # begins in the middle, at an input image
     mask: bool = False  # and replaces what is white in a mask
+    edits: str | None = None  # an image by a prompt, from noise alone: `always`, or `asked`, where there is one
+    image_scale: bool = False  # its guidance towards that image has a scale of its own
+    together: bool = True  # image i of a batch goes with prompt i; else all are of one prompt, and a batch is one
     area: bool = False  # takes the product of height and width, too
     signed: bool = False  # output_type="pt" is -1..1, not clipped; else 0..1
     load: Mapping[str, Any] = field(default_factory=dict)  # for from_pretrained
@@ -70,6 +73,7 @@ CALLED = {
     "use_resolution_binning": False,
     "use_pe": False,
     "enable_prompt_rewrite": False,
+    "_auto_resize": False,
 }
 # What no signature tells. HiDream scales whatever size it is asked for to its own area.
 OWN: Mapping[str, Mapping[str, Any]] = {
@@ -81,11 +85,22 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "BriaFiboPipeline": {"side": 1024},
     "PRXPipeline": {"side": 512},
     "QwenImage21Pipeline": {"side": 1024},
+    "QwenImageEditPipeline": {"side": 1024},
+    "QwenImageEditPlusPipeline": {"side": 1024},
+    "LongCatImageEditPipeline": {"sized": False, "side": 1024},
+    "Kandinsky5I2IPipeline": {"sized": False, "told_size": False, "side": 1024},
 }
 # Classes that make images from prompts alone, too; all others with an argument `image` need one.
 WITHOUT_IMAGE = ("FluxKontextPipeline", "Flux2Pipeline", "Flux2KleinPipeline", "QwenImage21Pipeline")
+# Of those that edit, the classes whose calls take an image for each prompt: to the others several are one prompt's.
+TOGETHER = (
+    "FluxKontextPipeline", "StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline",
+)  # fmt: skip
 UNABLE = {
     "GlmImagePipeline": "its language model draws tokens by no generator that a caller gives",
+    "DreamLitePipeline": "its calls put the rows of its three conditions in an order of their own",
+    "StableDiffusionLatentUpscalePipeline": "it enlarges images",
+    "UniDiffuserPipeline": "it draws images and texts jointly",
     "HunyuanDiTPAGPipeline": "it runs guided by classifier-free and by perturbed-attention guidance at once, and not "
     "otherwise (use HunyuanDiTPipeline)",
     **{
@@ -107,7 +122,6 @@ FOREIGN_ARGUMENTS = {
     "images": "it needs images (images)",
     "gligen_phrases": "it needs regions with phrases (gligen_phrases)",
     "source_embeds": "it needs directions of an edit (source_embeds)",
-    "image_guidance_scale": "it needs an image to edit (image)",
     "noise_level": "it needs an image to enlarge (image)",
 }
 FOREIGN_PARTS = {
@@ -171,7 +185,7 @@ def lacking(cls: type) -> str | None:
     if missing := [name for name in NEEDED if name not in asked]:
         return f"its calls take no {missing[0]}"
     image = {"image", "strength"} <= set(asked)
-    if "prompt" in asked and not image and not {"height", "width"} <= set(asked):
+    if "prompt" in asked and "image" not in asked and not {"height", "width"} <= set(asked):
         return "its calls take no height and width"
     if "prompt" in asked and not {SCALE, TRUE_SCALE} & set(asked):
         return f"its calls take no {SCALE}"
@@ -182,7 +196,7 @@ def lacking(cls: type) -> str | None:
         return UNABLE[cls.__name__]
     if "mask_image" in asked and not image:
         return "it needs an image and a mask, and takes no strength"
-    return "it needs an image (image)" if "image" in asked and not image and cls.__name__ not in WITHOUT_IMAGE else None
+    return None
 
 
 def _described(cls: type) -> Kind:
@@ -190,9 +204,10 @@ def _described(cls: type) -> Kind:
     asked = arguments(cls)
     sequence = asked["max_sequence_length"].default if "max_sequence_length" in asked else None
     height = asked["height"].default if "height" in asked else None
+    edits = "image" in asked and "strength" not in asked
     kind = Kind(
         cls.__name__,
-        sized={"height", "width"} <= set(asked) or "strength" in asked,
+        sized={"height", "width"} <= set(asked) or "image" in asked,
         told_size={"height", "width"} <= set(asked),
         side=height if isinstance(height, int) else None,
         area="max_area" in asked,
@@ -201,6 +216,9 @@ def _described(cls: type) -> Kind:
         negative="negative_prompt" in asked,
         image="strength" in asked,
         mask="mask_image" in asked,
+        edits=("asked" if cls.__name__ in WITHOUT_IMAGE else "always") if edits else None,
+        image_scale=IMAGE_SCALE in asked,
+        together=not edits or cls.__name__ in TOGETHER,
         load=_present(LOADED, inspect.signature(cls.__init__).parameters),
         call=_present(CALLED, asked),
     )

@@ -95,8 +95,7 @@ class Shown(Scored):
         return found | ({"warnings": lines} if lines else {})
 
     def _images(self, indices: Sequence[int]) -> dict[str, Any]:
-        kind = self.kind
-        return self.inputs.arguments(indices, *self.image_size, kind.mask) if kind.image else {}
+        return self.inputs.arguments(self.kind, indices, *self.image_size)
 
     def _sizes(self) -> dict[str, int]:
         return {} if self.height is None else {"height": self.height, "width": self.width}

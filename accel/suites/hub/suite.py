@@ -186,8 +186,7 @@ class HubSuite(Shown):
     def fingerprint(self) -> dict[str, str]:
         kind = self.kind
         shown = {"prompts": self.prompts.sha256()} if kind.condition == "prompt" else {}
-        shown |= self.inputs.identity(kind.mask) if kind.image else {}
-        return self.model_fingerprint() | shown
+        return self.model_fingerprint() | shown | self.inputs.identity(kind)
 
     def model_fingerprint(self) -> dict[str, str]:
         found = hub_files.hashes(self.folder, self.variant, self.gguf is None) | hub_gguf.identity(self.gguf)
@@ -241,11 +240,8 @@ class HubSuite(Shown):
                 )
             if kind.condition == "prompt":
                 refusals.ask(self.prompts.check, n)
-            if kind.image:
-                shown = min(n, self.period) if self.prompts.path else n
-                refusals.ask(self.inputs.check, kind.name, shown, kind.mask)
-            elif self.inputs.path or self.inputs.masks:
-                refusals.add(ConfigError(f"{kind.name} takes no images; leave suite.inputs out."))
+            shown = min(n, self.period) if kind.condition == "prompt" and self.prompts.path else n
+            refusals.ask(self.inputs.check, kind, shown)
             if self.prompts.negative is not None and kind.condition == "prompt" and not kind.negative:
                 refusals.add(ConfigError(f"{kind.name} has no negative prompts; leave suite.prompts.negative out."))
             refusals.ask(hub_configs.check, self.folder)
