@@ -51,9 +51,10 @@ class Inputs:
                 return
             if self.path:
                 refusals.ask(image_folder.files, self.path, None, n)
-            elif kind.edits != "asked":
-                does = "edits" if kind.edits else "begins at"
-                refusals.add(ConfigError(f"a {name} {does} images, and suite.inputs.path is empty; give a folder."))
+            elif kind.image:
+                refusals.add(ConfigError(f"a {name} begins at images, and suite.inputs.path is empty; give a folder."))
+            elif kind.edits == "always":
+                refusals.add(ConfigError(f"a {name} edits images, and suite.inputs.path is empty; give a folder."))
             if kind.mask and not self.masks:
                 refusals.add(
                     ConfigError(f"a {name} inpaints, and suite.inputs.masks is empty; give a folder of masks.")

@@ -1,4 +1,4 @@
-"""Editing an image by a prompt: a folder of pictures, image i with prompt i, and the plain pipeline as judge."""
+"""Editing an image by a prompt: a folder of images, image i with prompt i, and the plain pipeline as judge."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_image_and_its_scale_identify_a_run(suite_of, hub_suite, pictures):
 
 
 def test_what_is_missing_is_said_before_any_work(suite_of, hub_suite, pictures):
-    with pytest.raises(ConfigError, match=r"edits pictures, and suite\.inputs\.path is empty"):
+    with pytest.raises(ConfigError, match=r"edits images, and suite\.inputs\.path is empty"):
         hub_suite("sd_pix2pix").check(60)
     with pytest.raises(ConfigError, match=r"takes no masks; leave suite\.inputs\.masks out"):
         hub_suite("flux_kontext", inputs=Inputs(str(pictures), str(pictures))).check(60)
@@ -152,10 +152,10 @@ def test_qwen_image_edit_is_the_plain_pipeline(scale, monkeypatch, pictures):
         found = pipe(**call, generator=generators(0, 0, 1)).images
     assert run.nfe == 3 * (2 if scale > 1 else 1)
     original, pipe.scheduler = pipe.scheduler, made.sampler.build(pipe.scheduler.config)
-    assert torch.equal(found, pipe(**call, generator=generators(0, 0, 1)).pictures)
+    assert torch.equal(found, pipe(**call, generator=generators(0, 0, 1)).images)
     pipe.scheduler = original
     with accelerate(pipe, Recipe(sampler("flux"), guidance=made.guidance, cache=method("cache", "fora"))) as run:
-        assert not torch.equal(found, pipe(**call, generator=generators(0, 0, 1)).pictures)
+        assert not torch.equal(found, pipe(**call, generator=generators(0, 0, 1)).images)
     assert "partial" in run.strip
     assert "forward" not in vars(getattr(pipe, denoiser_name(pipe)))
 
