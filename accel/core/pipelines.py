@@ -176,6 +176,11 @@ def arguments(cls: type) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(inspect.unwrap(cls.__call__)).parameters
 
 
+def draws_by_itself(cls: type) -> bool:
+    """Whether calls of a pipeline class draw the latents of an image by no generator that a caller gives."""
+    return "latent_dist.sample()" in _source(cls)
+
+
 @functools.cache
 def _source(cls: type) -> str:
     return _source_of(inspect.unwrap(cls.__call__))

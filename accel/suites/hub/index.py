@@ -60,7 +60,7 @@ def kind_of(folder: Path) -> Kind:
     if not isinstance(name, str):
         raise ConfigError(f"{folder} names the pipeline class {short(name)}, code of its own, which is never run.")
     try:
-        return _kind(name)
+        return kind_named(name)
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
 
@@ -127,14 +127,15 @@ def _check_class(folder: Path, name: str, library: str, cls: str) -> None:
 
 
 @lru_cache(maxsize=64)
-def _kind(name: str) -> Kind:
+def kind_named(name: str) -> Kind:
+    """`kinds.kind_of`, once for each class."""
     return hub_kinds.kind_of(name)
 
 
 @lru_cache(maxsize=64)
 def _parts(kind: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """The components that a pipeline class is made of, which of them it does without, and its settings."""
-    cls = _kind(kind).cls()
+    cls = kind_named(kind).cls()
     optional = tuple(cls._optional_components)
     arguments = [p for p in inspect.signature(cls.__init__).parameters.values() if p.name != "self"]
     parts = tuple(p.name for p in arguments if p.default is p.empty or p.name in optional)

@@ -18,24 +18,30 @@ from PIL import Image
 from accel.core.pipelines import IMAGE_SCALE
 from accel.errors import ConfigError, Refusals, check_float
 from accel.suites.hub import image_folder
-from accel.suites.hub.kinds import Kind
+from accel.suites.hub.kinds import CONTROL_SCALE, Kind
 
 
 @dataclass(frozen=True)
 class Inputs:
     """The images of folder `path`, and where a model inpaints the masks of folder `masks`. `strength`: the part of the
     trajectory that is run, from noise of that level on the image; 1 leaves nothing of it. `image_scale`: of guidance
-    towards an image that is edited, where a pipeline has one (InstructPix2Pix: image_guidance_scale)."""
+    towards an image that is edited, where a pipeline has one (InstructPix2Pix: image_guidance_scale). `control`: the
+    images of a condition, such as edges, and `control_scale` how much of what a ControlNet makes of them is added
+    (None: the pipeline's own)."""
 
     path: str | None = None
     masks: str | None = None
     strength: float = 0.6
     image_scale: float = 1.5
+    control: str | None = None
+    control_scale: float | None = None
 
     def __post_init__(self) -> None:
         with Refusals() as refusals:
             refusals.ask(check_float, "suite.inputs.strength", self.strength, 0.01, 1.0)
             refusals.ask(check_float, "suite.inputs.image_scale", self.image_scale, 1.0)
+            if self.control_scale is not None:
+                refusals.ask(check_float, "suite.inputs.control_scale", self.control_scale, 0.0)
 
     def shown(self, kind: Kind) -> bool:
         """Whether calls of a pipeline of this kind get images."""
@@ -45,6 +51,7 @@ class Inputs:
         """ConfigError unless there are what a pipeline of this kind takes: `n` images, as many masks if it inpaints."""
         name = kind.name
         with Refusals() as refusals:
+            refusals.ask(self._check_control, kind, n)
             if not (kind.image or kind.edits):
                 if self.path or self.masks:
                     refusals.add(ConfigError(f"{name} takes no images; leave suite.inputs out."))
@@ -64,9 +71,40 @@ class Inputs:
             elif self.masks:
                 refusals.add(ConfigError(f"a {name} takes no masks; leave suite.inputs.masks out."))
 
+    def _check_control(self, kind: Kind, n: int) -> None:
+        with Refusals() as refusals:
+            if kind.control and not self.control:
+                refusals.add(
+                    ConfigError(
+                        f"a {kind.name} is told by images of a condition, and suite.inputs.control is empty; give a "
+                        "folder."
+                    )
+                )
+            elif kind.control:
+                refusals.ask(image_folder.files, self.control, None, n)
+            elif self.control:
+                refusals.add(
+                    ConfigError(
+                        f"{kind.name} takes no images of a condition; leave suite.inputs.control out, or give "
+                        "suite.controlnet."
+                    )
+                )
+            if self.control_scale is not None and kind.control_scale is None:
+                refusals.add(ConfigError(f"{kind.name} has no ControlNet; leave suite.inputs.control_scale out."))
+
     def arguments(self, kind: Kind, indices: Sequence[int], height: int, width: int) -> dict[str, Any]:
         """What a pipeline of this kind is called with for the images of these indices: (B, 3, H, W) and masks
-        (B, 1, H, W), 0..1, or one picture. ConfigError for several where all would be of one prompt."""
+        (B, 1, H, W), 0..1, or one picture; those of a condition are pictures, which each pipeline scales as its
+        ControlNet wants them. ConfigError for several where all would be of one prompt."""
+        told = {}
+        if kind.control:
+            files = image_folder.files(self.control, None, 1)
+            told[kind.control] = [Image.fromarray(_pixels(files[i], height, width)) for i in indices]
+        if kind.control_scale is not None:
+            told[CONTROL_SCALE] = self._control_scale(kind)
+        return told | self._images(kind, indices, height, width)
+
+    def _images(self, kind: Kind, indices: Sequence[int], height: int, width: int) -> dict[str, Any]:
         if not self.shown(kind):
             return {}
         if kind.edits:
@@ -79,13 +117,18 @@ class Inputs:
 
     def identity(self, kind: Kind) -> dict[str, str]:
         """Hashes of the files in order, and the settings that calls of this kind of pipeline are told."""
-        if not self.shown(kind):
-            return {}
-        folders = {"inputs": self.path} | ({"masks": self.masks} if kind.mask else {})
+        folders = {"inputs": self.path} if self.shown(kind) else {}
+        folders |= {"masks": self.masks} if kind.mask else {}
+        folders |= {"control": self.control} if kind.control else {}
         found = {name: image_folder.sha256(image_folder.files(folder, None, 1)) for name, folder in folders.items()}
         if kind.image:
             found["setting strength"] = f"{self.strength:g}"
+        if kind.control_scale is not None:
+            found["setting control scale"] = f"{self._control_scale(kind):g}"
         return found | ({"setting image scale": f"{self.image_scale:g}"} if kind.image_scale else {})
+
+    def _control_scale(self, kind: Kind) -> float:
+        return kind.control_scale if self.control_scale is None else float(self.control_scale)
 
     def _edited(self, kind: Kind, indices: Sequence[int], height: int, width: int) -> dict[str, Any]:
         if kind.together:

@@ -30,16 +30,16 @@ from accel.students import Known, under
 from accel.suites.base import Origin, load_pipeline, to_uint8
 from accel.suites.hub import attention as hub_attention
 from accel.suites.hub import configs as hub_configs
+from accel.suites.hub import control as hub_control
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import gguf as hub_gguf
-from accel.suites.hub import index as hub_index
 from accel.suites.hub import lora as hub_lora
 from accel.suites.hub import models as hub_models
 from accel.suites.hub import offload as hub_offload
 from accel.suites.hub import quantised as hub_quantised
 from accel.suites.hub import student as hub_student
 from accel.suites.hub.inputs import Inputs
-from accel.suites.hub.kinds import PIXEL, Kind
+from accel.suites.hub.kinds import CONTROLNET, PIXEL, Kind
 from accel.suites.hub.prompts import Prompts
 from accel.suites.hub.real_images import RealImages
 from accel.suites.hub.shown import Shown
@@ -70,6 +70,7 @@ class HubSuite(Shown):
     clip: str | None = None
     scoring_device: str = "auto"  # of both; auto: the GPU if there is one
     stitch_models: Mapping[str, str] = field(default_factory=dict)
+    controlnet: str | None = None  # see accel/suites/hub/control.py
     lora: Sequence[Any] = ()  # see accel/suites/hub/lora.py
     lora_fused: bool = True
     student: str | None = None  # see accel/suites/hub/student.py
@@ -119,7 +120,7 @@ class HubSuite(Shown):
 
     @property
     def kind(self) -> Kind:
-        return hub_index.kind_of(self.folder)
+        return hub_control.kind(self.folder, self.controlnet, self.variant)
 
     def pipeline(self) -> Any:
         kind = self.kind
@@ -129,7 +130,11 @@ class HubSuite(Shown):
         options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant, self.gguf, own)
         if own:
             options[own] = hub_student.load(self.student, own, self.folder, DTYPES[self.dtype], self.variant)
+        if self.controlnet:
+            options[CONTROLNET] = hub_control.load(self.controlnet, DTYPES[self.dtype], self.variant)
         pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], **options)
+        if not kind.settled:
+            hub_control.settle(pipe.vae)
         hub_lora.add(pipe, self.lora, self.lora_fused)
         pipe = hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
         net = getattr(pipe, self._denoiser)
@@ -162,11 +167,14 @@ class HubSuite(Shown):
         options = {"torch_dtype": DTYPES[self.dtype], "use_safetensors": True, **kind.loading()}
         options |= {name: value for name, value in said.items() if value is not None}
         model = str(local.absolute()) if local.is_dir() else self.model
+        if self.controlnet:
+            options[CONTROLNET] = None
         if self.gguf is not None:
             options[self._denoiser] = None
         lines = hub_gguf.lines(self.folder, self.gguf, self.dtype)
         if self.student:
             lines = hub_student.lines(self.student, self._denoiser, self.variant, DTYPES[self.dtype])
+        lines += hub_control.lines(kind, self.controlnet, self.variant, DTYPES[self.dtype])
         lines += hub_lora.lines(self.lora, self.lora_fused)
         if self.layerwise_casting:
             lines.append(hub_offload.line(self._denoiser))
@@ -191,6 +199,7 @@ class HubSuite(Shown):
     def model_fingerprint(self) -> dict[str, str]:
         found = hub_files.hashes(self.folder, self.variant, self.gguf is None) | hub_gguf.identity(self.gguf)
         found |= hub_student.hashes(self.student, self._denoiser, self.variant) if self.student else {}
+        found |= hub_control.hashes(self.controlnet, self.variant)
         for name, source in self.stitch_models:
             files = hub_files.hashes(hub_files.folder_of(source, None, self.variant), self.variant)
             found |= {f"stitch {name}/{file}": value for file, value in files.items()}
