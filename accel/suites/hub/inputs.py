@@ -99,7 +99,7 @@ class Inputs:
         told = {}
         if kind.control:
             files = image_folder.files(self.control, None, 1)
-            told[kind.control] = [Image.fromarray(_pixels(files[i], height, width)) for i in indices]
+            told[kind.control] = [Image.fromarray(_pixels(_at(files, i), height, width)) for i in indices]
         if kind.control_scale is not None:
             told[CONTROL_SCALE] = self._control_scale(kind)
         return told | self._images(kind, indices, height, width)
@@ -138,12 +138,17 @@ class Inputs:
                 f"calls of a {kind.name} edit one image: several would all go with each prompt; use evaluation.batch=1 "
                 "and evaluation.timing_batch=1."
             )
-        file = image_folder.files(self.path, None, 1)[indices[0]]
+        file = _at(image_folder.files(self.path, None, 1), indices[0])
         return {"image": Image.fromarray(_pixels(file, height, width))}
 
     def _read(self, folder: str, indices: Sequence[int], height: int, width: int) -> torch.Tensor:
         files = image_folder.files(folder, None, 1)
-        return torch.stack([_tensor(files[i], height, width) for i in indices])
+        return torch.stack([_tensor(_at(files, i), height, width) for i in indices])
+
+
+def _at(files: Sequence[Path], i: int) -> Path:
+    # What is measured has as many as prompts (`Inputs.check`); who asks for more words begins the folder again.
+    return files[i % len(files)]
 
 
 def _tensor(path: Path, height: int, width: int) -> torch.Tensor:
