@@ -67,6 +67,12 @@ IMAGES = {
     "sd_inpaint9": Small(sequence=None),
 }
 
+# Those that edit images.
+EDITS = {"sd_pix2pix": Small(sequence=None), "sdxl_pix2pix": Small(sequence=None)}
+
+# Those that are told by images of a condition.
+CONTROLS = {"flux_control": Small()}
+
 
 def _tokenizer(words: bool = False, **settings: Any):
     """In the place of those of language models: a tokenizer of letters, or of the `words` of the prompts."""
@@ -390,6 +396,14 @@ def flux_img2img():
     return _with(d.FluxImg2ImgPipeline, tiny._flux())
 
 
+def sd_pix2pix():
+    return _with(d.StableDiffusionInstructPix2PixPipeline, tiny._sd(in_channels=8), requires_safety_checker=False)
+
+
+def sdxl_pix2pix():
+    return _with(d.StableDiffusionXLInstructPix2PixPipeline, tiny._sdxl(in_channels=8), add_watermarker=False)
+
+
 def sd_inpaint(channels: int = 4):
     return _with(d.StableDiffusionInpaintPipeline, tiny._sd(in_channels=channels), requires_safety_checker=False)
 
@@ -397,3 +411,64 @@ def sd_inpaint(channels: int = 4):
 def sd_inpaint9():
     """Trained for it: the UNet gets mask and masked image, too."""
     return sd_inpaint(9)
+
+
+def qwen_edit():
+    """In memory: its processor, which reads the image into the prompt, is one of words alone here."""
+    from transformers import BatchEncoding, Qwen2VLProcessor
+
+    class Words(Qwen2VLProcessor):
+        def __init__(self, tokenizer):
+            self.tokenizer = tokenizer
+
+        def __call__(self, text, images, padding, return_tensors):
+            return BatchEncoding(self.tokenizer(text, padding=padding, return_tensors=return_tensors))
+
+    pipe = qwen_image()
+    made = _with(d.QwenImageEditPipeline, pipe, processor=Words(pipe.tokenizer))
+    for network in (made.text_encoder, made.transformer, made.vae):
+        network.eval().requires_grad_(False)
+    return made
+
+
+def sd_control_net(**changes: Any):
+    """A ControlNet of `hub_tiny`'s Stable Diffusion; its last layers, which begin at zero, are drawn."""
+    own = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 8,
+           "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "attention_head_dim": 4,
+           "conditioning_embedding_out_channels": (8, 16)}  # fmt: skip
+    return _drawn(d.ControlNetModel(**own | changes))
+
+
+def sdxl_control_net():
+    return sd_control_net(
+        cross_attention_dim=16, addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + 8,
+    )  # fmt: skip
+
+
+def sd3_control_net():
+    return _drawn(d.SD3ControlNetModel(
+        sample_size=8, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=4, num_attention_heads=2,
+        joint_attention_dim=16, caption_projection_dim=8, pooled_projection_dim=16, pos_embed_max_size=8,
+        out_channels=4,
+    ))  # fmt: skip
+
+
+def flux_control_net():
+    return _drawn(d.FluxControlNetModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=[4, 4, 8], guidance_embeds=True,
+    ))  # fmt: skip
+
+
+def _drawn(net: torch.nn.Module) -> torch.nn.Module:
+    """Layers that begin at zero drawn anew, so that the network does something."""
+    for parameter in net.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, 0, 0.2)
+    return net.eval().requires_grad_(False)
+
+
+def flux_control():
+    """Trained with the latents of a condition beside its own."""
+    return _with(d.FluxControlPipeline, tiny._flux(in_channels=32, out_channels=16))

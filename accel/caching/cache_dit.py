@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.caching.diffusers_blocks import BLOCK_LISTS
+from accel.caching.diffusers_blocks import BLOCK_LISTS, refuse_between_blocks
 from accel.core.denoiser import Denoise, Inputs, Node
 from accel.core.method import Method
 from accel.errors import ConfigError, IncompatibleError, check_float, check_int, unknown
@@ -90,6 +90,9 @@ class CacheDiT(Method):
             raise IncompatibleError(
                 f"cache.mask is for {len(self.mask)} steps, and the sampler has {recipe.sampler.steps}; give as many."
             )
+
+    def check_beside(self, nets, beside) -> None:
+        refuse_between_blocks("cache_dit", nets, beside)
 
     def check_machine(self, nets: Mapping[str, nn.Module]) -> None:
         if find_spec(PACKAGE) is None:

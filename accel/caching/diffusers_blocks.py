@@ -3,6 +3,7 @@ MagCache's ratios of all blocks together from step to step."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from accel.core.denoiser import Denoise, Node
 from accel.core.method import Method
+from accel.errors import IncompatibleError
 
 # diffusers.hooks._common._ALL_TRANSFORMER_BLOCK_IDENTIFIERS
 BLOCK_LISTS = ("temporal_transformer_blocks", "single_transformer_blocks", "transformer_blocks", "blocks",
@@ -50,6 +52,17 @@ def blocks_of(net: nn.Module) -> list[nn.Module]:
     """The transformer blocks that diffusers' hooks go to, in its order: those in lists of certain names."""
     lists = [m for n, m in net.named_children() if n in BLOCK_LISTS and isinstance(m, nn.ModuleList)]
     return [block for own in lists for block in own]
+
+
+def refuse_between_blocks(what: str, nets: Mapping[str, nn.Module], beside: Mapping[str, nn.Module]) -> None:
+    """IncompatibleError where networks `beside` a transformer add their tensors between its blocks, which `what` passes
+    by together: what it keeps of them has those in it, and they would be added again."""
+    for net in nets.values():
+        if beside and blocks_of(net):
+            raise IncompatibleError(
+                f"{what} passes blocks of {type(net).__name__} by together, and a {next(iter(beside))} adds to what is "
+                "between them, which would be lost or counted twice; use cache=fora or cache=taylorseer, or cache=none."
+            )
 
 
 def residual_norm(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:

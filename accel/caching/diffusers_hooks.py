@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.caching.diffusers_blocks import Ratios, blocks_of
+from accel.caching.diffusers_blocks import Ratios, blocks_of, refuse_between_blocks
 from accel.caching.diffusers_thresholds import RATIOS, RULES
 from accel.caching.learning import record
 from accel.core.denoiser import Denoise, Inputs, Node, Sample
@@ -49,6 +49,7 @@ HOOKS = {  # name: config class and function of diffusers.hooks, and whether it 
     "taylorseer": ("TaylorSeerCacheConfig", "apply_taylorseer_cache", True),
     "pab": ("PyramidAttentionBroadcastConfig", "apply_pyramid_attention_broadcast", False),
 }
+WHOLE = ("first_block", "mag")  # pass all further blocks by, and add what these added together
 NAMED = {
     "taylorseer": "cache_identifiers",
     "pab": "spatial_attention_block_identifiers and spatial_attention_block_skip_range",
@@ -116,6 +117,10 @@ class DiffusersCache(Method):
                 )
             with _without_traces(net):
                 self._apply(net, None, {RATIOS: (1.0,)} if self.calibrated else {})
+
+    def check_beside(self, nets, beside) -> None:
+        if self.hook in WHOLE:
+            refuse_between_blocks(f"diffusers' {self.hook} cache", nets, beside)
 
     def check_around(self, scheduler, models) -> None:
         if self.hook == "pab" and (order := int(getattr(scheduler, "order", 1))) > 1:

@@ -46,6 +46,10 @@ class Method:
     def check(self, nets: dict[str, nn.Module], recipe: Any) -> None:
         """Raise IncompatibleError when this method cannot work on `nets` or within `recipe`."""
 
+    def check_beside(self, nets: dict[str, nn.Module], beside: Mapping[str, nn.Module]) -> None:
+        """Raise IncompatibleError if it would lose, or count twice, what the networks `beside` the denoisers (a
+        ControlNet) add between their blocks."""
+
     def check_machine(self, nets: Mapping[str, nn.Module]) -> None:
         """Raise IncompatibleError when this machine lacks a package or device that the method needs for `nets`."""
 

@@ -1,11 +1,11 @@
 """What accel must know of a diffusers pipeline beyond its two seams: how it guides, and what it asks of a scheduler.
 
 `layout`, how the denoiser is called for guidance: most pipelines stack (null, conditional) in one batch and step one of
-them, DiTPipeline and Z-Image stack (conditional, null), and DiTPipeline steps both. InstructPix2Pix stacks a third
-branch, told the image alone, and its code says in which order; perturbed attention is a third, too. Others call the
-denoiser twice a step, conditional first (accel/core/branches.py): those that tell its caches so, or have a
-`true_cfg_scale`. Where the pipeline's code calls it in several places the first call tells: a doubled batch has equal
-halves.
+them, DiTPipeline and Z-Image stack (conditional, null), and DiTPipeline steps both. InstructPix2Pix (arXiv:2211.09800,
+eq. 3) stacks a third branch, told the image alone, and its code says in which order; perturbed attention is a third,
+too. Others call the denoiser twice a step, conditional first (accel/core/branches.py): those that tell its caches so,
+or have a `true_cfg_scale`. Where the pipeline's code calls it in several places the first call tells: a doubled batch
+has equal halves.
 
 `scale_arguments`: a pipeline with a `true_cfg_scale` guides by that, and its `guidance_scale` is a number that a
 distilled network is told. Some pipelines weigh c + w (c - u), w = s - 1.
@@ -32,6 +32,7 @@ THREE = re.compile(r"\bnoise_pred_(\w+), noise_pred_(\w+), noise_pred_(\w+) = no
 BLOCKS = {"uncond_first": ("uncond", "cond"), "cond_first": ("cond", "uncond")}  # layout: parts of the batch, in order
 PERTURBED = ("uncond", "cond", "perturbed")  # of perturbed attention, whose layers look for all three
 SCALE, TRUE_SCALE = "guidance_scale", "true_cfg_scale"
+IMAGE_SCALE = "image_guidance_scale"  # of a third branch, which sees the image that is edited and no prompt
 CONDITIONAL_FIRST = ("DiTPipeline", "ZImage")
 OFFSET = ("ZImage", "Krea2")
 NEGATING = ("HiDreamImage", "Lumina", "NucleusMoEImage", "ZImage")
@@ -155,7 +156,7 @@ def check(pipe: Any, net: Any, guidance_scale: float, scheduler: Any = None, ste
 
 
 def _check_guided(pipe: Any) -> None:
-    # Whether the pipeline asks its network for a null prediction and for nothing else.
+    # Whether the pipeline asks its network for a null prediction.
     name = type(pipe).__name__
     asks = getattr(type(pipe), "do_classifier_free_guidance", None)
     distilled_steps = getattr(pipe, "config", {}).get("is_distilled", False)
@@ -192,6 +193,11 @@ def _check_driven(name: str, scheduler: Any, steps: int) -> None:
 def arguments(cls: type) -> Mapping[str, inspect.Parameter]:
     """The arguments of a call of a pipeline class by name, `self` first."""
     return inspect.signature(inspect.unwrap(cls.__call__)).parameters
+
+
+def draws_by_itself(cls: type) -> bool:
+    """Whether calls of a pipeline class draw the latents of an image by no generator that a caller gives."""
+    return "latent_dist.sample()" in _source(cls)
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from torch import nn
 import accel
 from accel.core import pipelines
 from accel.core.calls import Fixed, told
+from accel.core.companions import companions, counted
 from accel.core.compiling import check_compiled, room_to_compile
 from accel.core.denoiser import (
     Denoise,
@@ -161,6 +162,9 @@ class Recipe:
                 check_stored(name, net)
         for method in self.methods():
             method.check(nets, self)
+        if beside := companions(pipe):
+            for method in self.methods():
+                method.check_beside(nets, beside)
         for method in self.methods():
             method.check_around(scheduler or pipe.scheduler, models)
         check_terms(self, own, scheduler or pipe.scheduler)
@@ -275,6 +279,8 @@ class Prepared:
             enter = denoise if len(own) == 1 else _calling(key, called, denoise)
             undo.enter_context(shadow_forward(net, enter, clock, place))
 
+        if count_macs:
+            undo.enter_context(counted(pipe, clock))
         original = pipe.scheduler
         scheduler = self.sampler.build(original.config, recipe.grid) if self.sampler else copy.deepcopy(original)
         if self.sampler and double:

@@ -11,6 +11,7 @@ from typing import Any
 
 import diffusers
 import torch
+from PIL import Image
 
 import accel
 from accel.deploy import further
@@ -78,6 +79,11 @@ def code(opened: Opened, name: str) -> tuple[str, list[str]]:
     if not suite.pictures:
         raise ConfigError(f"suite {suite.name!r} makes points, no pictures; there is nothing to export.")
     asked = _asked(suite)
+    if shown := [name for name, value in asked.items() if _is_picture(value)]:
+        raise ConfigError(
+            f"calls of this model are told pictures ({shown[0]}), and an exported script shows words alone; use "
+            "accel.open_recipe(folder).apply() and call its pipe with them."
+        )
     key = next(own for own in SHOWN if own in asked)
     call = {key: SHOWN[key]} | {name: _every(value) for name, value in asked.items() if name != key}
     if found.reasons:
@@ -185,6 +191,11 @@ def _loaded(origin: Origin, imports: Sequence[str], lines: Sequence[str]) -> tup
     names = ", ".join(sorted({origin.name, *imports}))
     load = LOAD.format(cls=origin.name, arguments=",\n    ".join(given), setup="\n".join([*origin.lines, *lines]))
     return f"from diffusers import {names}\n", load
+
+
+def _is_picture(value: Any) -> bool:
+    one = value[0] if isinstance(value, list) and value else value
+    return isinstance(one, (torch.Tensor, Image.Image))
 
 
 def _every(value: Any) -> str:

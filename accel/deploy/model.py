@@ -19,7 +19,10 @@ NO_MODEL = (
     "prompts",
     "inputs",
     "masks",
+    "control",
     "setting strength",
+    "setting image scale",
+    "setting control scale",
 )  # of a suite's fingerprint: what is shown, not what shows it
 SCALE = "setting distilled guidance"  # of a suite's fingerprint: what a distilled network was told
 

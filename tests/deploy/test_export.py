@@ -11,6 +11,7 @@ from pathlib import Path
 import hub_tiny
 import pytest
 import torch
+from PIL import Image
 from saved import DPM, FAST, PLAIN, pixels, saved
 
 import accel
@@ -240,4 +241,16 @@ def test_values_are_python_again():
 def test_points_are_not_exported(tmp_path):
     path = saved(tmp_path / "m", ["suite=mixture"], Recipe(FAST.sampler, Grid("karras")), samples=None)
     with pytest.raises(ConfigError, match="makes points, no pictures"):
+        cli.main([str(path), "--to", "code", "--output", str(tmp_path / "x.py")])
+
+
+def test_what_is_shown_pictures_is_no_script_of_words(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "pictures/one.png")
+    model = hub_tiny.save("sd_pix2pix", tmp_path / "model")
+    words = ["suite=hub", f"suite.model={model}", f"suite.inputs.path={tmp_path / 'pictures'}"]
+    (tmp_path / "prompts.txt").write_text("a red cat\n")
+    words.append(f"suite.prompts.path={tmp_path / 'prompts.txt'}")
+    path = saved(tmp_path / "m", words, PLAIN, samples=None)
+    with pytest.raises(ConfigError, match=r"told pictures \(image\)"):
         cli.main([str(path), "--to", "code", "--output", str(tmp_path / "x.py")])

@@ -33,6 +33,7 @@ BASES = {
     "text_encoder": ("transformers", ("PreTrainedModel",)),
 }
 NETWORK = ("diffusers", ("ModelMixin",))
+VIDEOS = re.compile(r"Qwen\w*VLProcessor")  # which reads videos, too: transformers makes none without torchvision
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def kind_of(folder: Path) -> Kind:
     if not isinstance(name, str):
         raise ConfigError(f"{folder} names the pipeline class {short(name)}, code of its own, which is never run.")
     try:
-        return _kind(name)
+        return kind_named(name)
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
 
@@ -110,7 +111,10 @@ def _pair(folder: Path, name: str, value: Any) -> tuple[str | None, str | None]:
 def _check_class(folder: Path, name: str, library: str, cls: str) -> None:
     needed, bases = BASES.get(re.sub(r"_\d+$", "", name), NETWORK)
     found = getattr(import_module(library), cls, None) if library == needed else None
-    if packages := getattr(found, "_backends", None):  # what stands in for a class whose packages are missing
+    packages = getattr(found, "_backends", None)  # what stands in for a class whose packages are missing has them
+    if VIDEOS.fullmatch(cls) and find_spec("torchvision") is None:
+        packages = ["torchvision"]
+    if packages:
         raise ConfigError(f"{folder}: component {name} is a {cls}, which needs {' and '.join(packages)}; install it.")
     allowed = tuple(getattr(import_module(needed), base) for base in bases)
     if not (isinstance(found, type) and issubclass(found, allowed)):
@@ -123,14 +127,15 @@ def _check_class(folder: Path, name: str, library: str, cls: str) -> None:
 
 
 @lru_cache(maxsize=64)
-def _kind(name: str) -> Kind:
+def kind_named(name: str) -> Kind:
+    """`kinds.kind_of`, once for each class."""
     return hub_kinds.kind_of(name)
 
 
 @lru_cache(maxsize=64)
 def _parts(kind: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """The components that a pipeline class is made of, which of them it does without, and its settings."""
-    cls = _kind(kind).cls()
+    cls = kind_named(kind).cls()
     optional = tuple(cls._optional_components)
     arguments = [p for p in inspect.signature(cls.__init__).parameters.values() if p.name != "self"]
     parts = tuple(p.name for p in arguments if p.default is p.empty or p.name in optional)

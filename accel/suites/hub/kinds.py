@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
-from accel.core.pipelines import SCALE, TRUE_SCALE, arguments
+from accel.core.pipelines import IMAGE_SCALE, SCALE, TRUE_SCALE, arguments, draws_by_itself
 from accel.errors import ConfigError, unknown
 
 
@@ -37,6 +37,12 @@ class Kind:
     negative: bool = True  # takes negative prompts
     image: bool = False  # begins in the middle, at an input image
     mask: bool = False  # and replaces what is white in a mask
+    edits: str | None = None  # an image by a prompt, from noise alone: `always`, or `asked`, where there is one
+    image_scale: bool = False  # its guidance towards that image has a scale of its own
+    together: bool = True  # image i of a batch goes with prompt i; else all are of one prompt, and a batch is one
+    control: str | None = None  # the argument of its calls that takes the images of a condition
+    control_scale: float | None = None  # how much a ControlNet adds where nothing is said; None: there is none
+    settled: bool = True  # false: its calls draw a condition's latents by no generator that a caller gives
     area: bool = False  # takes the product of height and width, too
     signed: bool = False  # output_type="pt" is -1..1, not clipped; else 0..1
     load: Mapping[str, Any] = field(default_factory=dict)  # for from_pretrained
@@ -70,6 +76,7 @@ CALLED = {
     "use_resolution_binning": False,
     "use_pe": False,
     "enable_prompt_rewrite": False,
+    "_auto_resize": False,
 }
 # What no signature tells. HiDream scales whatever size it is asked for to its own area.
 OWN: Mapping[str, Mapping[str, Any]] = {
@@ -81,11 +88,28 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "BriaFiboPipeline": {"side": 1024},
     "PRXPipeline": {"side": 512},
     "QwenImage21Pipeline": {"side": 1024},
+    "QwenImageEditPipeline": {"side": 1024},
+    "QwenImageEditPlusPipeline": {"side": 1024},
+    "LongCatImageEditPipeline": {"sized": False, "side": 1024},
+    "Kandinsky5I2IPipeline": {"sized": False, "told_size": False, "side": 1024},
 }
 # Classes that make images from prompts alone, too; all others with an argument `image` need one.
 WITHOUT_IMAGE = ("FluxKontextPipeline", "Flux2Pipeline", "Flux2KleinPipeline", "QwenImage21Pipeline")
+# Of those that edit, the classes whose calls take an image for each prompt: to the others several are one prompt's.
+TOGETHER = (
+    "FluxKontextPipeline", "StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline",
+)  # fmt: skip
+SHARING = "its ControlNet runs layers of its transformer, which caches and precisions change"
+MERGED = "its network and its ControlNet are evaluated as one, layer by layer"
 UNABLE = {
     "GlmImagePipeline": "its language model draws tokens by no generator that a caller gives",
+    "ZImageControlNetPipeline": SHARING,
+    "ZImageControlNetInpaintPipeline": SHARING,
+    "StableDiffusionControlNetXSPipeline": MERGED,
+    "StableDiffusionXLControlNetXSPipeline": MERGED,
+    "DreamLitePipeline": "its calls put the rows of its three conditions in an order of their own",
+    "StableDiffusionLatentUpscalePipeline": "it enlarges images",
+    "UniDiffuserPipeline": "it draws images and texts jointly",
     "HunyuanDiTPAGPipeline": "it runs guided by classifier-free and by perturbed-attention guidance at once, and not "
     "otherwise (use HunyuanDiTPipeline)",
     **{
@@ -94,24 +118,24 @@ UNABLE = {
     },
 }
 PACKAGES = {"PRXPipeline": "ftfy"}  # that a class asks for when it runs
-FED = ("self", "prompt", "class_labels", "image", "mask_image")
+CONTROLNET, CONTROL_SCALE = "controlnet", "controlnet_conditioning_scale"
+FED = ("self", "prompt", "class_labels", "image", "mask_image", "control_image")
 NEEDED = ("num_inference_steps", "generator", "output_type")
 # An argument, or a part, of a class that suite hub does not feed: what it stands for.
 FOREIGN_ARGUMENTS = {
     "num_frames": "it makes videos",
     "num_videos_per_prompt": "it makes videos",
     "audio_length_in_s": "it makes sound",
-    "control_image": "it needs the image of a condition (control_image)",
     "video_length": "it makes videos",
     "video": "it edits videos",
+    "conditioning_frames": "it makes videos",
+    "control_mask": "it needs a mask of its condition (control_mask)",
     "images": "it needs images (images)",
     "gligen_phrases": "it needs regions with phrases (gligen_phrases)",
     "source_embeds": "it needs directions of an edit (source_embeds)",
-    "image_guidance_scale": "it needs an image to edit (image)",
     "noise_level": "it needs an image to enlarge (image)",
 }
 FOREIGN_PARTS = {
-    r"controlnet": "it needs the image of a condition, for its part {}",
     r"guider|ocr_guider": "it guides by objects of its own ({}), where a recipe's guidance decides",
     r"prior_\w+|prior": "it is a cascade, whose part {} makes a trajectory of its own",
     r"depth_estimator": "it needs depth maps, of its part {}",
@@ -170,8 +194,10 @@ def lacking(cls: type) -> str | None:
         return "it has no part unet or transformer to accelerate"
     if missing := [name for name in NEEDED if name not in asked]:
         return f"its calls take no {missing[0]}"
-    image = {"image", "strength"} <= set(asked)
-    if "prompt" in asked and not image and not {"height", "width"} <= set(asked):
+    image, control = {"image", "strength"} <= set(asked), _control(asked, parts)
+    if control and "control_mode" in asked and "control_image" in asked and "Union" in cls.__name__:
+        return "it needs the kinds of its conditions (control_mode)"
+    if "prompt" in asked and not control and "image" not in asked and not {"height", "width"} <= set(asked):
         return "its calls take no height and width"
     if "prompt" in asked and not {SCALE, TRUE_SCALE} & set(asked):
         return f"its calls take no {SCALE}"
@@ -182,7 +208,7 @@ def lacking(cls: type) -> str | None:
         return UNABLE[cls.__name__]
     if "mask_image" in asked and not image:
         return "it needs an image and a mask, and takes no strength"
-    return "it needs an image (image)" if "image" in asked and not image and cls.__name__ not in WITHOUT_IMAGE else None
+    return None
 
 
 def _described(cls: type) -> Kind:
@@ -190,9 +216,12 @@ def _described(cls: type) -> Kind:
     asked = arguments(cls)
     sequence = asked["max_sequence_length"].default if "max_sequence_length" in asked else None
     height = asked["height"].default if "height" in asked else None
+    control = _control(asked, inspect.signature(cls.__init__).parameters)
+    edits = "image" in asked and "strength" not in asked and control != "image"
+    scale = asked[CONTROL_SCALE].default if CONTROL_SCALE in asked else None
     kind = Kind(
         cls.__name__,
-        sized={"height", "width"} <= set(asked) or "strength" in asked,
+        sized={"height", "width"} <= set(asked) or "image" in asked,
         told_size={"height", "width"} <= set(asked),
         side=height if isinstance(height, int) else None,
         area="max_area" in asked,
@@ -201,10 +230,29 @@ def _described(cls: type) -> Kind:
         negative="negative_prompt" in asked,
         image="strength" in asked,
         mask="mask_image" in asked,
+        edits=("asked" if cls.__name__ in WITHOUT_IMAGE else "always") if edits else None,
+        image_scale=IMAGE_SCALE in asked,
+        control=control,
+        control_scale=float(scale) if isinstance(scale, (int, float)) else None,
+        settled=not draws_by_itself(cls),
+        together=not edits or cls.__name__ in TOGETHER,
         load=_present(LOADED, inspect.signature(cls.__init__).parameters),
         call=_present(CALLED, asked),
     )
     return replace(kind, **_own(cls.__name__))
+
+
+def _control(asked: Collection[str], parts: Collection[str]) -> str | None:
+    """The argument that takes the images of a condition; of a ControlNet's class it may be its only one of images."""
+    if "control_image" in asked:
+        return "control_image"
+    return "image" if CONTROLNET in parts and "image" in asked and "strength" not in asked else None
+
+
+def controlled(name: str) -> str:
+    """The class that diffusers has for a pipeline class under a ControlNet: StableDiffusionImg2ImgPipeline ->
+    StableDiffusionControlNetImg2ImgPipeline."""
+    return re.sub(r"((PAG)?(Img2Img|Inpaint)?Pipeline)$", r"ControlNet\1", name, count=1)
 
 
 def _own(name: str) -> dict[str, Any]:

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from accel.core.guidance import Guidance
-from accel.core.pipelines import TRUE_SCALE, scale_arguments
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, Refusals, check_float, check_int, unknown
 from accel.metrics.networks import NETWORKS
@@ -28,30 +27,29 @@ from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
 from accel.samplers.trigflow import is_trigflow
 from accel.students import Known, under
-from accel.suites.base import Origin, labels, load_pipeline, to_uint8
+from accel.suites.base import Origin, load_pipeline, to_uint8
 from accel.suites.hub import attention as hub_attention
 from accel.suites.hub import configs as hub_configs
+from accel.suites.hub import control as hub_control
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import gguf as hub_gguf
-from accel.suites.hub import index as hub_index
 from accel.suites.hub import lora as hub_lora
 from accel.suites.hub import models as hub_models
 from accel.suites.hub import offload as hub_offload
 from accel.suites.hub import quantised as hub_quantised
 from accel.suites.hub import student as hub_student
-from accel.suites.hub.classes import spread
 from accel.suites.hub.inputs import Inputs
-from accel.suites.hub.kinds import PIXEL, Kind
+from accel.suites.hub.kinds import CONTROLNET, PIXEL, Kind
 from accel.suites.hub.prompts import Prompts
 from accel.suites.hub.real_images import RealImages
-from accel.suites.hub.scored import Scored
+from accel.suites.hub.shown import Shown
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CONVERGED = {"unipc": "karras"}  # sampler: its grid, where it has one of its own
 
 
 @dataclass(frozen=True)
-class HubSuite(Scored):
+class HubSuite(Shown):
     """`model`: a folder of a diffusers pipeline, or a hub id. See conf/suite/hub.yaml and docs/hub.md."""
 
     model: str = ""
@@ -72,6 +70,7 @@ class HubSuite(Scored):
     clip: str | None = None
     scoring_device: str = "auto"  # of both; auto: the GPU if there is one
     stitch_models: Mapping[str, str] = field(default_factory=dict)
+    controlnet: str | None = None  # see accel/suites/hub/control.py
     lora: Sequence[Any] = ()  # see accel/suites/hub/lora.py
     lora_fused: bool = True
     student: str | None = None  # see accel/suites/hub/student.py
@@ -121,7 +120,7 @@ class HubSuite(Scored):
 
     @property
     def kind(self) -> Kind:
-        return hub_index.kind_of(self.folder)
+        return hub_control.kind(self.folder, self.controlnet, self.variant)
 
     def pipeline(self) -> Any:
         kind = self.kind
@@ -131,7 +130,11 @@ class HubSuite(Scored):
         options |= hub_models.networks(self.folder, DTYPES[self.dtype], self.variant, self.gguf, own)
         if own:
             options[own] = hub_student.load(self.student, own, self.folder, DTYPES[self.dtype], self.variant)
+        if self.controlnet:
+            options[CONTROLNET] = hub_control.load(self.controlnet, DTYPES[self.dtype], self.variant)
         pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], **options)
+        if not kind.settled:
+            hub_control.settle(pipe.vae)
         hub_lora.add(pipe, self.lora, self.lora_fused)
         pipe = hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
         net = getattr(pipe, self._denoiser)
@@ -164,11 +167,14 @@ class HubSuite(Scored):
         options = {"torch_dtype": DTYPES[self.dtype], "use_safetensors": True, **kind.loading()}
         options |= {name: value for name, value in said.items() if value is not None}
         model = str(local.absolute()) if local.is_dir() else self.model
+        if self.controlnet:
+            options[CONTROLNET] = None
         if self.gguf is not None:
             options[self._denoiser] = None
         lines = hub_gguf.lines(self.folder, self.gguf, self.dtype)
         if self.student:
             lines = hub_student.lines(self.student, self._denoiser, self.variant, DTYPES[self.dtype])
+        lines += hub_control.lines(kind, self.controlnet, self.variant, DTYPES[self.dtype])
         lines += hub_lora.lines(self.lora, self.lora_fused)
         if self.layerwise_casting:
             lines.append(hub_offload.line(self._denoiser))
@@ -188,12 +194,12 @@ class HubSuite(Scored):
     def fingerprint(self) -> dict[str, str]:
         kind = self.kind
         shown = {"prompts": self.prompts.sha256()} if kind.condition == "prompt" else {}
-        shown |= self.inputs.identity(kind.mask) if kind.image else {}
-        return self.model_fingerprint() | shown
+        return self.model_fingerprint() | shown | self.inputs.identity(kind)
 
     def model_fingerprint(self) -> dict[str, str]:
         found = hub_files.hashes(self.folder, self.variant, self.gguf is None) | hub_gguf.identity(self.gguf)
         found |= hub_student.hashes(self.student, self._denoiser, self.variant) if self.student else {}
+        found |= hub_control.hashes(self.controlnet, self.variant)
         for name, source in self.stitch_models:
             files = hub_files.hashes(hub_files.folder_of(source, None, self.variant), self.variant)
             found |= {f"stitch {name}/{file}": value for file, value in files.items()}
@@ -243,11 +249,8 @@ class HubSuite(Scored):
                 )
             if kind.condition == "prompt":
                 refusals.ask(self.prompts.check, n)
-            if kind.image:
-                shown = min(n, self.period) if self.prompts.path else n
-                refusals.ask(self.inputs.check, kind.name, shown, kind.mask)
-            elif self.inputs.path or self.inputs.masks:
-                refusals.add(ConfigError(f"{kind.name} takes no images; leave suite.inputs out."))
+            shown = min(n, self.period) if kind.condition == "prompt" and self.prompts.path else n
+            refusals.ask(self.inputs.check, kind, shown)
             if self.prompts.negative is not None and kind.condition == "prompt" and not kind.negative:
                 refusals.add(ConfigError(f"{kind.name} has no negative prompts; leave suite.prompts.negative out."))
             refusals.ask(hub_configs.check, self.folder)
@@ -273,81 +276,6 @@ class HubSuite(Scored):
         ]:
             raise ConfigError(f"suite.classes has {bad[0]!r}; allowed: 0..{count - 1}.")
 
-    # what sample i shows -------------------------------------------------------------------------------------------
-
-    @property
-    def period(self) -> int:
-        """After so many samples the conditions repeat."""
-        kind = self.kind.condition
-        if kind == "prompt":
-            return len(self.prompts.texts())
-        return len(self._classes) if kind == "label" else 1
-
-    def conditions(self, start: int, stop: int) -> dict[str, Any]:
-        kind, count = self.kind.condition, range(start, stop)
-        if kind == "none":
-            return self._common(len(count)) | {"batch_size": len(count)}
-        if kind == "prompt":
-            shown = {"prompt": [self.prompts.at(i) for i in count]}
-            return self._common(len(count)) | shown | self._images([i % self.period for i in count])
-        classes = self._classes
-        return self._common(len(count)) | {"class_labels": [classes[i % len(classes)] for i in count]}
-
-    def asked(self, words: Sequence[str]) -> dict[str, Any]:
-        kind = self.kind.condition
-        if kind == "none":
-            return super().asked(words)
-        own = {"prompt": list(words)} if kind == "prompt" else {"class_labels": labels(words, range(self._class_count))}
-        return self._common(len(words)) | own | self._images(range(len(words)))
-
-    def _common(self, count: int) -> dict[str, Any]:
-        """What is the same for all of `count` samples."""
-        kind = self.kind
-        common = dict(kind.call) | (self._sizes() if kind.told_size else {})
-        if kind.area and common.keys() >= {"height", "width"}:  # else the sides are scaled to the default area
-            common["max_area"] = self.height * self.width
-        if kind.condition != "prompt":
-            return common
-        if self.max_sequence_length is not None:
-            common["max_sequence_length"] = self.max_sequence_length
-        if self.prompts.negative is not None:
-            common["negative_prompt"] = [self.prompts.negative] * count
-        return common
-
-    def guidance_arguments(self, recipe: Recipe) -> dict[str, Any]:
-        kind, scale = self.kind, recipe.guidance_scale
-        asked = scale_arguments(kind.cls(), scale, self.distilled_guidance if self._distilled else None)
-        if kind.guided == TRUE_SCALE and scale <= 1 and self.prompts.negative is not None:
-            asked["negative_prompt"] = None  # nothing asks for it
-        return asked
-
-    def notes(self, pipe: Any, n: int) -> dict[str, Any]:
-        if self.kind.condition != "prompt":
-            return {}
-        prompts, kind = [self.prompts.at(i) for i in range(n)], self.kind
-        limits = hub_models.limits(pipe, kind, self.max_sequence_length)
-        if self.clip:
-            limits["clip_score"] = self._clip.tokenizer, self._clip.max_length
-        cut = {name: hub_models.longer(prompts, *limit) for name, limit in limits.items()}
-        found = {"prompts": {"count": n, "truncated": cut, "limits": {k: limit for k, (_, limit) in limits.items()}}}
-        lines = [f"{k} cuts {cut[k]} of {n} prompts at {limit} tokens." for k, (_, limit) in limits.items() if cut[k]]
-        return found | ({"warnings": lines} if lines else {})
-
-    def _images(self, indices: Sequence[int]) -> dict[str, Any]:
-        kind = self.kind
-        return self.inputs.arguments(indices, *self.image_size, kind.mask) if kind.image else {}
-
-    def _sizes(self) -> dict[str, int]:
-        return {} if self.height is None else {"height": self.height, "width": self.width}
-
-    @property
-    def _denoiser(self) -> str:
-        return hub_files.denoiser_of(self.folder)
-
-    @property
-    def _distilled(self) -> bool:
-        return hub_student.told(self.student, self._denoiser, self.folder, self.variant)
-
     @property
     def _inexact(self) -> bool:
         return self.attention is not None and not hub_attention.exact(self.attention)
@@ -356,16 +284,6 @@ class HubSuite(Scored):
     def _head_width(self) -> int:
         width = hub_files.config_of(self.folder, self._denoiser).get("attention_head_dim")
         return width if isinstance(width, int) else hub_attention.WIDTH
-
-    @property
-    def _class_count(self) -> int:
-        count = hub_files.config_of(self.folder, "transformer").get("num_embeds_ada_norm")
-        check_int(f"num_embeds_ada_norm in the config of {self.folder / 'transformer'}", count, 1)
-        return count
-
-    @property
-    def _classes(self) -> tuple[int, ...]:
-        return tuple(self.classes) if self.classes else spread(self._class_count)
 
     # what it is compared with --------------------------------------------------------------------------------------
 

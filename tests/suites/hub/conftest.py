@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 
+import numpy as np
 import pytest
+from PIL import Image
 
 
 @pytest.fixture(autouse=True)
@@ -20,3 +22,12 @@ def small(monkeypatch):
 
     init.__signature__ = inspect.signature(own)
     monkeypatch.setattr(HiDreamImagePipeline, "__init__", init)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of sixty images of 20 x 16 pixels."""
+    draw, root = np.random.default_rng(0), tmp_path_factory.mktemp("pictures")
+    for i in range(60):
+        Image.fromarray(draw.integers(0, 256, (16, 20, 3), np.uint8)).save(root / f"{i:02d}.png")
+    return root

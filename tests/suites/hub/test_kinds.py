@@ -6,7 +6,7 @@ import pytest
 
 from accel.errors import ConfigError
 from accel.suites.hub import kinds
-from accel.suites.hub.kinds import FOREIGN_ARGUMENTS, OWN, PIXEL, UNABLE, WITHOUT_IMAGE, Kind, kind_of
+from accel.suites.hub.kinds import FOREIGN_ARGUMENTS, OWN, PIXEL, TOGETHER, UNABLE, WITHOUT_IMAGE, Kind, kind_of
 
 RUN = (
     "AuraFlowPipeline", "ChromaPipeline", "CogView3PlusPipeline", "CogView4Pipeline", "Flux2KleinPipeline",
@@ -26,15 +26,21 @@ REFUSED = {
     "WuerstchenCombinedPipeline": "a cascade, whose part prior_",
     "StableCascadeCombinedPipeline": "a cascade, whose part prior_",
     "Ideogram4Pipeline": "a further denoiser, unconditional_transformer",
-    "FluxControlPipeline": "the image of a condition",
-    "CogView4ControlPipeline": "the image of a condition",
+    "StableDiffusionXLControlNetUnionPipeline": "the kinds of its conditions",
+    "StableDiffusionControlNetXSPipeline": "evaluated as one",
+    "ZImageControlNetPipeline": "runs layers of its transformer",
+    "ZImageControlNetInpaintPipeline": "runs layers of its transformer",
+    "StableDiffusion3ControlNetInpaintingPipeline": "a mask of its condition",
+    "AnimateDiffControlNetPipeline": "it makes videos",
     "HeliosPipeline": "it makes videos",
     "HeliosPyramidPipeline": "it makes videos",
     "ZImageOmniPipeline": "it needs images, for its part siglip",
     "ConsistencyModelPipeline": "its calls take no prompt",
     "StableDiffusionDepth2ImgPipeline": "it needs depth maps",
-    "StableDiffusionInstructPix2PixPipeline": "an image to edit",
-    "QwenImageEditPipeline": "it needs an image",
+    "DreamLitePipeline": "an order of their own",
+    "StableDiffusionUpscalePipeline": "an image to enlarge",
+    "StableDiffusionLatentUpscalePipeline": "it enlarges images",
+    "UniDiffuserPipeline": "images and texts jointly",
     "HunyuanImagePipeline": "guides by objects of its own",
     "WanPipeline": "a further denoiser, transformer_2",
     "LTXPipeline": "it makes videos",
@@ -58,10 +64,11 @@ def test_a_class_that_cannot_be_run_says_what_is_missing(name):
 
 
 def test_of_autopipelines_classes_each_runs_or_says_why_not(mapping):
-    named = {name for name in mapping if "ControlNet" in name}
+    named = {name for name in mapping if "Control" in name} - {*REFUSED}
     for name in named:
-        with pytest.raises(ConfigError, match="for its part controlnet"):
-            kind_of(name)
+        kind = kind_of(name)
+        assert kind.control, name
+        assert kind.edits is None, name
     installed = {*RUN, "PRXPipeline", *REFUSED, *named, "KolorsPipeline", "KolorsPAGPipeline"}  # some need packages
     assert mapping - installed == set(), "classes that came with another diffusers: add them to RUN or REFUSED"
     import diffusers
@@ -83,15 +90,29 @@ def test_a_signature_tells_sizes_limits_and_how_guidance_is_asked_for():
     assert kind_of("DDPMPipeline") == Kind(
         "DDPMPipeline", "none", sized=False, told_size=False, negative=False, signed=True
     )
-    assert kind_of("QwenImage21Pipeline") == Kind("QwenImage21Pipeline", side=1024, guided="true_cfg_scale")
+    assert kind_of("QwenImage21Pipeline") == Kind(
+        "QwenImage21Pipeline", side=1024, guided="true_cfg_scale", edits="asked", together=False
+    )
     assert not kind_of("Flux2KleinPipeline").negative
-    assert kind_of("FluxKontextPipeline").area
+    kontext = kind_of("FluxKontextPipeline")
+    assert (kontext.area, kontext.edits, kontext.call) == (True, "asked", {"_auto_resize": False})
+    edit = kind_of("StableDiffusionInstructPix2PixPipeline")
+    assert (edit.edits, edit.image_scale, edit.together, edit.sized, edit.told_size) == (
+        "always",
+        True,
+        True,
+        True,
+        False,
+    )
+    edit = kind_of("QwenImageEditPipeline")
+    assert (edit.edits, edit.guided, edit.together, edit.side) == ("always", "true_cfg_scale", False, 1024)
+    assert kind_of("FluxFillPipeline").edits is None, "an inpainting class"
 
 
 def test_what_is_kept_by_name_is_of_classes_that_exist():
     import diffusers
 
-    kept = [name for name in {*OWN, *UNABLE, *WITHOUT_IMAGE} - set(PIXEL) if hasattr(diffusers, name)]
+    kept = [name for name in {*OWN, *UNABLE, *WITHOUT_IMAGE, *TOGETHER} - set(PIXEL) if hasattr(diffusers, name)]
     assert len(kept) > 10
     for name in kept:
         kinds.pipeline_class(name)

@@ -26,9 +26,9 @@ from accel.studies.evaluation import Evaluation
 from accel.studies.runner import Runner
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import models as hub_models
+from accel.suites.hub.classes import spread
 from accel.suites.hub.prompts import Prompts
 from accel.suites.hub.real_images import RealImages
-from accel.suites.hub.suite import spread
 
 QUICK = Evaluation(n=60, distance_n=60, shard=30, batch=30, timing=False, controls=False, device="cpu")
 FLOWS = ("sd3", "flux")

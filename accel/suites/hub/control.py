@@ -1,0 +1,160 @@
+"""A ControlNet beside the denoiser: where it is, which pipeline class runs it, what identifies it, how it is loaded.
+
+Zhang, Rao & Agrawala 2023 (arXiv:2302.05543): a second network, made of the denoiser's encoder, sees an image of a
+condition (edges, depth, a pose) at every step, and what it returns is added to the denoiser's skips, or after its
+transformer blocks. It is a folder with `config.json` and safetensors, or a hub id; a pipeline that was saved with one
+has it already.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from functools import lru_cache
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel.errors import ConfigError
+from accel.files import file_hash
+from accel.suites.hub import files as hub_files
+from accel.suites.hub import index as hub_index
+from accel.suites.hub import kinds as hub_kinds
+from accel.suites.hub import models as hub_models
+from accel.suites.hub.kinds import CONTROLNET, Kind
+
+# What a network and its ControlNet must agree on, where both say it; else what is added would not fit.
+SHARED = ("block_out_channels", "cross_attention_dim", "joint_attention_dim", "caption_projection_dim")
+
+
+@lru_cache(maxsize=8)
+def place_of(source: str, variant: str | None) -> Path:
+    """The folder of a ControlNet's config and weights. ConfigError if it is out of reach, or has no safetensors."""
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        path = _from_hub(source)
+    if not (path / "config.json").exists():
+        raise ConfigError(f"suite.controlnet is {path}, which has no config.json; allowed: the folder of a ControlNet.")
+    if not hub_files.weights_in(path, variant):
+        raise ConfigError(f"the ControlNet {path} has no safetensors weights; download those.")
+    return path
+
+
+def config(source: str, variant: str | None) -> dict[str, Any]:
+    """The ControlNet's config, which names its class."""
+    place = place_of(source, variant)
+    found = hub_index.read_object(place / "config.json", f"{place / 'config.json'} is missing. Download it again.")
+    hub_files.check_config(place, CONTROLNET, found)
+    return found
+
+
+@lru_cache(maxsize=8)
+def kind(folder: Path, source: str | None, variant: str | None) -> Kind:
+    """The kind of pipeline that runs the model in `folder`: with a ControlNet, the class that diffusers has for both.
+    ConfigError where there is none, where the ControlNet is another model's, and for two of them."""
+    own = hub_index.kind_of(folder)
+    if not source:
+        return own
+    if own.control_scale is not None:
+        raise ConfigError(f"{folder} is a {own.name}, which has a ControlNet of its own; leave suite.controlnet out.")
+    name = hub_kinds.controlled(own.name)
+    try:
+        found = hub_index.kind_named(name)
+    except ConfigError as error:
+        raise ConfigError(f"suite hub has no {own.name} under a ControlNet: {error}") from None
+    _check_fits(found, folder, source, variant)
+    return found
+
+
+def _check_fits(kind: Kind, folder: Path, source: str, variant: str | None) -> None:
+    net, own = config(source, variant), hub_files.config_of(folder, hub_files.denoiser_of(folder))
+    cls = str(net.get("_class_name"))
+    taken = str(inspect.signature(kind.cls().__init__).parameters[CONTROLNET].annotation)
+    allowed = ", ".join(sorted(set(re.findall(r"\w*ControlNet\w*Model", taken))))
+    if not (cls.isidentifier() and re.search(rf"\b{cls}\b", taken)):
+        raise ConfigError(
+            f"suite.controlnet is a {hub_index.short(cls)}, and a {kind.name} takes {allowed}; use one that was "
+            "trained for this model."
+        )
+    differing = [f"{key} {net[key]!r}" for key in SHARED if key in net and key in own and net[key] != own[key]]
+    if differing:
+        raise ConfigError(
+            f"the ControlNet {source} has {', '.join(differing)}, and the network of {folder} has not; use one that "
+            "was trained for this model."
+        )
+
+
+def load(source: str, dtype: torch.dtype, variant: str | None) -> nn.Module:
+    """The network, all of whose tensors are in its files; ConfigError else."""
+    cls = str(config(source, variant)["_class_name"])
+    return hub_models.network(place_of(source, variant), CONTROLNET, "diffusers", cls, dtype, variant)
+
+
+def hashes(source: str | None, variant: str | None) -> dict[str, str]:
+    """sha256 of the files of a ControlNet; {} without one."""
+    if not source:
+        return {}
+    place = place_of(source, variant)
+    files = sorted([*hub_files.weights_in(place, variant), place / "config.json"])
+    return {f"{CONTROLNET}/{path.name}": file_hash(path) for path in files}
+
+
+def settle(vae: Any) -> None:
+    """Have an autoencoder's latents be their mean wherever a caller samples them without a generator.
+
+    Some pipelines (Stable Diffusion 3, Hunyuan-DiT) sample the latents of a condition's image by the global generator:
+    the same image would be another condition in every batch, and in each half of a guided one.
+    """
+    vae.encode = MethodType(_settled, vae)
+
+
+def _settled(vae: Any, *args: Any, **kwargs: Any) -> Any:
+    output = type(vae).encode(vae, *args, **kwargs)
+    if (latents := getattr(output, "latent_dist", None)) is not None:
+        own = latents.sample
+        latents.sample = lambda generator=None: latents.mode() if generator is None else own(generator)
+    return output
+
+
+def lines(kind: Kind, source: str | None, variant: str | None, dtype: torch.dtype) -> list[str]:
+    """The lines of Python that put it into `pipe` by diffusers alone, and settle what the pipeline draws by itself."""
+    found = []
+    if source:
+        place, cls = place_of(source, variant).absolute(), config(source, variant)["_class_name"]
+        how = f"torch_dtype={dtype}, use_safetensors=True" + (f", variant={variant!r}" if variant else "")
+        found += [
+            f"from diffusers import {cls}",
+            f"pipe.register_modules({CONTROLNET}={cls}.from_pretrained({str(place)!r}, {how}).to(pipe.device))",
+        ]
+    if not kind.settled:
+        found += [
+            "from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution as Latents",
+            "drawn = Latents.sample",
+            "Latents.sample = lambda self, generator=None: drawn(self, generator) if generator else self.mode()",
+        ]
+    return found
+
+
+def _from_hub(source: str) -> Path:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+        raise ConfigError(f"there is no folder {source} (suite.controlnet); give one, or a hub id (owner/name).")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["config.json", "*.safetensors"]
+    try:
+        return Path(snapshot_download(source, allow_patterns=wanted, local_files_only=True))
+    except (OSError, ValueError):
+        pass
+    try:
+        return Path(snapshot_download(source, allow_patterns=wanted))
+    except Exception as error:  # each layer below has errors of its own, and none is of interest but as text
+        name = source.partition("/")[2]
+        raise ConfigError(
+            f"the ControlNet {source!r} is not a local folder, is not in the local cache of the hub, and cannot be "
+            f"downloaded ({' '.join(str(error).split())[:200]}). Fetch it where there is a network: hf download "
+            f"{source} config.json --include '*.safetensors' --local-dir models/{name}, then suite.controlnet=models/"
+            f"{name}."
+        ) from error
