@@ -1,16 +1,19 @@
-"""The students of the digits, and `make train SUITE=digits PART=pd4`: few-step networks distilled from `large`.
+"""The students of the digits, few-step networks distilled from `large`: `make train SUITE=digits ARGS="--part pd4"`.
 
 `pd4` learns four segments from four evaluations of DPM-Solver++(2M) each; `pd2` and `pd1` are halved from it and from
 each other (progressive distillation). Times are 999, 550, 350 and 170 (sigma / alpha = 157, 4.6, 1.6 and 0.6), nested.
-Pictures seen: the training images, noised.
+`dmd1` begins as `pd1` and learns the distribution of its images from `large` (DMD2, without its discriminator). `ect2`
+begins as `large` and becomes a consistency function on training images alone (ECT), sampled in two steps.
 """
 
 from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -24,23 +27,28 @@ from accel.files import write_atomic
 from accel.samplers.noise_schedule import noise_schedule
 from accel.suites.base import ASSETS, load_pipeline
 from accel.suites.digits import data
-from accel.suites.digits.fit import OnStep, fit, quiet
-from accel.suites.digits.models import SCHEDULER
+from accel.suites.digits.fit import OnStep, quiet
+from accel.suites.digits.models import NULL_LABEL, SCHEDULER
 from accel.suites.pipeline import PixelPipeline
 from accel.suites.students import folder_of, load, save
-from accel.suites.training.loop import TrainConfig
-from accel.suites.training.segments import Segments, segment_loss
+from accel.suites.training.consistency import Consistency
+from accel.suites.training.distribution import Distribution
+from accel.suites.training.loop import TrainConfig, run
+from accel.suites.training.segments import Segments
+from accel.suites.training.task import STUDENT, Condition, Lesson, Task, settings
 
-BACKWARD = 2  # a backward pass in forward passes
+ORIGINAL = "large"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One student: its task, its training, and whose weights it begins with and learns from."""
+    """One student: its task, its training, whose weights it begins with, and whom it learns from (unless it says
+    otherwise the same network)."""
 
-    task: Segments
+    task: Task
     training: TrainConfig
-    parent: str = "large"
+    parent: str = ORIGINAL
+    teacher: str = ""
 
     @property
     def steps(self) -> int:
@@ -51,12 +59,15 @@ _TRAINING = TrainConfig(
     batch=32, lr=3e-4, warmup=20, weight_decay=0.0, ema_decay=0.99, label_dropout=0.0, checkpoint_every=50,
     decay="linear", dropout=False, beta2=0.99,
 )  # fmt: skip
+_MATCHING = replace(_TRAINING, lr=1e-4, ema_decay=0.98, checkpoint_every=20, beta1=0.0)
 PARTS = {
     "pd4": Stage(Segments((999, 550, 350, 170)), replace(_TRAINING, steps=600, seed=11)),
     "pd2": Stage(
         Segments((999, 350), order=1, through=(999, 550, 350, 170)), replace(_TRAINING, steps=300, seed=12), "pd4"
     ),
     "pd1": Stage(Segments((999,), order=1, through=(999, 350)), replace(_TRAINING, steps=400, seed=13), "pd2"),
+    "dmd1": Stage(Distribution((999,), ratio=2, warm=40), replace(_MATCHING, steps=400, seed=14), "pd1", ORIGINAL),
+    "ect2": Stage(Consistency((999, 350)), replace(_TRAINING, steps=900, seed=15)),
 }
 
 
@@ -65,31 +76,48 @@ def train_part(
 ) -> nn.Module:
     """Train one student (see PARTS); its fp16 weights and contract go beside the folder `assets` of its teacher."""
     stage, folder = PARTS[part], folder_of(assets)
-    original = load_pipeline(PixelPipeline, assets / "large").unet
-    if stage.parent != "large" and not (folder / stage.parent).is_dir():
-        raise ConfigError(f"{part} is distilled from {stage.parent}, which is not in {folder}; train that first.")
-    parent = original if stage.parent == "large" else load(folder / stage.parent, PixelPipeline, "digits")
-    schedule, before = noise_schedule(SCHEDULER), contract_of(parent)
+    original = load_pipeline(PixelPipeline, assets / ORIGINAL).unet
 
-    teacher = copy.deepcopy(parent).to(device).eval().requires_grad_(False)
+    def network(name: str) -> nn.Module:
+        if name == ORIGINAL:
+            return original
+        if not (folder / name).is_dir():
+            raise ConfigError(f"{part} is distilled from {name}, which is not in {folder}; train that first.")
+        return load(folder / name, PixelPipeline, "digits")
 
-    def loss(net: nn.Module, x0: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return segment_loss(net, teacher, schedule, stage.task, x0, generator, class_labels=labels)
-
-    teacher_digest, spent = weights_hex(original), Spent(work / f"{part}.seconds", stage.training.checkpoint_every)
+    parent = network(stage.parent)
+    before, digest = contract_of(parent), weights_hex(original)
+    teacher = copy.deepcopy(network(stage.teacher or stage.parent)).to(device).eval().requires_grad_(False)
+    spent = Spent(work / f"{part}.seconds", stage.training.checkpoint_every)
 
     def told(step: int, loss: float) -> None:
         spent(step)
         on_step(step, loss)
 
-    begun = parent.float().requires_grad_(True)
-    net = fit(lambda: begun, loss, stage.training, work / f"{part}.safetensors", device, told)
-    bill = _bill(stage, original, spent.total)
-    if before is not None:
-        bill |= {key: before.bill[key] + bill[key] for key in bill if key != "data"}
+    torch.manual_seed(stage.training.seed)
+    net = parent.float().requires_grad_(True)
+    lesson = Lesson(net, teacher, noise_schedule(SCHEDULER), _draw(stage.training), stage.training, device)
+    kept, turn = stage.task.begin(lesson)
+    from_whom = {"teacher": weights_hex(teacher), "parent": weights_hex(net)}
+    run(kept, turn, stage.training, work / f"{part}.safetensors", told, settings(stage.task) | from_whom)
+    learner = kept.get(STUDENT) or kept[""]
+    net.cpu().eval().load_state_dict(learner.averaged())
+    bill = with_parent(_bill(stage, original, spent.total), before.bill if before else None)
     pipe = PixelPipeline(unet=net.half(), scheduler=DDPMScheduler(**SCHEDULER))
-    save(pipe, Contract("endpoint", stage.task.times, teacher_digest, 1.0, bill), folder / part)
+    save(pipe, Contract(stage.task.kind, stage.task.times, digest, stage.task.guidance, bill), folder / part)
     return net
+
+
+def _draw(cfg: TrainConfig):
+    images, labels = data.load("train")
+    images = data.to_model(images)
+
+    def draw(generator: torch.Generator) -> tuple[torch.Tensor, Condition, Condition]:
+        index = torch.randint(0, len(images), (cfg.batch,), generator=generator)
+        chosen = labels[index]
+        return images[index], {"class_labels": chosen}, {"class_labels": torch.full_like(chosen, NULL_LABEL)}
+
+    return draw
 
 
 class Spent:
@@ -109,12 +137,22 @@ class Spent:
             write_atomic(self.path, f"{self.total:.1f}".encode())
 
 
-def _bill(stage: Stage, net: nn.Module, seconds: float) -> dict[str, float | str]:
+def _bill(stage: Stage, net: nn.Module, seconds: float) -> dict[str, Any]:
     """What a stage costs: evaluations are of one image each, `macs` those of all of them."""
-    samples = stage.training.steps * stage.training.batch
     x = torch.zeros(1, 1, data.SIZE, data.SIZE)
     _, one = count_macs(lambda: net.cpu()(x, torch.tensor([0]), class_labels=torch.tensor([0])))
-    teacher, student = samples * stage.task.evaluations, samples * (1 + BACKWARD)
-    return {"seconds": round(seconds, 1), "steps": stage.training.steps, "samples": samples,
-            "teacher_evaluations": teacher, "student_evaluations": student, "macs": (teacher + student) * one,
-            "data": "training images"}  # fmt: skip
+    each = stage.task.spent(stage.training.steps)
+    whole = {name: round(count * stage.training.batch) for name, count in each.items()}
+    macs = one * sum(count for name, count in whole.items() if name != "samples")
+    return {"seconds": round(seconds, 1), "steps": stage.training.steps, **whole, "macs": macs, "data": stage.task.data}
+
+
+def with_parent(bill: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A stage's bill and that of the stages before it as one: numbers add, and what any of them saw was seen."""
+    if before is None:
+        return dict(bill)
+    seen = list(dict.fromkeys([*str(before["data"]).split(", "), *str(bill["data"]).split(", ")]))
+    names = list(dict.fromkeys([*before, *bill]))
+    return {name: before.get(name, 0) + bill.get(name, 0) for name in names if name != "data"} | {
+        "data": ", ".join(seen)
+    }

@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -37,9 +37,16 @@ from torch import nn
 
 from accel.errors import ConfigError, check_int, unknown
 from accel.samplers.noise_schedule import NoiseSchedule
+from accel.suites.training.learner import Kept
+from accel.suites.training.task import BACKWARD, Lesson, Predict, Turn, predicting
 
 END = -1.0  # the time at which sigma = 0, below every timestep
-Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x (B, C, H, W), t (B,) -> v, of the same shape
+
+
+def check_times(times: Sequence[float]) -> None:
+    """ConfigError unless a student's times are one or more, largest first."""
+    if len(times) < 1 or any(a <= b for a, b in pairwise(times)):
+        raise ConfigError(f"times of a student are {list(times)}; allowed: one or more, largest first.")
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,10 @@ class Segments:
     fine: int = 8
     through: Sequence[float] = ()
 
+    kind: ClassVar[str] = "endpoint"
+    guidance: ClassVar[float] = 1.0
+    data: ClassVar[str] = "training images"
+
     def __post_init__(self) -> None:
         if self.draw not in DRAWS:
             raise unknown("draw of segments", self.draw, DRAWS)
@@ -63,8 +74,7 @@ class Segments:
         check_int("fine", self.fine, 1)
         if self.order not in (1, 2):
             raise ConfigError(f"the order of a segment's solver is {self.order}; allowed: 1 or 2.")
-        if len(self.times) < 1 or any(a <= b for a, b in pairwise(self.times)):
-            raise ConfigError(f"times of segments are {list(self.times)}; allowed: one or more, largest first.")
+        check_times(self.times)
         inside = [self.inner(t, u) for t, u in zip(self.times, [*self.times[1:], END], strict=True)]
         strange = self.through and not {*self.times} <= {*self.through}
         if self.through and (strange or self.draw != "edges" or len({len(own) for own in inside}) > 1):
@@ -78,6 +88,20 @@ class Segments:
         """The teacher's evaluations of one image in a segment."""
         first, second = [*self.times, END][:2]
         return 1 + len(self.inner(first, second)) if self.through else self.calls
+
+    def begin(self, lesson: Lesson) -> tuple[Mapping[str, Kept], Turn]:
+        learner = lesson.learner()
+
+        def turn(step: int, generator: torch.Generator) -> float:
+            x0, condition, _ = lesson.draw(generator)
+            loss = segment_loss(learner.net, lesson.teacher, lesson.schedule, self, x0, generator, **condition)
+            return learner.descend(loss, step)
+
+        return {"": learner}, turn
+
+    def spent(self, steps: int) -> dict[str, float]:
+        return {"samples": steps, "teacher_evaluations": steps * self.evaluations,
+                "student_evaluations": steps * (1 + BACKWARD)}  # fmt: skip
 
     def inner(self, t: float, u: float) -> list[float]:
         """The teacher's own times strictly between t and u, largest first."""
@@ -210,14 +234,7 @@ def segment_loss(
     alpha, sigma = levels.at(t)
     noise = torch.randn(x0.shape, generator=generator)
     x = (column(alpha, x0) * x0 + column(sigma, x0) * noise).to(device)
-    condition = {name: value.to(device) for name, value in condition.items()}
-
-    def predicting(network: nn.Module) -> Predict:
-        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return network(x, t.to(device, x.dtype), **condition, return_dict=False)[0].float()
-
-        return predict
-
+    own, others = (predicting(network, device, condition) for network in (net, teacher))
     with torch.no_grad():
-        wanted = target(x, t, u, s, predicting(teacher), predicting(net), levels, task)
-    return nn.functional.mse_loss(predicting(net)(x, torch.as_tensor(t)), wanted)
+        wanted = target(x, t, u, s, others, own, levels, task)
+    return nn.functional.mse_loss(own(x, torch.as_tensor(t)), wanted)
