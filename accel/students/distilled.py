@@ -3,50 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from accel.core.method import LATER
 from accel.core.student import Contract, Student, contract_of
 from accel.errors import ConfigError, IncompatibleError, unknown
 from accel.samplers.grids import ExplicitGrid
 from accel.samplers.noise import adds_noise
 
+# One evaluation a step, and the output a prediction of x_0 at its own time.
+PREDICTING = (
+    "DEISScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler",
+    "IPNDMScheduler",
+)  # fmt: skip
+RENOISING = ("LCMScheduler", "FlowMatchLCMScheduler")
+
 
 @dataclass(frozen=True)
 class Kind:
-    """What a family of students can be driven by. `schedulers`: classes of one evaluation a step that treat its output
-    as a prediction of x_0 on its own times; `refused`: what is wrong with others, in words."""
+    """What a family of students can be driven by. `schedulers`: classes of one evaluation a step that do; `refused`:
+    what is wrong with others, in words; `use`: samplers that do; `renoised`: whether new noise between its steps is
+    what it was made for; `free`: whether it runs at other times than its contract's, too."""
 
     schedulers: tuple[str, ...]
     refused: str
+    use: tuple[str, ...]
+    renoised: bool = False
+    free: bool = False
+
+    def drives(self, name: str, noisy: bool, steps: int) -> bool:
+        """Whether a scheduler of the class `name`, which adds noise or does not, drives a student of `steps` steps. At
+        a single one each that asks for x_0 there ends at it, so that they are all the same."""
+        single = steps == 1 and name in PREDICTING and not noisy
+        return single or (name in self.schedulers and (self.renoised or not noisy))
 
 
 # Multistep solvers of a step-halving student extrapolate from endpoints, which no theory covers; measured here, they
 # help (results/tables/students_digits.md), and their name in the label says what runs.
 KINDS: Mapping[str, Kind] = {
     "endpoint": Kind(
-        ("DEISScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler",
-         "IPNDMScheduler"),
+        PREDICTING,
         "it predicts where the trajectory of a whole segment ends, so re-noising and solvers of several evaluations a "
         "step, which ask what it predicts elsewhere, do not apply",
+        ("ddim_accel", "dpmpp_2m", "deis_tab"),
     ),
-}  # fmt: skip
+    "distribution": Kind(
+        RENOISING,
+        "it makes an image of whatever it is given, of which only new noise makes an input of its next step again; it "
+        "follows no trajectory",
+        ("lcm", "flow_lcm"),
+        renoised=True,
+    ),
+    "consistency": Kind(
+        RENOISING,
+        "it predicts where a trajectory ends, and a step to anywhere else is none that it learned: new noise leads to "
+        "its next time",
+        ("lcm", "flow_lcm"),
+        renoised=True,
+        free=True,
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Distilled(Student):
     """The student `model` of the suite, at the timesteps `times` of its contract. `on_top`: allow classifier-free
-    guidance on top of it, which multiplies with what is built in and was never trained."""
+    guidance on top of it, which multiplies with what is built in and was never trained. `kind`: of its contract."""
 
     model: str = ""
     times: tuple[float, ...] = ()
     on_top: bool = False
+    kind: str = field(default="endpoint", metadata=LATER)
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("student.model is empty; give the name of a student of the suite, or student=none.")
+        if self.kind not in KINDS:
+            raise unknown("student.kind", str(self.kind), KINDS)
         object.__setattr__(self, "times", ExplicitGrid(timesteps=self.times).timesteps)
 
     @property
@@ -60,9 +96,14 @@ class Distilled(Student):
     def check_contract(self, contract, recipe) -> None:
         if contract.kind not in KINDS:
             raise unknown(f"kind of student {self.model!r}", str(contract.kind), KINDS)
+        if contract.kind != self.kind:
+            raise IncompatibleError(
+                f"student {self.model!r} is a {contract.kind} student, and student.kind is {self.kind!r}; use "
+                f"student.kind={contract.kind}."
+            )
         self._check_times(contract, recipe)
         self._check_guidance(contract, recipe)
-        if recipe.cache is not None and contract.steps == 1:
+        if recipe.cache is not None and recipe.sampler.steps == 1:
             raise IncompatibleError(
                 f"cache {recipe.cache.label} keeps features from one step to the next, and student {self.model!r} has "
                 "one step; use cache=none."
@@ -71,6 +112,8 @@ class Distilled(Student):
     def _check_times(self, contract: Contract, recipe: Any) -> None:
         times = ", ".join(f"{time:g}" for time in contract.times)
         trained = f"student {self.model!r} was trained for {contract.steps} steps, at the timesteps {times}"
+        if recipe.sampler is not None and KINDS[contract.kind].free:
+            return
         if not _same(self.times, contract.times):
             said = ", ".join(f"{time:g}" for time in self.times) or "none"
             raise IncompatibleError(f"{trained}, and student.times are {said}; use student.times=[{times}].")
@@ -91,14 +134,14 @@ class Distilled(Student):
         )
 
     def check_around(self, scheduler, models) -> None:
-        kind = KINDS[contract_of(models[self.model]).kind]
-        name, noisy = type(scheduler).__name__, adds_noise(scheduler)
+        contract = contract_of(models[self.model])
+        kind, name, noisy = KINDS[contract.kind], type(scheduler).__name__, adds_noise(scheduler)
         several = scheduler.config.get("variant") == "rhork"
-        if name not in kind.schedulers or noisy or several:
+        if several or not kind.drives(name, noisy, contract.steps):
             how = " by Runge-Kutta" if several else " with noise" * (name in kind.schedulers)
+            use = kind.use[0] if len(kind.use) == 1 else f"{', '.join(kind.use[:-1])} or {kind.use[-1]}"
             raise IncompatibleError(
-                f"student {self.model!r} cannot be driven by {name}{how}: {kind.refused}; "
-                "use sampler=ddim_accel, dpmpp_2m or deis_tab."
+                f"student {self.model!r} cannot be driven by {name}{how}: {kind.refused}; use sampler={use}."
             )
 
 

@@ -94,7 +94,6 @@ def train_part(
         spent(step)
         on_step(step, loss)
 
-    torch.manual_seed(stage.training.seed)
     net = parent.float().requires_grad_(True)
     lesson = Lesson(net, teacher, noise_schedule(SCHEDULER), _draw(stage.training), stage.training, device)
     kept, turn = stage.task.begin(lesson)

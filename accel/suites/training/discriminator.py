@@ -90,4 +90,6 @@ def seeing(net: nn.Module, x: torch.Tensor, t: torch.Tensor, condition: Conditio
         out = net(x, t.to(x.device, x.dtype), **there, return_dict=False)[0]
     finally:
         hook.remove()
-    return out, caught[-1]
+    # Contiguous: attention leaves them channels-last, of which torch 2.13's backward of a group norm ends the process
+    # where no gradient is asked of its input.
+    return out, caught[-1].contiguous()

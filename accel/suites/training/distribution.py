@@ -40,7 +40,7 @@ from accel.suites.training.discriminator import (
     seeing,
     telling_loss,
 )
-from accel.suites.training.learner import Kept, Learner
+from accel.suites.training.learner import Kept, Learner, still
 from accel.suites.training.segments import Levels, check_times, clean, column
 from accel.suites.training.task import (
     BACKWARD,
@@ -192,7 +192,10 @@ class Matching:
         self.head: Learner | None = None
         self.kept: dict[str, Kept] = {STUDENT: self.student, "critic": self.critic, "watch": self.watch}
         if task.judged:
-            self.head = Learner(head_for(lesson.teacher), replace(others, lr=task.head_lr), lesson.device)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(lesson.cfg.seed)
+                head = head_for(lesson.teacher)
+            self.head = Learner(head, replace(others, lr=task.head_lr), lesson.device)
             self.kept["head"] = self.head
 
     def __call__(self, step: int, generator: torch.Generator) -> float:
@@ -252,9 +255,9 @@ class Matching:
             with torch.no_grad():
                 v = guided(teacher, device, condition, absent, task.guidance)(x_t, t)
         else:
-            with torch.set_grad_enabled(task.adversarial > 0):
+            with torch.set_grad_enabled(task.adversarial > 0), still(self.head.net) as head:
                 cond, features = seeing(teacher, x_t, t, condition)
-                logits = self.head.net(features)
+                logits = head(features)
             v, weights = cond.detach(), divergence_weights(logits, task.divergence)
             loss = task.adversarial * passing_loss(logits)
             if task.guidance != 1:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Protocol
@@ -84,10 +85,10 @@ class Learner:
 
     def descend(self, loss: torch.Tensor, step: int) -> float:
         """One step, number `step` of its own, down the gradient of `loss`, whose value comes back. Other networks that
-        the loss went through get no gradient."""
-        loss.backward(inputs=[p for p in self.params.values() if p.requires_grad])
+        the loss goes through must be `still`."""
+        loss.backward()
         nn.utils.clip_grad_norm_(self.params.values(), self.cfg.grad_clip)
-        self.optimizer.step(learning_rate(self.cfg, step) / self.cfg.lr)
+        self.optimizer.step(learning_rate(self.cfg, step) / self.cfg.lr if self.cfg.lr else 0.0)
         decay = min(self.cfg.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self.params.values()], 1 - decay)
@@ -129,6 +130,19 @@ class Learner:
             for name, state in states.items():
                 self.optimizer.load(name, state)
         return None
+
+
+@contextmanager
+def still(net: nn.Module) -> Iterator[nn.Module]:
+    """`net`, which gets no gradients from what is computed inside."""
+    moving = [p for p in net.parameters() if p.requires_grad]
+    for p in moving:
+        p.requires_grad_(False)
+    try:
+        yield net
+    finally:
+        for p in moving:
+            p.requires_grad_(True)
 
 
 def save(path: Path, kept: Mapping[str, Kept], step: int, identity: Mapping[str, str]) -> None:
