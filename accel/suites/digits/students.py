@@ -1,4 +1,4 @@
-"""The students of the digits, few-step networks distilled from `large`: `make train SUITE=digits ARGS="--part pd4"`.
+"""The students of the digits, few-step networks distilled from `large`: `make train SUITE=digits PART=pd4`.
 
 `pd4` learns four segments from four evaluations of DPM-Solver++(2M) each; `pd2` and `pd1` are halved from it and from
 each other (progressive distillation). Times are 999, 550, 350 and 170 (sigma / alpha = 157, 4.6, 1.6 and 0.6), nested.
