@@ -22,7 +22,8 @@ from accel.suites.digits import DigitsSuite
 from accel.suites.mixture import MixtureSuite
 
 Method = tuple[str, str]  # axis, choice
-NEEDS_FILE = (("grid", "searched"), ("student", "ect2"))  # nothing to try before a search, or a training, has run
+# Nothing to try before a search, or a training, has run.
+NEEDS_FILE = (("grid", "searched"), ("student", "ect2"), ("student", "guided2"))
 
 
 def methods() -> list[Method]:

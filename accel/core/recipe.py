@@ -63,7 +63,9 @@ class Recipe:
     @property
     def exact_guidance(self) -> Guidance | None:
         """The guidance of the converged trajectory that the recipe's images are compared with."""
-        return self.guidance.exact if self.guidance else None
+        if self.guidance:
+            return self.guidance.exact
+        return self.student.built_in if self.student else None
 
     @property
     def label(self) -> str:
@@ -105,8 +107,9 @@ class Recipe:
 
     @property
     def unaccelerated(self) -> Recipe:
-        """The sampler and guidance alone; for a guidance that is a shortcut, what it is a shortcut of."""
-        guidance = self.exact_guidance if self.guidance and self.guidance.shortcut else self.guidance
+        """The sampler and guidance alone; for a guidance that is a shortcut, or built into a student, what it is of."""
+        shortcut = self.guidance.shortcut if self.guidance else self.student is not None
+        guidance = self.exact_guidance if shortcut else self.guidance
         return replace(self, guidance=guidance, cache=None, stitch=None, precision=None, skip=None, student=None)
 
     def parts(self) -> dict[str, Recipe]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from accel.core.method import LATER
 from accel.core.student import Contract, Student, contract_of
-from accel.errors import ConfigError, IncompatibleError, unknown
+from accel.errors import ConfigError, IncompatibleError, check_float, unknown
+from accel.guidance import CFG
 from accel.samplers.grids import ExplicitGrid
 from accel.samplers.noise import adds_noise
 
@@ -26,13 +27,15 @@ RENOISING = ("LCMScheduler", "FlowMatchLCMScheduler")
 class Kind:
     """What a family of students can be driven by. `schedulers`: classes of one evaluation a step that do; `refused`:
     what is wrong with others, in words; `use`: samplers that do; `renoised`: whether new noise between its steps is
-    what it was made for; `free`: whether it runs at other times than its contract's, too."""
+    what it was made for; `free`: whether it runs at other times than its contract's, too; `alike`: whether it does what
+    its teacher does, under whatever drives that, and has no times of its own."""
 
     schedulers: tuple[str, ...]
     refused: str
     use: tuple[str, ...]
     renoised: bool = False
     free: bool = False
+    alike: bool = False
 
     def drives(self, name: str, noisy: bool, steps: int) -> bool:
         """Whether a scheduler of the class `name`, which adds noise or does not, drives a student of `steps` steps. At
@@ -65,29 +68,39 @@ KINDS: Mapping[str, Kind] = {
         renoised=True,
         free=True,
     ),
+    "guided": Kind((), "", ("ddim",), free=True, alike=True),
 }
 
 
 @dataclass(frozen=True)
 class Distilled(Student):
     """The student `model` of the suite, at the timesteps `times` of its contract. `on_top`: allow classifier-free
-    guidance on top of it, which multiplies with what is built in and was never trained. `kind`: of its contract."""
+    guidance on top of it, which multiplies with what is built in and was never trained. `kind` and `guidance`, the
+    scale that is built in: those of its contract."""
 
     model: str = ""
     times: tuple[float, ...] = ()
     on_top: bool = False
     kind: str = field(default="endpoint", metadata=LATER)
+    guidance: float = field(default=1.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("student.model is empty; give the name of a student of the suite, or student=none.")
         if self.kind not in KINDS:
             raise unknown("student.kind", str(self.kind), KINDS)
-        object.__setattr__(self, "times", ExplicitGrid(timesteps=self.times).timesteps)
+        check_float("student.guidance", self.guidance, 0.0)
+        if self.times or not KINDS[self.kind].alike:
+            object.__setattr__(self, "times", ExplicitGrid(timesteps=self.times).timesteps)
+        object.__setattr__(self, "times", tuple(self.times))
 
     @property
-    def grid(self) -> ExplicitGrid:
-        return ExplicitGrid(name=self.model, timesteps=self.times)
+    def built_in(self) -> CFG | None:
+        return CFG(self.guidance) if self.guidance != 1 else None
+
+    @property
+    def grid(self) -> ExplicitGrid | None:
+        return ExplicitGrid(name=self.model, timesteps=self.times) if self.times else None
 
     @property
     def label(self) -> str:
@@ -101,9 +114,19 @@ class Distilled(Student):
                 f"student {self.model!r} is a {contract.kind} student, and student.kind is {self.kind!r}; use "
                 f"student.kind={contract.kind}."
             )
+        if contract.guidance != self.guidance:
+            raise IncompatibleError(
+                f"student {self.model!r} was distilled at guidance of scale {contract.guidance:g}, and "
+                f"student.guidance is {self.guidance:g}; use student.guidance={contract.guidance:g}."
+            )
         self._check_times(contract, recipe)
         self._check_guidance(contract, recipe)
-        if recipe.cache is not None and recipe.sampler.steps == 1:
+        if self.built_in is not None and recipe.stitch is not None:
+            raise IncompatibleError(
+                f"student {self.model!r} is guided by itself, and the networks that stitch {recipe.stitch.label} takes "
+                "for a part of the trajectory would not be guided there; use stitch=none."
+            )
+        if recipe.cache is not None and recipe.sampler is not None and recipe.sampler.steps == 1:
             raise IncompatibleError(
                 f"cache {recipe.cache.label} keeps features from one step to the next, and student {self.model!r} has "
                 "one step; use cache=none."
@@ -112,7 +135,8 @@ class Distilled(Student):
     def _check_times(self, contract: Contract, recipe: Any) -> None:
         times = ", ".join(f"{time:g}" for time in contract.times)
         trained = f"student {self.model!r} was trained for {contract.steps} steps, at the timesteps {times}"
-        if recipe.sampler is not None and KINDS[contract.kind].free:
+        kind = KINDS[contract.kind]
+        if kind.alike or (kind.free and recipe.sampler is not None):
             return
         if not _same(self.times, contract.times):
             said = ", ".join(f"{time:g}" for time in self.times) or "none"
@@ -137,7 +161,7 @@ class Distilled(Student):
         contract = contract_of(models[self.model])
         kind, name, noisy = KINDS[contract.kind], type(scheduler).__name__, adds_noise(scheduler)
         several = scheduler.config.get("variant") == "rhork"
-        if several or not kind.drives(name, noisy, contract.steps):
+        if not kind.alike and (several or not kind.drives(name, noisy, contract.steps)):
             how = " by Runge-Kutta" if several else " with noise" * (name in kind.schedulers)
             use = kind.use[0] if len(kind.use) == 1 else f"{', '.join(kind.use[:-1])} or {kind.use[-1]}"
             raise IncompatibleError(

@@ -80,7 +80,7 @@ def recipe(**axes: str) -> Recipe:
     student = choice_of("student", axes["student"]) if "student" in axes else None
     usual = KINDS[student.kind].use[0] if student else "dpmpp_2m" if "grid" in axes else "ddim"
     axes = {"sampler": usual} | axes
-    steps_of = len(student.times) if student else 4
+    steps_of = len(student.times) or 4 if student else 4
 
     def quick(axis: str, choice: str):
         steps = [f"sampler.steps={steps_of}"] if axis == "sampler" else []

@@ -61,7 +61,7 @@ class TinySuite(Suite):
         if self.kind != "unet":
             return {}
         made = [method("student", name) for name in groups()["student"] if name != "none"]
-        contracts = {own.model: Contract(own.kind, own.times, _teacher()) for own in made}
+        contracts = {own.model: Contract(own.kind, own.times, _teacher(), own.guidance) for own in made}
         return {name: Student(partial(_student, contract), {"kind": self.kind}, contract)
                 for name, contract in contracts.items()}  # fmt: skip
 

@@ -35,10 +35,11 @@ def recipe(name: str = "pd4", sampler: str = "ddim_accel", **axes) -> Recipe:
     return Recipe(method("sampler", sampler, steps=len(student.times)), student=student, **axes)
 
 
-def driven(name: str, sampler: str, times: tuple[float, ...] = (), **axes) -> Recipe:
+def driven(name: str, sampler: str, times: tuple[float, ...] = (), steps: int = 0, **axes) -> Recipe:
     """A student by a sampler, at its own times or at others."""
     student, grid = method("student", name), method("grid", "explicit", timesteps=times) if times else None
-    return Recipe(method("sampler", sampler, steps=len(times or student.times)), grid, student=student, **axes)
+    steps = steps or len(times or student.times)
+    return Recipe(method("sampler", sampler, steps=steps), grid, student=student, **axes)
 
 
 def images(pipe, made: Recipe | None, models) -> torch.Tensor:
@@ -146,6 +147,18 @@ REFUSED = {
         "has one step; use cache=none",
     ),
     "guidance of a distribution": (lambda: driven("dmd1", "lcm", guidance=CFG(2.0)), "student.on_top=true"),
+    "guidance on top of guidance": (
+        lambda: driven("guided2", "ddim", guidance=CFG(3.0), steps=4),
+        "guidance of scale 2 is built into it",
+    ),
+    "another scale": (
+        lambda: replace(driven("guided2", "ddim", steps=4), student=Distilled("guided2", kind="guided", guidance=3.0)),
+        "was distilled at guidance of scale 2, and student.guidance is 3; use student.guidance=2",
+    ),
+    "a stitch with what is not guided": (
+        lambda: driven("guided2", "ddim", steps=4, stitch=TStitch(models=("teacher",), fractions=(0.5,))),
+        "is guided by itself, and the networks that stitch",
+    ),
     "as a stitch": (
         lambda: Recipe(method("sampler", "ddim", steps=4), stitch=TStitch(models=("pd4",), fractions=(0.5,))),
         r"'pd4' is a student.*stitch.models=\[teacher\]",
@@ -219,6 +232,27 @@ def test_one_step_of_a_distribution_student_is_its_prediction_whoever_takes_it(t
     assert not kind.drives("DEISScheduler", noisy=False, steps=2)
     assert kind.drives("LCMScheduler", noisy=True, steps=2)
     assert not KINDS["endpoint"].drives("LCMScheduler", noisy=True, steps=1)
+
+
+def test_a_guided_student_does_what_its_teacher_does_without_guidance(tiny):
+    """Any sampler, grid and cache; it is held against guidance of its scale, in distances and as plain sampling."""
+    pipe, models = tiny
+    made = driven("guided2", "ddim", steps=6)
+    assert made.grid is None
+    assert made.guidance_scale == 1.0, "the pipeline does not double the batch"
+    assert made.exact_guidance == CFG(2.0)
+    assert made.unaccelerated == Recipe(made.sampler, guidance=CFG(2.0))
+    with accelerate(pipe, made, models=models) as run:
+        pipe(class_labels=[1], output_type="pt")
+        assert run.strip == " ".join(["base:full"] * 6)
+    for more in (
+        {"grid": method("grid", "karras")},
+        {"cache": DeepCache(2, 1)},
+        {"sampler": method("sampler", "heun")},
+    ):
+        replace(made, **{"sampler": method("sampler", "dpmpp_2m", steps=6)} | more).check(pipe, models)
+    Recipe(student=made.student).check(pipe, models)
+    assert recipe("pd1").exact_guidance is None
 
 
 def test_a_kind_that_records_did_not_know_is_not_in_their_identity():

@@ -3,7 +3,8 @@
 `pd4` learns four segments from four evaluations of DPM-Solver++(2M) each; `pd2` and `pd1` are halved from it and from
 each other (progressive distillation). Times are 999, 550, 350 and 170 (sigma / alpha = 157, 4.6, 1.6 and 0.6), nested.
 `dmd1` begins as `pd1` and learns the distribution of its images from `large` (DMD2, without its discriminator). `ect2`
-begins as `large` and becomes a consistency function on training images alone (ECT), sampled in two steps.
+begins as `large` and becomes a consistency function on training images alone (ECT), sampled in two steps. `guided2`
+predicts in one evaluation what two of `large` do under guidance of scale 2 (Meng et al., stage 1).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from accel.suites.pipeline import PixelPipeline
 from accel.suites.students import folder_of, load, save
 from accel.suites.training.consistency import Consistency
 from accel.suites.training.distribution import Distribution
+from accel.suites.training.guided import Guided
 from accel.suites.training.loop import TrainConfig, run
 from accel.suites.training.segments import Segments
 from accel.suites.training.task import STUDENT, Condition, Lesson, Task, settings
@@ -68,6 +70,7 @@ PARTS = {
     "pd1": Stage(Segments((999,), order=1, through=(999, 350)), replace(_TRAINING, steps=400, seed=13), "pd2"),
     "dmd1": Stage(Distribution((999,), ratio=2, warm=40), replace(_MATCHING, steps=400, seed=14), "pd1", ORIGINAL),
     "ect2": Stage(Consistency((999, 350)), replace(_TRAINING, steps=900, seed=15)),
+    "guided2": Stage(Guided(2.0), replace(_TRAINING, steps=600, seed=16)),
 }
 
 

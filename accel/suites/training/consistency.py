@@ -78,9 +78,7 @@ class Consistency:
         for name in ("stages", "first", "fine", "skip"):
             check_int(name, getattr(self, name), 1)
         check_int("last", self.last, self.first)
-        scales = self.guidance if self.drawn else (self.guidance, self.guidance)
-        if len(scales) != 2 or scales[0] > scales[1]:
-            raise ConfigError(f"guidance is {self.guidance}; allowed: a scale, or two, the smaller first.")
+        check_scales(self.guidance)
         if not self.teacher and self.guidance != 1:
             raise ConfigError(
                 f"guidance is {self.guidance}, which is a teacher's, and there is none; use teacher=true or guidance=1."
@@ -191,6 +189,19 @@ def consistent(predict: Predict, x: torch.Tensor, t: np.ndarray, levels: Levels)
     return clean(x, predict(x, torch.as_tensor(known)), *levels.at(t), levels.schedule.flow)
 
 
+def check_scales(guidance: float | tuple[float, float]) -> None:
+    """ConfigError unless it is a guidance scale, or a range of them."""
+    scales = (guidance, guidance) if isinstance(guidance, (int, float)) else tuple(guidance)
+    if len(scales) != 2 or scales[0] > scales[1]:
+        raise ConfigError(f"guidance is {guidance}; allowed: a scale, or two, the smaller first.")
+
+
+def drawn_scales(between: tuple[float, float], count: int, generator: torch.Generator) -> torch.Tensor:
+    """Guidance scales (count,), uniform in a range."""
+    low, high = between
+    return low + (high - low) * torch.rand(count, generator=generator)
+
+
 def guidance_embedding(scales: torch.Tensor, width: int) -> torch.Tensor:
     """What a network with `time_cond_proj_dim` = width is told of guidance scales s (B,): sin and cos of 1000 (s - 1)
     at frequencies from 1 to 1e-4 (B, width), as `get_guidance_scale_embedding` of diffusers' pipelines."""
@@ -209,8 +220,7 @@ def consistency_loss(task: Consistency, lesson: Lesson, stage: int, generator: t
     noise = torch.randn(x0.shape, generator=generator).to(x0)
     scale, told = task.guidance, condition
     if task.drawn:
-        low, high = task.guidance
-        scale = low + (high - low) * torch.rand(len(x0), generator=generator)
+        scale = drawn_scales(task.guidance, len(x0), generator)
         told = {**condition, "timestep_cond": guidance_embedding(scale, lesson.student.config.time_cond_proj_dim)}
 
     def at(time: np.ndarray) -> torch.Tensor:

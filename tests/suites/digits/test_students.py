@@ -50,6 +50,7 @@ def test_what_ships_is_what_the_configuration_and_the_teacher_are():
     for name, stage in students.PARTS.items():
         own = method("student", name)
         assert (own.model, own.times, own.kind) == (name, tuple(stage.task.times), stage.task.kind)
+        assert own.guidance == stage.task.guidance
     teacher = weights_hex(suite.pipeline().unet)
     for name, student in found.items():
         assert (student.contract.times, student.contract.kind) == (tuple(stage_of(name).times), stage_of(name).kind)
@@ -120,6 +121,16 @@ def test_a_consistency_student_is_trained_and_run_by_its_name(assets, quick, tmp
     with accelerate(pipe, recipe, models=suite.networks()) as run:
         assert pipe(class_labels=[3], output_type="pt").images.isfinite().all()
         assert run.nfe == 2
+
+
+def test_a_guided_student_says_its_scale(assets, quick, tmp_path):
+    students.train_part("guided2", tmp_path / "w", assets)
+    suite = DigitsSuite(weights=str(assets))
+    contract = suite.students()["guided2"].contract
+    assert (contract.kind, contract.guidance, contract.times, contract.steps) == ("guided", 2.0, (), 0)
+    Recipe(method("sampler", "ddim", steps=3), student=method("student", "guided2")).check(
+        suite.pipeline(), suite.networks()
+    )
 
 
 def test_another_parent_is_not_resumed(assets, quick, tmp_path):
