@@ -257,7 +257,8 @@ class Prepared:
             denoise = _plain(node, forward)
             if recipe.skip:
                 denoise = recipe.skip.attach(node, denoise)
-            denoisers[key] = self.cache.attach(node, denoise) if self.cache else denoise
+            denoise = self.cache.attach(node, denoise) if self.cache else denoise
+            denoisers[key] = recipe.student.attach(node, denoise) if recipe.student and key == "base" else denoise
             nodes[key] = node
         run.cache_state += [item for node in nodes.values() for item in node.state]
         run.cached_share |= {k: node.cached_share for k, node in nodes.items() if node.cached_share is not None}

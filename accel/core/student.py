@@ -30,18 +30,25 @@ _TERMS = "accel_terms"
 class Contract:
     """How a student may be run. `kind`: of accel.students.KINDS; `times`: the timesteps that it was trained for,
     largest first (none: any, as its teacher), and `steps` their number; `guidance`: the scale that is built in (1:
-    none); `teacher`: digest of the network that it stands for (hex, accel.digests.weights_hex); `bill`: what its
-    training cost, all stages together (seconds, optimiser steps, samples, evaluations of each network, MACs), and what
-    it saw (`data`)."""
+    none), or the least and the greatest that it may be told; `teacher`: digest of the network that it stands for (hex,
+    accel.digests.weights_hex); `bill`: what its training cost, all stages together (seconds, optimiser steps, samples,
+    evaluations of each network, MACs), and what it saw (`data`)."""
 
     kind: str
     times: Sequence[float]
     teacher: str
-    guidance: float = 1.0
+    guidance: float | Sequence[float] = 1.0
     bill: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(float(time) for time in self.times))
+        if not isinstance(self.guidance, (int, float)):
+            object.__setattr__(self, "guidance", tuple(float(scale) for scale in self.guidance))
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """The least and the greatest guidance scale that its images may have."""
+        return self.guidance if isinstance(self.guidance, tuple) else (self.guidance, self.guidance)
 
     @property
     def steps(self) -> int:

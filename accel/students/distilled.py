@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from accel.core.denoiser import Denoise, Node
 from accel.core.method import LATER
 from accel.core.student import Contract, Student, contract_of
 from accel.errors import ConfigError, IncompatibleError, check_float, unknown
 from accel.guidance import CFG
 from accel.samplers.grids import ExplicitGrid
 from accel.samplers.noise import adds_noise
+from accel.students.told import telling, width_of
 
 # One evaluation a step, and the output a prediction of x_0 at its own time.
 PREDICTING = (
@@ -28,7 +30,8 @@ class Kind:
     """What a family of students can be driven by. `schedulers`: classes of one evaluation a step that do; `refused`:
     what is wrong with others, in words; `use`: samplers that do; `renoised`: whether new noise between its steps is
     what it was made for; `free`: whether it runs at other times than its contract's, too; `alike`: whether it does what
-    its teacher does, under whatever drives that, and has no times of its own."""
+    its teacher does, under whatever drives that, and has no times of its own; `told`: whether it is told the guidance
+    scale, in a range."""
 
     schedulers: tuple[str, ...]
     refused: str
@@ -36,6 +39,7 @@ class Kind:
     renoised: bool = False
     free: bool = False
     alike: bool = False
+    told: bool = False
 
     def drives(self, name: str, noisy: bool, steps: int) -> bool:
         """Whether a scheduler of the class `name`, which adds noise or does not, drives a student of `steps` steps. At
@@ -69,6 +73,7 @@ KINDS: Mapping[str, Kind] = {
         free=True,
     ),
     "guided": Kind((), "", ("ddim",), free=True, alike=True),
+    "told": Kind((), "", ("ddim",), free=True, alike=True, told=True),
 }
 
 
@@ -76,7 +81,7 @@ KINDS: Mapping[str, Kind] = {
 class Distilled(Student):
     """The student `model` of the suite, at the timesteps `times` of its contract. `on_top`: allow classifier-free
     guidance on top of it, which multiplies with what is built in and was never trained. `kind` and `guidance`, the
-    scale that is built in: those of its contract."""
+    scale that is built in: those of its contract, or one of a range there, which the network is told."""
 
     model: str = ""
     times: tuple[float, ...] = ()
@@ -104,7 +109,15 @@ class Distilled(Student):
 
     @property
     def label(self) -> str:
-        return self.model + ("(guided)" if self.on_top else "")
+        told = f"(s{self.guidance:g})" if KINDS[self.kind].told else ""
+        return self.model + told + ("(guided)" if self.on_top else "")
+
+    def attach(self, node: Node, inner: Denoise) -> Denoise:
+        return telling(node, inner, self.guidance) if KINDS[self.kind].told else inner
+
+    def check(self, nets, recipe) -> None:
+        if KINDS[self.kind].told:
+            width_of(nets["base"])
 
     def check_contract(self, contract, recipe) -> None:
         if contract.kind not in KINDS:
@@ -114,10 +127,13 @@ class Distilled(Student):
                 f"student {self.model!r} is a {contract.kind} student, and student.kind is {self.kind!r}; use "
                 f"student.kind={contract.kind}."
             )
-        if contract.guidance != self.guidance:
+        low, high = contract.scales
+        if not low <= self.guidance <= high:
+            made = f"of scale {low:g}" if low == high else f"from {low:g} to {high:g}"
+            use = f"{low:g}" if low == high else "one of these"
             raise IncompatibleError(
-                f"student {self.model!r} was distilled at guidance of scale {contract.guidance:g}, and "
-                f"student.guidance is {self.guidance:g}; use student.guidance={contract.guidance:g}."
+                f"student {self.model!r} was distilled at guidance {made}, and student.guidance is "
+                f"{self.guidance:g}; use student.guidance={use}."
             )
         self._check_times(contract, recipe)
         self._check_guidance(contract, recipe)
@@ -151,7 +167,7 @@ class Distilled(Student):
         guidance = recipe.guidance
         if guidance is None or (guidance.plain and self.on_top):
             return
-        built = f"guidance of scale {contract.guidance:g} is" if contract.guidance != 1 else "no guidance was"
+        built = f"guidance of scale {self.guidance:g} is" if self.built_in else "no guidance was"
         raise IncompatibleError(
             f"student {self.model!r} is guided by {guidance.label}, and {built} built into it: it was never trained "
             "with more on top. Use guidance=none; student.on_top=true allows guidance=cfg all the same."

@@ -69,7 +69,8 @@ PARTS = {
     ),
     "pd1": Stage(Segments((999,), order=1, through=(999, 350)), replace(_TRAINING, steps=400, seed=13), "pd2"),
     "dmd1": Stage(Distribution((999,), ratio=2, warm=40), replace(_MATCHING, steps=400, seed=14), "pd1", ORIGINAL),
-    "ect2": Stage(Consistency((999, 350)), replace(_TRAINING, steps=900, seed=15)),
+    # Pixels from -1 to 1 spread about twice as wide as EDM's data, and noise is measured against them.
+    "ect2": Stage(Consistency((999, 350), mean=-0.4), replace(_TRAINING, steps=900, seed=15)),
     "guided2": Stage(Guided(2.0), replace(_TRAINING, steps=600, seed=16)),
 }
 
@@ -90,7 +91,8 @@ def train_part(
 
     parent = network(stage.parent)
     before, digest = contract_of(parent), weights_hex(original)
-    teacher = copy.deepcopy(network(stage.teacher or stage.parent)).to(device).eval().requires_grad_(False)
+    teacher = copy.deepcopy(network(stage.teacher or stage.parent)).eval().requires_grad_(False)
+    from_whom = {"teacher": weights_hex(teacher), "parent": weights_hex(parent)}
     spent = Spent(work / f"{part}.seconds", stage.training.checkpoint_every)
 
     def told(step: int, loss: float) -> None:
@@ -98,9 +100,8 @@ def train_part(
         on_step(step, loss)
 
     net = parent.float().requires_grad_(True)
-    lesson = Lesson(net, teacher, noise_schedule(SCHEDULER), _draw(stage.training), stage.training, device)
+    lesson = Lesson(net, teacher.to(device), noise_schedule(SCHEDULER), _draw(stage.training), stage.training, device)
     kept, turn = stage.task.begin(lesson)
-    from_whom = {"teacher": weights_hex(teacher), "parent": weights_hex(net)}
     run(kept, turn, stage.training, work / f"{part}.safetensors", told, settings(stage.task) | from_whom)
     learner = kept.get(STUDENT) or kept[""]
     net.cpu().eval().load_state_dict(learner.averaged())

@@ -37,9 +37,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from accel.errors import ConfigError, check_float, check_int, unknown
+from accel.students.told import guidance_embedding, width_of
 from accel.suites.training.learner import Kept
 from accel.suites.training.segments import END, Levels, check_times, clean, column, solve
 from accel.suites.training.task import BACKWARD, Lesson, Predict, Turn, guided, predicting
@@ -202,15 +202,6 @@ def drawn_scales(between: tuple[float, float], count: int, generator: torch.Gene
     return low + (high - low) * torch.rand(count, generator=generator)
 
 
-def guidance_embedding(scales: torch.Tensor, width: int) -> torch.Tensor:
-    """What a network with `time_cond_proj_dim` = width is told of guidance scales s (B,): sin and cos of 1000 (s - 1)
-    at frequencies from 1 to 1e-4 (B, width), as `get_guidance_scale_embedding` of diffusers' pipelines."""
-    half = width // 2
-    frequencies = torch.exp(torch.arange(half, dtype=scales.dtype) * -(math.log(10000.0) / (half - 1)))
-    angles = 1000 * (scales - 1)[:, None] * frequencies[None]
-    return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width - 2 * half))
-
-
 def consistency_loss(task: Consistency, lesson: Lesson, stage: int, generator: torch.Generator) -> torch.Tensor:
     """The module's loss of one batch in a stage of the curriculum, the mean over images."""
     levels, device = Levels(lesson.schedule), lesson.device
@@ -221,7 +212,7 @@ def consistency_loss(task: Consistency, lesson: Lesson, stage: int, generator: t
     scale, told = task.guidance, condition
     if task.drawn:
         scale = drawn_scales(task.guidance, len(x0), generator)
-        told = {**condition, "timestep_cond": guidance_embedding(scale, lesson.student.config.time_cond_proj_dim)}
+        told = {**condition, "timestep_cond": guidance_embedding(scale, width_of(lesson.student))}
 
     def at(time: np.ndarray) -> torch.Tensor:
         alpha, sigma = levels.at(time)

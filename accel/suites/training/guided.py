@@ -6,7 +6,8 @@ Meng et al. 2023 (arXiv:2210.03142), stage 1. At x_t of noised training images a
 
 in velocities, which is their error of x_0 weighed by SNR + 1 (theirs: at least 1). There is no jump in time, so that
 the student does what its teacher does, under every sampler and cache, at half the evaluations. A scale is built in; of
-a range one is drawn for each image, and told to the network as its `timestep_cond`.
+a range one is drawn for each image, and told to the network as its `timestep_cond` (accel.students.told makes such a
+network of a teacher).
 
 Deviations: velocities; times are whole and uniform; the embedding of s is that of diffusers' pipelines.
 """
@@ -20,7 +21,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from accel.suites.training.consistency import check_scales, drawn_scales, guidance_embedding
+from accel.students.told import guidance_embedding, width_of
+from accel.suites.training.consistency import check_scales, drawn_scales
 from accel.suites.training.distribution import draw_times, renoised
 from accel.suites.training.learner import Kept
 from accel.suites.training.segments import Levels
@@ -33,12 +35,15 @@ class Guided:
 
     guidance: float | tuple[float, float]
 
-    kind: ClassVar[str] = "guided"
     times: ClassVar[Sequence[float]] = ()
     data: ClassVar[str] = "training images"
 
     def __post_init__(self) -> None:
         check_scales(self.guidance)
+
+    @property
+    def kind(self) -> str:
+        return "guided" if isinstance(self.guidance, (int, float)) else "told"
 
     def begin(self, lesson: Lesson) -> tuple[Mapping[str, Kept], Turn]:
         learner = lesson.learner()
@@ -63,7 +68,7 @@ def guidance_loss(task: Guided, lesson: Lesson, generator: torch.Generator) -> t
     scale, told = task.guidance, condition
     if not isinstance(task.guidance, (int, float)):
         scale = drawn_scales(task.guidance, len(x0), generator)
-        told = {**condition, "timestep_cond": guidance_embedding(scale, lesson.student.config.time_cond_proj_dim)}
+        told = {**condition, "timestep_cond": guidance_embedding(scale, width_of(lesson.student))}
     time = torch.as_tensor(t)
     with torch.no_grad():
         wanted = guided(lesson.teacher, device, condition, absent, scale)(x, time)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -50,11 +50,13 @@ class Lesson:
 class Task(Protocol):
     """A way to train a student. `kind`, `times`, `guidance`: those of its contract; `data`: what it sees."""
 
-    kind: ClassVar[str]
     times: Sequence[float]
 
     @property
-    def guidance(self) -> float: ...
+    def kind(self) -> str: ...
+
+    @property
+    def guidance(self) -> float | tuple[float, float]: ...
 
     @property
     def data(self) -> str: ...

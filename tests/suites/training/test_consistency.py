@@ -12,12 +12,12 @@ from gaussians import SCHEDULES, Affine, Point, gaussian, normal
 from torch import nn
 
 from accel.errors import ConfigError
+from accel.students.told import guidance_embedding
 from accel.suites.training.consistency import (
     PAIRS,
     Consistency,
     consistency_loss,
     consistent,
-    guidance_embedding,
     levels_of_stage,
     lognormal_shares,
     pseudo_huber,
@@ -226,7 +226,7 @@ class Told(nn.Module):
         super().__init__()
         self.share, self.told = nn.Parameter(torch.tensor(0.2)), []
 
-    config = type("Config", (), {"time_cond_proj_dim": 8})
+    config = {"time_cond_proj_dim": 8}  # noqa: RUF012
 
     def forward(self, x, t, class_labels, timestep_cond=None, return_dict=False):
         self.told.append(timestep_cond)

@@ -8,7 +8,7 @@ from gaussians import SCHEDULES
 from torch import nn
 
 from accel.errors import ConfigError
-from accel.suites.training.consistency import guidance_embedding
+from accel.students.told import guidance_embedding
 from accel.suites.training.guided import Guided, guidance_loss
 from accel.suites.training.learner import TrainConfig
 from accel.suites.training.loop import run
@@ -42,7 +42,7 @@ class Teacher(nn.Module):
 class Student(nn.Module):
     """v = (1 + label gain s) x, where s is what it is told, or 1."""
 
-    config = type("Config", (), {"time_cond_proj_dim": 8})
+    config = {"time_cond_proj_dim": 8}  # noqa: RUF012
 
     def __init__(self, gain: float) -> None:
         super().__init__()
