@@ -23,7 +23,8 @@ from accel.suites.mixture import MixtureSuite
 
 Method = tuple[str, str]  # axis, choice
 # Nothing to try before a search, or a training, has run.
-NEEDS_FILE = (("grid", "searched"), ("student", "ect2"), ("student", "guided2"))
+UNTRAINED = ("ect2", "guided2", "reflow", "reflow1")
+NEEDS_FILE = (("grid", "searched"), *(("student", name) for name in UNTRAINED))
 
 
 def methods() -> list[Method]:

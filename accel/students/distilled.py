@@ -20,7 +20,7 @@ from accel.students.told import telling, width_of
 # One evaluation a step, and the output a prediction of x_0 at its own time.
 PREDICTING = (
     "DEISScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler",
-    "IPNDMScheduler",
+    "IPNDMScheduler", "FlowMatchEulerDiscreteScheduler",
 )  # fmt: skip
 RENOISING = ("LCMScheduler", "FlowMatchLCMScheduler")
 
@@ -74,6 +74,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "guided": Kind((), "", ("ddim",), free=True, alike=True),
     "told": Kind((), "", ("ddim",), free=True, alike=True, told=True),
+    "straightened": Kind((), "", ("flow_euler",), free=True, alike=True),
 }
 
 

@@ -58,7 +58,7 @@ class TinySuite(Suite):
 
     def students(self) -> dict[str, Student]:
         """Those of the registered names: random networks under their contracts."""
-        if self.kind != "unet":
+        if self.kind not in ("unet", "flow"):
             return {}
         made = [method("student", name) for name in groups()["student"] if name != "none"]
         contracts = {own.model: Contract(own.kind, own.times, _teacher(), own.guidance) for own in made}

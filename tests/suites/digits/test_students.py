@@ -17,7 +17,7 @@ from accel.errors import ConfigError, IntegrityError
 from accel.records import describe
 from accel.registry import groups, method
 from accel.results.students import break_even
-from accel.suites.digits import DigitsSuite, students
+from accel.suites.digits import DigitsSuite, flow_train, students
 from accel.suites.students import folder_of
 
 NAMES = ("pd4", "pd2", "pd1")  # each from the one before
@@ -46,8 +46,9 @@ def test_what_ships_is_what_the_configuration_and_the_teacher_are():
     suite = DigitsSuite()
     found = suite.students()
     assert {*found} == SHIPPED
-    assert {*students.PARTS} == {*groups()["student"]} - {"none"} >= SHIPPED
-    for name, stage in students.PARTS.items():
+    parts = students.PARTS | flow_train.STUDENTS
+    assert {*parts} == {*groups()["student"]} - {"none"} >= SHIPPED
+    for name, stage in parts.items():
         own = method("student", name)
         assert (own.model, own.times, own.kind) == (name, tuple(stage.task.times), stage.task.kind)
         assert own.guidance == stage.task.guidance
