@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from accel.errors import ConfigError, DivergedError, IncompatibleError
+from accel.suites.digits.models import SCHEDULER
 from accel.suites.training.distribution import (
     Distribution,
     Watch,
@@ -25,7 +26,7 @@ from accel.suites.training.distribution import (
 from accel.suites.training.learner import TrainConfig
 from accel.suites.training.loop import run
 from accel.suites.training.segments import Levels, clean, column
-from accel.suites.training.task import STUDENT, Lesson, settings
+from accel.suites.training.task import STUDENT, Lesson, predicting, settings
 from accel.testing.elsewhere import DEVICE, Elsewhere
 from accel.testing.suites import unet
 
@@ -131,6 +132,26 @@ def test_what_is_made_in_several_steps_has_new_noise_between_them(levels):
     for (spread, t), time in list(zip(seen, times, strict=True))[1:]:
         assert {*t} == {time}
         assert spread == pytest.approx(float(levels.at(np.array([time]))[1][0]), rel=0.05)
+
+
+def test_what_is_made_is_what_lcms_scheduler_makes_of_the_same_noise():
+    """A student is trained on what it is sampled by."""
+    from diffusers import LCMScheduler
+
+    net, times = unet(2), (999, 600, 200)
+    scheduler = LCMScheduler(**SCHEDULER | {"original_inference_steps": 50})
+    scheduler.set_timesteps(timesteps=list(times))
+    generator = torch.Generator().manual_seed(0)
+    labels = {"class_labels": torch.tensor([1, 2])}
+    first = x = torch.randn(2, 1, 8, 8, generator=generator)
+    for t in scheduler.timesteps:
+        v = net(x, t, **labels, return_dict=False)[0]
+        x, found = scheduler.step(v, t, x, generator, return_dict=False)
+    generator.manual_seed(0)
+    noises = [torch.randn(2, 1, 8, 8, generator=generator) for _ in times]
+    assert torch.equal(noises[0], first)
+    own = made(predicting(net, "cpu", labels), noises, times, Levels(SCHEDULES["betas"]))
+    assert (own - found).abs().max() < 2e-3
 
 
 # --- training
