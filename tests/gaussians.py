@@ -8,7 +8,7 @@ from torch import nn
 
 from accel.samplers.noise_schedule import noise_schedule
 from accel.suites.digits.models import FLOW_SCHEDULER, SCHEDULER
-from accel.suites.training.segments import column
+from accel.suites.training.noising import column
 
 SCHEDULES = {"betas": noise_schedule(SCHEDULER), "flow": noise_schedule(FLOW_SCHEDULER | {"shift": 1.0})}
 

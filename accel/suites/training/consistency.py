@@ -41,7 +41,8 @@ import torch
 from accel.errors import ConfigError, check_float, check_int, unknown
 from accel.students.told import guidance_embedding, width_of
 from accel.suites.training.learner import Kept
-from accel.suites.training.segments import END, Levels, check_times, clean, column, solve
+from accel.suites.training.noising import END, Levels, clean, column
+from accel.suites.training.segments import check_times, solve
 from accel.suites.training.task import BACKWARD, Lesson, Predict, Turn, guided, predicting
 
 HUBER = 0.00054  # times the root of the number of pixels

@@ -41,7 +41,8 @@ from accel.suites.training.discriminator import (
     telling_loss,
 )
 from accel.suites.training.learner import Kept, Learner, still
-from accel.suites.training.segments import Levels, check_times, clean, column
+from accel.suites.training.noising import Levels, clean, draw_times, renoised, velocity
+from accel.suites.training.segments import check_times
 from accel.suites.training.task import (
     BACKWARD,
     STUDENT,
@@ -52,8 +53,6 @@ from accel.suites.training.task import (
     guided,
     predicting,
 )
-
-Level = tuple[np.ndarray, np.ndarray]  # alpha and sigma, (B,) each
 
 
 @dataclass(frozen=True)
@@ -124,16 +123,6 @@ def surrogate(x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     return 0.5 * nn.functional.mse_loss(x, (x - gradient).detach())
 
 
-def renoised(x0: torch.Tensor, noise: torch.Tensor, level: Level) -> torch.Tensor:
-    """x_t = alpha x_0 + sigma eps."""
-    return column(level[0], x0) * x0 + column(level[1], x0) * noise
-
-
-def velocity(x0: torch.Tensor, noise: torch.Tensor, level: Level, flow: bool) -> torch.Tensor:
-    """alpha eps - sigma x_0 (Salimans & Ho 2022); of a flow eps - x_0."""
-    return noise - x0 if flow else column(level[0], x0) * noise - column(level[1], x0) * x0
-
-
 def made(predict: Predict, noises: Sequence[torch.Tensor], times: Sequence[float], levels: Levels) -> torch.Tensor:
     """x_0 that a student makes at the last of `times` from as many `noises` (B, ...): the first is pure noise, the
     others are added between its steps."""
@@ -145,12 +134,6 @@ def made(predict: Predict, noises: Sequence[torch.Tensor], times: Sequence[float
             x = renoised(x0, noises[place], levels.at(t))
         x0 = clean(x, predict(x, torch.as_tensor(t)), *levels.at(t), flow)
     return x0
-
-
-def draw_times(levels: Levels, between: tuple[float, float], count: int, generator: torch.Generator) -> np.ndarray:
-    """Whole timesteps (count,), uniform between two shares of the schedule."""
-    low, high = (levels.schedule.t_min + share * (levels.schedule.t_max - levels.schedule.t_min) for share in between)
-    return torch.randint(round(low), round(high) + 1, (count,), generator=generator).double().numpy()
 
 
 class Watch:

@@ -23,9 +23,8 @@ from torch import nn
 
 from accel.students.told import guidance_embedding, width_of
 from accel.suites.training.consistency import check_scales, drawn_scales
-from accel.suites.training.distribution import draw_times, renoised
 from accel.suites.training.learner import Kept
-from accel.suites.training.segments import Levels
+from accel.suites.training.noising import Levels, draw_times, renoised
 from accel.suites.training.task import BACKWARD, Lesson, Turn, guided, predicting
 
 

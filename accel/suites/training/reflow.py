@@ -24,7 +24,8 @@ from torch import nn
 
 from accel.errors import ConfigError, IncompatibleError, check_int
 from accel.suites.training.learner import Kept
-from accel.suites.training.segments import END, Levels, solve
+from accel.suites.training.noising import END, Levels
+from accel.suites.training.segments import solve
 from accel.suites.training.task import BACKWARD, Lesson, Turn, predicting
 
 

@@ -38,9 +38,8 @@ from torch import nn
 from accel.errors import ConfigError, check_int, unknown
 from accel.samplers.noise_schedule import NoiseSchedule
 from accel.suites.training.learner import Kept
+from accel.suites.training.noising import END, Level, Levels, clean, column, ddim
 from accel.suites.training.task import BACKWARD, Lesson, Predict, Turn, predicting
-
-END = -1.0  # the time at which sigma = 0, below every timestep
 
 
 def check_times(times: Sequence[float]) -> None:
@@ -114,27 +113,6 @@ class Segments:
         return np.array([[a, *self.inner(a, b), b] for a, b in zip(t, u, strict=True)]).T
 
 
-@dataclass(frozen=True)
-class Levels:
-    """Noise levels as functions of times (B,) in float64, END among them: a schedule with the step to sigma = 0."""
-
-    schedule: NoiseSchedule
-
-    def at(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(alpha, sigma) of times (B,)."""
-        alpha, sigma = self.schedule.alpha_sigma(np.maximum(times, self.schedule.t_min))
-        ended = times < self.schedule.t_min
-        return np.where(ended, 1.0, alpha), np.where(ended, 0.0, sigma)
-
-    def between(self, t: np.ndarray, s: np.ndarray, parts: int) -> np.ndarray:
-        """`parts` + 1 times from t to s (parts + 1, B), uniform in rho^(1/7) as Karras' grid; END stays the last."""
-        root = [self.schedule.rho(np.maximum(times, self.schedule.t_min)) ** (1 / 7) for times in (t, s)]
-        shares = np.arange(parts + 1)[:, None] / parts
-        found = self.schedule.timestep((root[0] + shares * (root[1] - root[0])) ** 7)
-        found[0], found[-1] = t, s
-        return found
-
-
 def _edges(task: Segments, levels: Levels, generator: torch.Generator, count: int) -> tuple[np.ndarray, ...]:
     top, bottom = _segment(task, generator, count)
     return top, bottom, bottom
@@ -164,23 +142,7 @@ def _segment(task: Segments, generator: torch.Generator, count: int) -> tuple[np
 DRAWS: Mapping[str, Callable[..., tuple[np.ndarray, ...]]] = {"edges": _edges, "phases": _phases, "ends": _ends}
 
 
-def column(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    """values (B,) as (B, 1, 1, 1) of the dtype and device of `like`."""
-    return torch.as_tensor(values).to(like).reshape(-1, *[1] * (like.dim() - 1))
-
-
-def clean(x: torch.Tensor, v: torch.Tensor, alpha: np.ndarray, sigma: np.ndarray, flow: bool) -> torch.Tensor:
-    """x_0 of a velocity at x_t: alpha x - sigma v; of a flow's x - sigma v."""
-    return (x if flow else column(alpha, x) * x) - column(sigma, x) * v
-
-
-def ddim(x: torch.Tensor, x0: torch.Tensor, now: tuple[np.ndarray, ...], then: tuple[np.ndarray, ...]) -> torch.Tensor:
-    """One DDIM step of x_t with a predicted x_0: alpha_s x_0 + (sigma_s / sigma_t) (x_t - alpha_t x_0)."""
-    (alpha, sigma), (alpha_s, sigma_s) = now, then
-    return column(alpha_s, x) * x0 + column(sigma_s / sigma, x) * (x - column(alpha, x) * x0)
-
-
-def endpoint(x: torch.Tensor, x_s: torch.Tensor, now: tuple[np.ndarray, ...], then: tuple[np.ndarray, ...]) -> Any:
+def endpoint(x: torch.Tensor, x_s: torch.Tensor, now: Level, then: Level) -> Any:
     """The x_0 with which one DDIM step from x_t ends at x_s, the inverse of `ddim`."""
     (alpha, sigma), (alpha_s, sigma_s) = now, then
     ratio = sigma_s / sigma

@@ -25,7 +25,7 @@ from accel.suites.training.consistency import (
 )
 from accel.suites.training.learner import TrainConfig
 from accel.suites.training.loop import run
-from accel.suites.training.segments import END, Levels, column
+from accel.suites.training.noising import END, Levels, column
 from accel.suites.training.task import Lesson, guided, predicting, settings
 from accel.testing.elsewhere import DEVICE, Elsewhere
 from accel.testing.suites import unet

@@ -16,16 +16,13 @@ from accel.suites.digits.models import SCHEDULER
 from accel.suites.training.distribution import (
     Distribution,
     Watch,
-    draw_times,
     made,
     matching_gradient,
-    renoised,
     surrogate,
-    velocity,
 )
 from accel.suites.training.learner import TrainConfig
 from accel.suites.training.loop import run
-from accel.suites.training.segments import Levels, clean, column
+from accel.suites.training.noising import Levels, clean, column, draw_times, renoised, velocity
 from accel.suites.training.task import STUDENT, Lesson, predicting, settings
 from accel.testing.elsewhere import DEVICE, Elsewhere
 from accel.testing.suites import unet

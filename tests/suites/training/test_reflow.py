@@ -11,8 +11,8 @@ from torch import nn
 from accel.errors import ConfigError, IncompatibleError
 from accel.suites.training.learner import TrainConfig
 from accel.suites.training.loop import run
+from accel.suites.training.noising import END, Levels
 from accel.suites.training.reflow import Reflow, pairs, reflow_loss
-from accel.suites.training.segments import END, Levels
 from accel.suites.training.task import Lesson, settings
 from accel.testing.elsewhere import DEVICE, Elsewhere
 from accel.testing.suites import unet

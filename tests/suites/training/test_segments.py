@@ -9,19 +9,8 @@ from gaussians import SCHEDULES, gaussian, normal, towards
 from torch import nn
 
 from accel.errors import ConfigError
-from accel.suites.training.segments import (
-    DRAWS,
-    END,
-    Levels,
-    Segments,
-    clean,
-    column,
-    ddim,
-    endpoint,
-    segment_loss,
-    solve,
-    target,
-)
+from accel.suites.training.noising import END, Levels, clean, column, ddim
+from accel.suites.training.segments import DRAWS, Segments, endpoint, segment_loss, solve, target
 
 TIMES = (999, 550, 350, 170)
 
