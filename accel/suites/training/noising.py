@@ -1,7 +1,7 @@
 """Noise levels as functions of the time, and what is made of images, noise and velocities at them.
 
 x_t = alpha x_0 + sigma eps; a network predicts v = alpha eps - sigma x_0 (Salimans & Ho 2022, arXiv:2202.00512), or
-of a flow, where alpha = 1 - sigma, v = eps - x_0. Times are arrays (B,) in float64, levels pairs of such, (alpha, sigma).
+of a flow, where alpha = 1 - sigma, v = eps - x_0. Times are arrays (B,) in float64, and levels pairs of such.
 """
 
 from __future__ import annotations
