@@ -49,8 +49,8 @@ $(DOCS): $(READY)
 docs: $(DOCS) ## the site of docs/ into site/, strictly: a dead link or a page without a place in it is an error
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet $(ARGS)
 
-train: $(READY) ## train the shipped weights again: make train SUITE=digits ARGS="--part small"
-	$(PY) -m accel train --suite $(SUITE) $(ARGS)
+train: $(READY) ## train the shipped weights again: make train SUITE=digits PART=small
+	$(PY) -m accel train --suite $(SUITE) $(if $(PART),--part $(PART)) $(ARGS)
 
 sweep: $(READY) ## Hydra multirun: make sweep ARGS="sampler=ddim,unipc sampler.steps=5,10"
 	$(PY) -m accel --multirun results=$(RESULTS) $(ARGS)

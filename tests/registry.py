@@ -49,7 +49,7 @@ def _distinct() -> list[tuple[str, str]]:
         if axis == "cache":
             kind = (type(config), getattr(config, "hook", None))
         elif axis == "student":
-            kind = (type(config), len(config.times) > 1)
+            kind = (type(config), len(config.times) > 1 and config.kind)
         elif isinstance(config, FakeQuant):
             kind = (type(config), config.calibration.replayed)
         elif isinstance(config, Whole):

@@ -16,12 +16,15 @@ from accel.core.recipe import Recipe
 from accel.errors import ConfigError, IncompatibleError
 from accel.files import write_atomic
 from accel.records import Results
+from accel.students import KINDS
 from accel.suites.base import Suite
 from accel.suites.digits import DigitsSuite
 from accel.suites.mixture import MixtureSuite
 
 Method = tuple[str, str]  # axis, choice
-NEEDS_FILE = (("grid", "searched"),)  # nothing to try before a search has run
+# Nothing to try before a search, or a training, has run.
+UNTRAINED = ("ect2", "guided2", "reflow", "reflow1")
+NEEDS_FILE = (("grid", "searched"), *(("student", name) for name in UNTRAINED))
 
 
 def methods() -> list[Method]:
@@ -32,7 +35,9 @@ def methods() -> list[Method]:
 
 def recipe_with(*chosen: Method, sampler: str = "dpmpp_2m"):
     """Recipe of the chosen methods at their defaults; `sampler` unless one is chosen."""
-    axes = {"sampler": "ddim_accel" if "student" in dict(chosen) else sampler} | dict(chosen)
+    if student := dict(chosen).get("student"):
+        sampler = KINDS[choice_of("student", student).kind].use[0]
+    axes = {"sampler": sampler} | dict(chosen)
     recipe = Recipe(**{axis: choice_of(axis, choice) for axis, choice in axes.items()})
     # Lists say how many steps there are; samplers of one step choose their own.
     steps = len(getattr(recipe.grid, "timesteps", ()) or getattr(recipe.cache, "table", ()))

@@ -64,7 +64,9 @@ class Recipe:
     @property
     def exact_guidance(self) -> Guidance | None:
         """The guidance of the converged trajectory that the recipe's images are compared with."""
-        return self.guidance.exact if self.guidance else None
+        if self.guidance:
+            return self.guidance.exact
+        return self.student.built_in if self.student else None
 
     @property
     def label(self) -> str:
@@ -106,8 +108,9 @@ class Recipe:
 
     @property
     def unaccelerated(self) -> Recipe:
-        """The sampler and guidance alone; for a guidance that is a shortcut, what it is a shortcut of."""
-        guidance = self.exact_guidance if self.guidance and self.guidance.shortcut else self.guidance
+        """The sampler and guidance alone; for a guidance that is a shortcut, or built into a student, what it is of."""
+        shortcut = self.guidance.shortcut if self.guidance else self.student is not None
+        guidance = self.exact_guidance if shortcut else self.guidance
         return replace(self, guidance=guidance, cache=None, stitch=None, precision=None, skip=None, student=None)
 
     def parts(self) -> dict[str, Recipe]:
@@ -260,7 +263,8 @@ class Prepared:
             denoise = _plain(node, forward)
             if recipe.skip:
                 denoise = recipe.skip.attach(node, denoise)
-            denoisers[key] = self.cache.attach(node, denoise) if self.cache else denoise
+            denoise = self.cache.attach(node, denoise) if self.cache else denoise
+            denoisers[key] = recipe.student.attach(node, denoise) if recipe.student and key == "base" else denoise
             nodes[key] = node
         run.cache_state += [item for node in nodes.values() for item in node.state]
         run.cached_share |= {k: node.cached_share for k, node in nodes.items() if node.cached_share is not None}

@@ -29,18 +29,26 @@ _TERMS = "accel_terms"
 @dataclass(frozen=True)
 class Contract:
     """How a student may be run. `kind`: of accel.students.KINDS; `times`: the timesteps that it was trained for,
-    largest first, and `steps` their number; `guidance`: the scale that is built in (1: none); `teacher`: digest of the
-    network that it stands for (hex, accel.digests.weights_hex); `bill`: what its training cost, all stages together
-    (seconds, optimiser steps, samples, evaluations of each network, MACs), and what it saw (`data`)."""
+    largest first (none: any, as its teacher), and `steps` their number; `guidance`: the scale that is built in (1:
+    none), or the least and the greatest that it may be told; `teacher`: digest of the network that it stands for (hex,
+    accel.digests.weights_hex); `bill`: what its training cost, all stages together (seconds, optimiser steps, samples,
+    evaluations of each network, MACs), and what it saw (`data`)."""
 
     kind: str
     times: Sequence[float]
     teacher: str
-    guidance: float = 1.0
+    guidance: float | Sequence[float] = 1.0
     bill: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(float(time) for time in self.times))
+        if not isinstance(self.guidance, (int, float)):
+            object.__setattr__(self, "guidance", tuple(float(scale) for scale in self.guidance))
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """The least and the greatest guidance scale that its images may have."""
+        return self.guidance if isinstance(self.guidance, tuple) else (self.guidance, self.guidance)
 
     @property
     def steps(self) -> int:
@@ -109,8 +117,14 @@ class Student(Method):
     model: str
 
     @property
+    def built_in(self) -> Any:
+        """The guidance that it was distilled with, whose images are its own: what it is held against has it. None:
+        without."""
+        return None
+
+    @property
     def grid(self) -> Any:
-        """The grid of the timesteps that it was trained for, which a recipe without a grid gets."""
+        """The grid of the timesteps that it was trained for, which a recipe without a grid gets; None: any."""
         raise TypeError(f"{type(self).__name__} does not say what its grid is")
 
     def find(self, models: Mapping[str, nn.Module]) -> nn.Module:

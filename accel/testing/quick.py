@@ -7,6 +7,7 @@ import json
 from accel.config import choice_of
 from accel.core.recipe import Recipe
 from accel.samplers.noise_schedule import noise_schedule
+from accel.students import KINDS
 from accel.testing.temporary import temporary_folder
 
 _DIGITS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -74,10 +75,11 @@ QUICK = {
 
 def recipe(**axes: str) -> Recipe:
     """Recipe of one config choice on each named axis; 4 steps of ddim (for a grid: dpmpp_2m, for a student as many as
-    it has, of ddim_accel) unless given."""
-    usual = "ddim_accel" if "student" in axes else "dpmpp_2m" if "grid" in axes else "ddim"
+    it has, of the sampler that its family is for) unless given."""
+    student = choice_of("student", axes["student"]) if "student" in axes else None
+    usual = KINDS[student.kind].use[0] if student else "dpmpp_2m" if "grid" in axes else "ddim"
     axes = {"sampler": usual} | axes
-    steps_of = len(choice_of("student", axes["student"]).times) if "student" in axes else 4
+    steps_of = len(student.times) or 4 if student else 4
 
     def quick(axis: str, choice: str):
         steps = [f"sampler.steps={steps_of}"] if axis == "sampler" else []

@@ -58,11 +58,12 @@ class TinySuite(Suite):
 
     def students(self) -> dict[str, Student]:
         """Those of the registered names: random networks under their contracts."""
-        if self.kind != "unet":
+        if self.kind not in ("unet", "flow"):
             return {}
         made = [method("student", name) for name in groups()["student"] if name != "none"]
-        return {own.model: Student(partial(_student, own.times), {"kind": self.kind}, _contract(own.times))
-                for own in made}  # fmt: skip
+        contracts = {own.model: Contract(own.kind, own.times, _teacher(), own.guidance) for own in made}
+        return {name: Student(partial(_student, contract), {"kind": self.kind}, contract)
+                for name, contract in contracts.items()}  # fmt: skip
 
     def classifier(self) -> nn.Module | None:
         if self.kind == "transformer":  # whose images are latents' own
@@ -94,12 +95,8 @@ def _teacher() -> str:
     return weights_hex(unet())
 
 
-def _contract(times: tuple[float, ...]) -> Contract:
-    return Contract("endpoint", times, _teacher())
-
-
-def _student(times: tuple[float, ...]) -> nn.Module:
-    return contracted(unet(seed=2), _contract(times))
+def _student(contract: Contract) -> nn.Module:
+    return contracted(unet(seed=2), contract)
 
 
 def unet(seed: int = 0, layers: int = 1) -> nn.Module:

@@ -47,6 +47,7 @@ OTHERS = {
     ],
     "guidance": [("elucd", "guidance.scale=3"), ("gfcg", "guidance.scale=3")],
     "skip": [("skip_tuning", "skip.begin=0.5")],
+    "student": [("pd1", "student.on_top=true"), ("guided2", "student.kind=told", "student.guidance=3")],
 }
 
 

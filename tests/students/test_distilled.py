@@ -13,6 +13,7 @@ from accel.core.student import Contract, contract_of, contracted
 from accel.digests import weights_hex
 from accel.errors import AccelError, ConfigError, IncompatibleError, IntegrityError
 from accel.guidance import CFG
+from accel.records import describe
 from accel.registry import method
 from accel.samplers import DiffusersSampler
 from accel.stitching import TStitch
@@ -32,6 +33,13 @@ def tiny():
 def recipe(name: str = "pd4", sampler: str = "ddim_accel", **axes) -> Recipe:
     student = method("student", name)
     return Recipe(method("sampler", sampler, steps=len(student.times)), student=student, **axes)
+
+
+def driven(name: str, sampler: str, times: tuple[float, ...] = (), steps: int = 0, **axes) -> Recipe:
+    """A student by a sampler, at its own times or at others."""
+    student, grid = method("student", name), method("grid", "explicit", timesteps=times) if times else None
+    steps = steps or len(times or student.times)
+    return Recipe(method("sampler", sampler, steps=steps), grid, student=student, **axes)
 
 
 def images(pipe, made: Recipe | None, models) -> torch.Tensor:
@@ -125,6 +133,32 @@ REFUSED = {
         "DPMSolverMultistepScheduler with noise",
     ),
     "re-noising": (lambda: replace(recipe(), sampler=DiffusersSampler("LCMScheduler", 4)), "LCMScheduler: it predicts"),
+    "DDIM of a consistency student": (
+        lambda: driven("ect2", "ddim_accel"),
+        "DEISScheduler: it predicts where a trajectory ends.*new noise.*use sampler=lcm or flow_lcm",
+    ),
+    "another kind": (
+        lambda: replace(driven("dmd1", "lcm"), student=Distilled("dmd1", (999,))),
+        "is a distribution student, and student.kind is 'endpoint'; use student.kind=distribution",
+    ),
+    "other times of a distribution": (lambda: driven("dmd1", "lcm", (999, 500)), "trained for 1 steps"),
+    "a cache at one of its steps": (
+        lambda: driven("ect2", "lcm", (999,), cache=DeepCache(2, 1)),
+        "has one step; use cache=none",
+    ),
+    "guidance of a distribution": (lambda: driven("dmd1", "lcm", guidance=CFG(2.0)), "student.on_top=true"),
+    "guidance on top of guidance": (
+        lambda: driven("guided2", "ddim", guidance=CFG(3.0), steps=4),
+        "guidance of scale 2 is built into it",
+    ),
+    "another scale": (
+        lambda: replace(driven("guided2", "ddim", steps=4), student=Distilled("guided2", kind="guided", guidance=3.0)),
+        "was distilled at guidance of scale 2, and student.guidance is 3; use student.guidance=2",
+    ),
+    "a stitch with what is not guided": (
+        lambda: driven("guided2", "ddim", steps=4, stitch=TStitch(models=("teacher",), fractions=(0.5,))),
+        "is guided by itself, and the networks that stitch",
+    ),
     "as a stitch": (
         lambda: Recipe(method("sampler", "ddim", steps=4), stitch=TStitch(models=("pd4",), fractions=(0.5,))),
         r"'pd4' is a student.*stitch.models=\[teacher\]",
@@ -178,6 +212,54 @@ def test_multistep_solvers_and_other_axes_go_with_it(tiny):
         made.check(pipe, models)
 
 
+def test_a_consistency_student_takes_new_noise_and_other_times(tiny):
+    """Its images are those of a plain pipeline with its network under LCM's scheduler."""
+    pipe, models = tiny
+    for times in ((999, 350), (999,), (999, 600, 300, 100)):
+        driven("ect2", "lcm", times).check(pipe, models)
+    found = images(pipe, driven("ect2", "lcm", (999, 600, 300)), models)
+    pipe.unet = models["ect2"]
+    alone = Recipe(method("sampler", "lcm", steps=3), method("grid", "explicit", timesteps=(999, 600, 300)))
+    assert torch.equal(found, images(pipe, alone, None))
+
+
+def test_one_step_of_a_distribution_student_is_its_prediction_whoever_takes_it(tiny):
+    pipe, models = tiny
+    found = [images(pipe, driven("dmd1", sampler), models) for sampler in ("lcm", "ddim_accel", "dpmpp_2m")]
+    assert (found[0] - found[1]).abs().max() < 1e-5
+    assert (found[0] - found[2]).abs().max() < 1e-5
+    kind = KINDS["distribution"]
+    assert not kind.drives("DEISScheduler", noisy=False, steps=2)
+    assert kind.drives("LCMScheduler", noisy=True, steps=2)
+    assert not KINDS["endpoint"].drives("LCMScheduler", noisy=True, steps=1)
+
+
+def test_a_guided_student_does_what_its_teacher_does_without_guidance(tiny):
+    """Any sampler, grid and cache; it is held against guidance of its scale, in distances and as plain sampling."""
+    pipe, models = tiny
+    made = driven("guided2", "ddim", steps=6)
+    assert made.grid is None
+    assert made.guidance_scale == 1.0, "the pipeline does not double the batch"
+    assert made.exact_guidance == CFG(2.0)
+    assert made.unaccelerated == Recipe(made.sampler, guidance=CFG(2.0))
+    with accelerate(pipe, made, models=models) as run:
+        pipe(class_labels=[1], output_type="pt")
+        assert run.strip == " ".join(["base:full"] * 6)
+    for more in (
+        {"grid": method("grid", "karras")},
+        {"cache": DeepCache(2, 1)},
+        {"sampler": method("sampler", "heun")},
+    ):
+        replace(made, **{"sampler": method("sampler", "dpmpp_2m", steps=6)} | more).check(pipe, models)
+    Recipe(student=made.student).check(pipe, models)
+    assert recipe("pd1").exact_guidance is None
+
+
+def test_a_kind_that_records_did_not_know_is_not_in_their_identity():
+    assert "kind" not in describe(method("student", "pd1"))
+    assert describe(method("student", "dmd1"))["kind"] == "distribution"
+
+
 def test_a_contract_comes_back_from_its_folder(tmp_path):
     contract = Contract("endpoint", TIMES, "ab", 1.0, {"seconds": 3.0})
     contract.save(tmp_path)
@@ -203,7 +285,11 @@ def test_a_contract_is_of_one_network():
     assert contract_of(unet(2)) is None
 
 
-@pytest.mark.parametrize("given", [{}, {"model": "pd4"}, {"model": "pd4", "times": ("x",)}, {"times": (999,)}])
-def test_a_student_without_name_or_times_is_refused(given):
-    with pytest.raises(ConfigError, match=r"student.model|timesteps"):
+WITHOUT = ({}, {"model": "pd4"}, {"model": "pd4", "times": ("x",)}, {"times": (999,)},
+           {"model": "pd4", "times": TIMES, "kind": "end"})  # fmt: skip
+
+
+@pytest.mark.parametrize("given", WITHOUT)
+def test_a_student_without_name_or_times_or_of_no_known_kind_is_refused(given):
+    with pytest.raises(ConfigError, match=r"student.model|timesteps|student.kind 'end'. Did you mean endpoint"):
         Distilled(**given)

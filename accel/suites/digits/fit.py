@@ -12,14 +12,11 @@ from torch import nn
 
 from accel.suites.digits import data
 from accel.suites.digits.models import NULL_LABEL
-from accel.suites.training.loop import TrainConfig, train
+from accel.suites.training.loop import OnStep, TrainConfig, quiet, train
+
+__all__ = ["OnStep", "conditional", "fit", "quiet", "save_half"]
 
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
-OnStep = Callable[[int, float], None]
-
-
-def quiet(step: int, loss: float) -> None:
-    """The default listener: nothing."""
 
 
 def fit(

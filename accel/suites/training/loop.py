@@ -9,42 +9,23 @@ safetensors.
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from accel.errors import ConfigError
-from accel.suites.training.optimizer import Optimizer
+from accel.errors import DivergedError
+from accel.suites.training.learner import Kept, Learner, TrainConfig, identity, learning_rate, resume, save
+
+__all__ = ["TrainConfig", "flow_loss", "learning_rate", "lowered", "run", "train", "velocity_error", "velocity_loss"]
+
+OnStep = Callable[[int, float], None]
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Hyper-parameters of one training run; part of the checkpoint, so that a changed one is not silently resumed."""
-
-    steps: int = 6000
-    batch: int = 128
-    lr: float = 6e-4
-    warmup: int = 200
-    weight_decay: float = 0.01
-    ema_decay: float = 0.999
-    label_dropout: float = 0.1
-    grad_clip: float = 1.0
-    seed: int = 0
-    checkpoint_every: int = 250
-    muon_lr: float = 0.0  # of the hidden layers' matrices (see accel/suites/training/optimizer.py); 0: AdamW for all
-    time_power: float = 1.0  # timesteps are T u^time_power, u uniform: below 1, more of them at high noise
-    # What is below is part of a checkpoint where it is not what it is here.
-    decay: str = "cosine"  # of the learning rate: cosine | linear (to 0)
-    dropout: bool = True  # of the network's own layers
-    beta2: float = 0.999  # of AdamW
+def quiet(step: int, loss: float) -> None:
+    """The default listener: nothing."""
 
 
 def lowered(device: torch.device | str, transformer: bool = False) -> Any:
@@ -53,16 +34,6 @@ def lowered(device: torch.device | str, transformer: bool = False) -> Any:
     kind = torch.device(device).type
     able = transformer and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda" or able)
-
-
-def learning_rate(cfg: TrainConfig, step: int) -> float:
-    """Linear warm-up, then cosine decay to 2 % of the peak, or linear decay to 0."""
-    if step < cfg.warmup:
-        return cfg.lr * (step + 1) / cfg.warmup
-    progress = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)
-    if cfg.decay == "linear":
-        return cfg.lr * (1 - progress)
-    return cfg.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def velocity_loss(net: nn.Module, scheduler, x0, labels, generator, null_label: int, dropout: float):
@@ -110,74 +81,52 @@ def train(
     cfg: TrainConfig,
     checkpoint: Path,
     device: torch.device | str = "cpu",
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    on_step: OnStep = quiet,
 ) -> dict[str, torch.Tensor]:
     """Train `net` and return its EMA weights (float32, CPU); resumes from `checkpoint` when that file exists.
 
     images (N, C, H, W) in model range, labels (N,). `on_step(step, loss)` is called after every step.
     """
-    net.to(device).train(cfg.dropout)
-    params = dict(net.named_parameters())
-    optimizer = Optimizer(params, cfg.lr, cfg.weight_decay, cfg.muon_lr, cfg.beta2)
-    ema = {k: p.detach().clone() for k, p in params.items()}
-    buffers = {k: v for k, v in net.named_buffers() if k in net.state_dict()}  # such as BatchNorm's statistics
-    start = _resume(checkpoint, cfg, params, ema, optimizer, buffers) if checkpoint.exists() else 0
+    learner = Learner(net, cfg, device)
+
+    def turn(step: int, generator: torch.Generator) -> float:
+        index = torch.randint(0, len(images), (cfg.batch,), generator=generator)
+        return learner.descend(loss_fn(net, images[index], labels[index], generator), step)
+
+    run({"": learner}, turn, cfg, checkpoint, on_step)
+    return learner.averaged()
+
+
+def run(
+    kept: Mapping[str, Kept],
+    turn: Callable[[int, torch.Generator], float],
+    cfg: TrainConfig,
+    checkpoint: Path,
+    on_step: OnStep = quiet,
+    task: Mapping[str, str] | None = None,
+) -> None:
+    """Take `turn(step, generator)`, which trains the networks of `kept` and gives the loss to show, `cfg.steps` times,
+    from the step of `checkpoint` where that file exists. `task`: further settings that must be the same to resume.
+
+    DivergedError where a turn raises it, or weights are no numbers any more: the last good checkpoint is kept.
+    """
+    told = identity(cfg, task)
+    good = start = resume(checkpoint, kept, told) if checkpoint.exists() else 0
     for step in range(start, cfg.steps):
         generator = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
         torch.manual_seed(cfg.seed * 1_000_003 + step)  # dropout layers draw from the global generator
-        index = torch.randint(0, len(images), (cfg.batch,), generator=generator)
-        loss = loss_fn(net, images[index], labels[index], generator)
-        loss.backward()
-        nn.utils.clip_grad_norm_(params.values(), cfg.grad_clip)
-        optimizer.step(learning_rate(cfg, step) / cfg.lr)
-        decay = min(cfg.ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(ema.values()), [p.detach() for p in params.values()], 1 - decay)
-        on_step(step + 1, float(loss.detach()))
-        if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps:
-            _save(checkpoint, cfg, step + 1, params, ema, optimizer, buffers)
-    return {k: v.cpu() for k, v in (ema | buffers).items()}
-
-
-def _save(path: Path, cfg: TrainConfig, step: int, params, ema, optimizer, buffers) -> None:
-    tensors = {f"buffer.{name}": b for name, b in buffers.items()}
-    for name, p in params.items():
-        tensors |= {f"net.{name}": p.detach(), f"ema.{name}": ema[name]}
-        tensors |= {f"{key}/{name}": v for key, v in optimizer.state(name).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, {"step": str(step), **_identity(cfg)})
-    os.replace(temporary, path)
-
-
-def _resume(path: Path, cfg: TrainConfig, params, ema, optimizer, buffers) -> int:
-    with safe_open(path, "pt") as file:
-        meta = file.metadata()
-    if {k: v for k, v in meta.items() if k != "step"} != _identity(cfg):
-        raise ConfigError(
-            f"{path} was made with other training settings: {meta}, now {_identity(cfg)}. "
-            "Delete it to start again, or restore the settings to resume."
-        )
-    tensors = load_file(path)
-    states: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        if "/" in key:
-            part, name = key.split("/")
-            states.setdefault(name, {})[part] = tensor
-    if missing := {f"buffer.{name}" for name in buffers} - set(tensors) | set(params) - set(states):
-        raise ConfigError(f"{path} is of an older version: it lacks {min(missing)}. Delete it to start again.")
-    step = int(meta["step"])
-    with torch.no_grad():
-        for name, b in buffers.items():
-            b.copy_(tensors[f"buffer.{name}"])
-        for name, p in params.items():
-            p.copy_(tensors[f"net.{name}"])
-            ema[name].copy_(tensors[f"ema.{name}"])
-            optimizer.load(name, states[name])
-    return step
-
-
-def _identity(cfg: TrainConfig) -> dict[str, str]:
-    later = {f.name: f.default for f in fields(cfg) if f.name in ("decay", "dropout", "beta2")}
-    told = {k: v for k, v in asdict(cfg).items() if k != "checkpoint_every" and later.get(k, ...) != v}
-    return {k: str(v) for k, v in told.items()}
+        due = (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps
+        try:
+            loss = turn(step, generator)
+            if due and (lost := [name or "network" for name, own in kept.items() if not own.finite()]):
+                raise DivergedError(f"weights of the {lost[0]} are no numbers any more")
+        except DivergedError as error:
+            rest = f"the last good checkpoint, of step {good}, is kept in {checkpoint}" if good else "none is kept yet"
+            raise DivergedError(
+                f"training stopped at step {step + 1}: {error}; {rest}. Train anew with a lower learning rate, or with "
+                "more updates of the critic a step; a checkpoint of other settings is to be deleted first."
+            ) from error
+        on_step(step + 1, loss)
+        if due:
+            save(checkpoint, kept, step + 1, told)
+            good = step + 1

@@ -30,7 +30,7 @@ class Optimizer:
 
     def __init__(
         self, params: Mapping[str, nn.Parameter], lr: float, weight_decay: float, muon_lr: float = 0.0,
-        beta2: float = 0.999,
+        beta2: float = 0.999, beta1: float = 0.9,
     ) -> None:  # fmt: skip
         self.params, self.lr, self.muon_lr, self.weight_decay = dict(params), lr, muon_lr, weight_decay
         shapes: dict[tuple[int, int], list[str]] = defaultdict(list)
@@ -45,7 +45,7 @@ class Optimizer:
             self.stacks.append(stack)
             self.momentum |= dict(zip(names, stack, strict=True))  # in the same memory
         rest = [p for name, p in params.items() if name not in self.momentum]
-        self.adamw = torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, betas=(0.9, beta2))
+        self.adamw = torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, betas=(beta1, beta2))
 
     @torch.no_grad()
     def step(self, factor: float) -> None:

@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -37,9 +37,15 @@ from torch import nn
 
 from accel.errors import ConfigError, check_int, unknown
 from accel.samplers.noise_schedule import NoiseSchedule
+from accel.suites.training.learner import Kept
+from accel.suites.training.noising import END, Level, Levels, clean, column, ddim
+from accel.suites.training.task import BACKWARD, Lesson, Predict, Turn, predicting
 
-END = -1.0  # the time at which sigma = 0, below every timestep
-Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x (B, C, H, W), t (B,) -> v, of the same shape
+
+def check_times(times: Sequence[float]) -> None:
+    """ConfigError unless a student's times are one or more, largest first."""
+    if len(times) < 1 or any(a <= b for a, b in pairwise(times)):
+        raise ConfigError(f"times of a student are {list(times)}; allowed: one or more, largest first.")
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,10 @@ class Segments:
     fine: int = 8
     through: Sequence[float] = ()
 
+    kind: ClassVar[str] = "endpoint"
+    guidance: ClassVar[float] = 1.0
+    data: ClassVar[str] = "training images"
+
     def __post_init__(self) -> None:
         if self.draw not in DRAWS:
             raise unknown("draw of segments", self.draw, DRAWS)
@@ -63,8 +73,7 @@ class Segments:
         check_int("fine", self.fine, 1)
         if self.order not in (1, 2):
             raise ConfigError(f"the order of a segment's solver is {self.order}; allowed: 1 or 2.")
-        if len(self.times) < 1 or any(a <= b for a, b in pairwise(self.times)):
-            raise ConfigError(f"times of segments are {list(self.times)}; allowed: one or more, largest first.")
+        check_times(self.times)
         inside = [self.inner(t, u) for t, u in zip(self.times, [*self.times[1:], END], strict=True)]
         strange = self.through and not {*self.times} <= {*self.through}
         if self.through and (strange or self.draw != "edges" or len({len(own) for own in inside}) > 1):
@@ -79,6 +88,20 @@ class Segments:
         first, second = [*self.times, END][:2]
         return 1 + len(self.inner(first, second)) if self.through else self.calls
 
+    def begin(self, lesson: Lesson) -> tuple[Mapping[str, Kept], Turn]:
+        learner = lesson.learner()
+
+        def turn(step: int, generator: torch.Generator) -> float:
+            x0, condition, _ = lesson.draw(generator)
+            loss = segment_loss(learner.net, lesson.teacher, lesson.schedule, self, x0, generator, **condition)
+            return learner.descend(loss, step)
+
+        return {"": learner}, turn
+
+    def spent(self, steps: int) -> dict[str, float]:
+        return {"samples": steps, "teacher_evaluations": steps * self.evaluations,
+                "student_evaluations": steps * (1 + BACKWARD)}  # fmt: skip
+
     def inner(self, t: float, u: float) -> list[float]:
         """The teacher's own times strictly between t and u, largest first."""
         return sorted((time for time in self.through if u < time < t), reverse=True)
@@ -88,27 +111,6 @@ class Segments:
         if not self.through:
             return levels.between(t, u, self.calls)
         return np.array([[a, *self.inner(a, b), b] for a, b in zip(t, u, strict=True)]).T
-
-
-@dataclass(frozen=True)
-class Levels:
-    """Noise levels as functions of times (B,) in float64, END among them: a schedule with the step to sigma = 0."""
-
-    schedule: NoiseSchedule
-
-    def at(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(alpha, sigma) of times (B,)."""
-        alpha, sigma = self.schedule.alpha_sigma(np.maximum(times, self.schedule.t_min))
-        ended = times < self.schedule.t_min
-        return np.where(ended, 1.0, alpha), np.where(ended, 0.0, sigma)
-
-    def between(self, t: np.ndarray, s: np.ndarray, parts: int) -> np.ndarray:
-        """`parts` + 1 times from t to s (parts + 1, B), uniform in rho^(1/7) as Karras' grid; END stays the last."""
-        root = [self.schedule.rho(np.maximum(times, self.schedule.t_min)) ** (1 / 7) for times in (t, s)]
-        shares = np.arange(parts + 1)[:, None] / parts
-        found = self.schedule.timestep((root[0] + shares * (root[1] - root[0])) ** 7)
-        found[0], found[-1] = t, s
-        return found
 
 
 def _edges(task: Segments, levels: Levels, generator: torch.Generator, count: int) -> tuple[np.ndarray, ...]:
@@ -140,23 +142,7 @@ def _segment(task: Segments, generator: torch.Generator, count: int) -> tuple[np
 DRAWS: Mapping[str, Callable[..., tuple[np.ndarray, ...]]] = {"edges": _edges, "phases": _phases, "ends": _ends}
 
 
-def column(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    """values (B,) as (B, 1, 1, 1) of the dtype and device of `like`."""
-    return torch.as_tensor(values).to(like).reshape(-1, *[1] * (like.dim() - 1))
-
-
-def clean(x: torch.Tensor, v: torch.Tensor, alpha: np.ndarray, sigma: np.ndarray, flow: bool) -> torch.Tensor:
-    """x_0 of a velocity at x_t: alpha x - sigma v; of a flow's x - sigma v."""
-    return (x if flow else column(alpha, x) * x) - column(sigma, x) * v
-
-
-def ddim(x: torch.Tensor, x0: torch.Tensor, now: tuple[np.ndarray, ...], then: tuple[np.ndarray, ...]) -> torch.Tensor:
-    """One DDIM step of x_t with a predicted x_0: alpha_s x_0 + (sigma_s / sigma_t) (x_t - alpha_t x_0)."""
-    (alpha, sigma), (alpha_s, sigma_s) = now, then
-    return column(alpha_s, x) * x0 + column(sigma_s / sigma, x) * (x - column(alpha, x) * x0)
-
-
-def endpoint(x: torch.Tensor, x_s: torch.Tensor, now: tuple[np.ndarray, ...], then: tuple[np.ndarray, ...]) -> Any:
+def endpoint(x: torch.Tensor, x_s: torch.Tensor, now: Level, then: Level) -> Any:
     """The x_0 with which one DDIM step from x_t ends at x_s, the inverse of `ddim`."""
     (alpha, sigma), (alpha_s, sigma_s) = now, then
     ratio = sigma_s / sigma
@@ -210,14 +196,7 @@ def segment_loss(
     alpha, sigma = levels.at(t)
     noise = torch.randn(x0.shape, generator=generator)
     x = (column(alpha, x0) * x0 + column(sigma, x0) * noise).to(device)
-    condition = {name: value.to(device) for name, value in condition.items()}
-
-    def predicting(network: nn.Module) -> Predict:
-        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return network(x, t.to(device, x.dtype), **condition, return_dict=False)[0].float()
-
-        return predict
-
+    own, others = (predicting(network, device, condition) for network in (net, teacher))
     with torch.no_grad():
-        wanted = target(x, t, u, s, predicting(teacher), predicting(net), levels, task)
-    return nn.functional.mse_loss(predicting(net)(x, torch.as_tensor(t)), wanted)
+        wanted = target(x, t, u, s, others, own, levels, task)
+    return nn.functional.mse_loss(own(x, torch.as_tensor(t)), wanted)

@@ -17,19 +17,20 @@ from accel.errors import ConfigError, IntegrityError
 from accel.records import describe
 from accel.registry import groups, method
 from accel.results.students import break_even
-from accel.suites.digits import DigitsSuite, students
+from accel.suites.digits import DigitsSuite, flow_train, students
 from accel.suites.students import folder_of
 
-NAMES = ("pd4", "pd2", "pd1")
+NAMES = ("pd4", "pd2", "pd1")  # each from the one before
+SHIPPED = {*NAMES}
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Three steps a stage."""
-    parts = {name: replace(stage, training=replace(stage.training, steps=3, batch=4, warmup=1, checkpoint_every=2))
-             for name, stage in students.PARTS.items()}  # fmt: skip
-    for name, stage in parts.items():
-        monkeypatch.setitem(students.PARTS, name, stage)
+    for name, stage in students.PARTS.items():
+        training = replace(stage.training, steps=3, batch=4, warmup=1, checkpoint_every=2)
+        task = replace(stage.task, warm=1) if hasattr(stage.task, "warm") else stage.task
+        monkeypatch.setitem(students.PARTS, name, replace(stage, training=training, task=task))
 
 
 @pytest.fixture
@@ -37,13 +38,23 @@ def assets(light_digits, tmp_path):
     return shutil.copytree(light_digits, tmp_path / "assets/digits")
 
 
+def stage_of(name: str):
+    return students.PARTS[name].task
+
+
 def test_what_ships_is_what_the_configuration_and_the_teacher_are():
     suite = DigitsSuite()
     found = suite.students()
-    assert {*found} == {*NAMES} == {*groups()["student"]} - {"none"}
+    assert {*found} == SHIPPED
+    parts = students.PARTS | flow_train.STUDENTS
+    assert {*parts} == {*groups()["student"]} - {"none"} >= SHIPPED
+    for name, stage in parts.items():
+        own = method("student", name)
+        assert (own.model, own.times, own.kind) == (name, tuple(stage.task.times), stage.task.kind)
+        assert own.guidance == stage.task.guidance
     teacher = weights_hex(suite.pipeline().unet)
     for name, student in found.items():
-        assert student.contract.times == method("student", name).times == tuple(students.PARTS[name].task.times)
+        assert (student.contract.times, student.contract.kind) == (tuple(stage_of(name).times), stage_of(name).kind)
         assert student.contract.teacher == teacher
         assert student.contract.bill["seconds"] > 0
     bills = [found[name].contract.bill for name in NAMES]
@@ -82,6 +93,56 @@ def test_training_writes_students_with_their_bills(assets, quick, tmp_path):
     large = suite.pipeline().unet.state_dict()
     moved = [float((value - large[name]).abs().max()) for name, value in net.state_dict().items()]
     assert 0 < max(moved) < 0.02, "it begins as its teacher"
+
+
+def test_a_distribution_student_begins_as_its_parent_and_learns_from_the_original(assets, quick, tmp_path):
+    for name in (*NAMES, "dmd1"):
+        students.train_part(name, tmp_path / "w", assets)
+    found = DigitsSuite(weights=str(assets)).students()
+    before, own = found["pd1"].contract, found["dmd1"].contract
+    assert (own.kind, own.times, own.guidance, own.teacher) == ("distribution", (999,), 1.0, before.teacher)
+    spent = {name: value - before.bill.get(name, 0) for name, value in own.bill.items() if name != "data"}
+    assert (spent["steps"], spent["samples"]) == (3, (2 + 3 * 2) * 4)
+    assert (spent["teacher_evaluations"], spent["critic_evaluations"]) == (2 * 4, (3 * 2 * 3 + 2) * 4)
+    assert spent["student_evaluations"] == (3 * 2 + 2 * 3) * 4
+    assert own.bill["data"] == "training images, labels"
+    parent, net = found["pd1"].load().state_dict(), found["dmd1"].load().state_dict()
+    moved = max(float((value.float() - parent[name].float()).abs().max()) for name, value in net.items())
+    assert 0 < moved < 0.02
+
+
+def test_a_consistency_student_is_trained_and_run_by_its_name(assets, quick, tmp_path):
+    students.train_part("ect2", tmp_path / "w", assets)
+    suite = DigitsSuite(weights=str(assets))
+    contract = suite.students()["ect2"].contract
+    assert (contract.kind, contract.bill["teacher_evaluations"]) == ("consistency", 0)
+    assert contract.bill["student_evaluations"] == 3 * 4 * 4
+    recipe = Recipe(method("sampler", "lcm", steps=2), student=method("student", "ect2"))
+    pipe = suite.pipeline()
+    with accelerate(pipe, recipe, models=suite.networks()) as run:
+        assert pipe(class_labels=[3], output_type="pt").images.isfinite().all()
+        assert run.nfe == 2
+
+
+def test_a_guided_student_says_its_scale(assets, quick, tmp_path):
+    students.train_part("guided2", tmp_path / "w", assets)
+    suite = DigitsSuite(weights=str(assets))
+    contract = suite.students()["guided2"].contract
+    assert (contract.kind, contract.guidance, contract.times, contract.steps) == ("guided", 2.0, (), 0)
+    Recipe(method("sampler", "ddim", steps=3), student=method("student", "guided2")).check(
+        suite.pipeline(), suite.networks()
+    )
+
+
+def test_another_parent_is_not_resumed(assets, quick, tmp_path):
+    students.train_part("pd4", tmp_path / "w", assets)
+    students.train_part("pd2", tmp_path / "w", assets)
+    (tmp_path / "w/pd4.safetensors").unlink()
+    stage = students.PARTS["pd4"]
+    students.PARTS["pd4"] = replace(stage, training=replace(stage.training, seed=99))
+    students.train_part("pd4", tmp_path / "w", assets)
+    with pytest.raises(ConfigError, match="made with other training settings"):
+        students.train_part("pd2", tmp_path / "w", assets)
 
 
 def test_a_resumed_training_is_the_uninterrupted_one(assets, quick, tmp_path):

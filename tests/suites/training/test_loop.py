@@ -152,6 +152,10 @@ def test_learning_rate_end_points():
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert min(rates) > 0
     assert learning_rate(TrainConfig(steps=5, warmup=0), 0) == TrainConfig().lr
+    linear, constant = (TrainConfig(steps=100, lr=3e-3, warmup=10, decay=decay) for decay in ("linear", "constant"))
+    assert learning_rate(linear, 55) == pytest.approx(1.5e-3)
+    assert learning_rate(constant, 4) == pytest.approx(1.5e-3)
+    assert learning_rate(constant, 55) == learning_rate(constant, 99) == 3e-3
 
 
 class Probe(nn.Module):

@@ -5,67 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gaussians import SCHEDULES, gaussian, normal, towards
 from torch import nn
 
 from accel.errors import ConfigError
-from accel.samplers.noise_schedule import noise_schedule
-from accel.suites.digits.models import FLOW_SCHEDULER, SCHEDULER
-from accel.suites.training.segments import (
-    DRAWS,
-    END,
-    Levels,
-    Segments,
-    clean,
-    column,
-    ddim,
-    endpoint,
-    segment_loss,
-    solve,
-    target,
-)
+from accel.suites.training.noising import END, Levels, clean, column, ddim
+from accel.suites.training.segments import DRAWS, Segments, endpoint, segment_loss, solve, target
 
 TIMES = (999, 550, 350, 170)
-SCHEDULES = {"betas": noise_schedule(SCHEDULER), "flow": noise_schedule(FLOW_SCHEDULER | {"shift": 1.0})}
 
 
 @pytest.fixture(params=SCHEDULES)
 def levels(request):
     return Levels(SCHEDULES[request.param])
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def towards(x0, levels):
-    """The velocity of a data set of one point `x0`, whose trajectories are straight: DDIM is exact on them."""
-
-    def predict(x, t):
-        alpha, sigma = levels.at(t.numpy())
-        own = torch.as_tensor(x0, dtype=x.dtype).expand_as(x)
-        return ((x if levels.schedule.flow else column(alpha, x) * x) - own) / column(sigma, x)
-
-    return predict
-
-
-def gaussian(mean, std, levels):
-    """The velocity of normal data, and the exact map from time t to u."""
-
-    def parts(t):
-        alpha, sigma = levels.at(t)
-        return alpha, np.sqrt(alpha**2 * std**2 + sigma**2)
-
-    def predict(x, t):
-        (alpha, whole), (_, sigma) = parts(t.numpy()), levels.at(t.numpy())
-        share = column(alpha * std**2 / whole**2, x)
-        x0 = mean + share * (x - column(alpha, x) * mean)
-        return ((x if levels.schedule.flow else column(alpha, x) * x) - x0) / column(sigma, x)
-
-    def move(x, t, u):
-        (alpha, whole), (after, wide) = parts(t), parts(u)
-        return column(after, x) * mean + column(wide / whole, x) * (x - column(alpha, x) * mean)
-
-    return predict, move
 
 
 def test_the_endpoint_of_a_ddim_step_is_what_the_step_was_made_with(levels):
