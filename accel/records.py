@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from accel.errors import ConfigError, IntegrityError, check_name, unknown
-from accel.files import locked, write_atomic
+from accel.files import write_atomic
+from accel.locks import locked
 
 SCHEMA = 1
 AGAIN = "Delete it and run the same command again to compute it anew."

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from accel.files import Tensors, load_tensors, locked, save_tensors
+from accel.files import Tensors, load_tensors, save_tensors
+from accel.locks import locked
 
 
 def boundaries(n: int, size: int) -> list[tuple[int, int]]:

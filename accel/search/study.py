@@ -22,8 +22,8 @@ from accel.core.environment import provenance
 from accel.core.recipe import Recipe
 from accel.errors import AccelError, ConfigError, IntegrityError, StorageError
 from accel.evaluation.shards import ShardStore
-from accel.files import locked
 from accel.grammar import command
+from accel.locks import locked
 from accel.records import check_writable, describe, digest
 from accel.results.progress import Progress
 from accel.results.search import write_searches

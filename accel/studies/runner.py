@@ -15,7 +15,8 @@ from accel.errors import AccelError, ConfigError, Refusals
 from accel.evaluation.cost import counted_cost
 from accel.evaluation.score import EPOCH, score, similarities
 from accel.evaluation.timing import DISTURBED, PROTOCOL, calmest, disturbed, time_recipes
-from accel.files import locked, write_atomic
+from accel.files import write_atomic
+from accel.locks import locked
 from accel.metrics.similarity import PAIRED, Similarity
 from accel.metrics.statistics import Estimate
 from accel.records import Results, describe, digest

@@ -15,7 +15,8 @@ from accel.errors import ConfigError, IncompatibleError, IntegrityError, Refusal
 from accel.evaluation.generate import generate
 from accel.evaluation.score import score_images
 from accel.evaluation.shards import ShardStore
-from accel.files import load_tensors, locked
+from accel.files import load_tensors
+from accel.locks import locked
 from accel.records import Results, describe, digest
 from accel.studies.calibration import Calibration
 from accel.studies.evaluation import Evaluation

@@ -21,7 +21,8 @@ from rich.console import Console
 from accel.config import compose, instantiate, recipe_of
 from accel.core.recipe import Recipe
 from accel.core.seeds import generators
-from accel.files import locked, save_tensors
+from accel.files import save_tensors
+from accel.locks import locked
 from accel.records import Results
 from accel.samplers import DiffusersSampler
 from accel.samplers.ode import initial_latents
