@@ -80,7 +80,7 @@ def _study(cfg: Any, parts: dict[str, Any], cells: list[Any]) -> Any:
         title=cfg.title,
         suite=parts["suite"],
         evaluation=parts["evaluation"],
-        results=Results(cfg.results),
+        results=_results(cfg),
         baseline=parts["baseline"],
         cells=cells,
         merge=not cfg.cells,
@@ -157,11 +157,15 @@ def _check_settings(cfg: Any) -> None:
         refusals.ask(_transfer, cfg)
         if cfg.cells is not None:
             refusals.ask(check_cells, "cells", cfg.cells)
-        refusals.ask(Results, cfg.results)
+        refusals.ask(_results, cfg)
         if isinstance(cfg.results, str) and not (cfg.plan or cfg.explain):
             refusals.ask(_check_folder, Path(cfg.results))
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
+
+
+def _results(cfg: Any) -> Results:
+    return Results(cfg.results, cfg.locks, cfg.lease)
 
 
 def _check_workers(cfg: Any) -> None:

@@ -160,14 +160,22 @@ class Samples:
             with accelerate(self.pipe, recipe, models=self.models, artefacts=artefacts):
                 store.fill(missing, make, wait)
 
-    def help(self, recipe: Recipe) -> None:
-        """Make those shards of `recipe` that nobody has begun, for a process that computes it; wait for none."""
+    def help(self, recipe: Recipe) -> int:
+        """Make those shards of `recipe` that nobody has begun, for a process that computes it, and wait for none; how
+        many samples were made."""
+        made: list[int] = []
+
+        def told(count: int) -> None:
+            made.append(count)
+            self.on_samples(count)
+
         for seed in self.evaluation.seeds:
             store = self._store(recipe, seed)
             with store.kept():
                 if missing := store.missing(self.evaluation.n, self.evaluation.shard):
                     artefacts, _ = self.artefacts(recipe)
-                    self._fill(store, recipe, seed, missing, artefacts, self.on_samples, wait=False)
+                    self._fill(store, recipe, seed, missing, artefacts, told, wait=False)
+        return sum(made)
 
     def _images(self, recipe: Recipe, seed: int, a: int, b: int) -> torch.Tensor:
         """Samples a..b-1: those that ship with the suite, or made now. Under `accelerate` with `recipe`."""

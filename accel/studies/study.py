@@ -14,7 +14,6 @@ from rich.table import Table
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import AccelError, ConfigError, IncompatibleError, Refusals, StorageError, check_int
 from accel.evaluation.generate import generate
-from accel.records import check_writable
 from accel.results.comparison import Comparison
 from accel.results.figures import write_figures
 from accel.results.power import needs_text
@@ -113,7 +112,7 @@ class Study(Request):
             runner = self._runner(progress, self.evaluation)
             twin = self._runner(progress, self.evaluation.elsewhere) if self.aa else runner
             refused = self._refusals(runner)
-            check_writable(self.results.root)
+            self.ready()
             jobs = self._jobs(runner, refused)
             rows = Manifest(self, [*(job.recipe.label for job in jobs), *(recipe.label for recipe, _ in refused)])
             bar = progress.open("real images (held out)", len(jobs) + 1)
