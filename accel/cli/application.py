@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from accel.cli.words import COMMANDS, LIGHT, Words, call, split
-from accel.config import CONF, check_sweep, compose
+from accel.config import CONF, check_launcher, check_sweep, compose
 from accel.errors import check_installed, told
 from accel.registry import extend
 
@@ -35,6 +35,7 @@ def answer(arguments: list[str]) -> int:
 
 def _hydra(words: Words) -> int:
     """Hydra's own application: a multirun, its help, its views of the configuration. The worst of its jobs' codes."""
+    check_launcher(words.overrides)
     check_sweep(words.overrides)  # a typo is answered before Hydra starts any job
     import hydra
 

@@ -23,6 +23,7 @@ from accel.grammar import check_cells, check_overrides
 from accel.records import Results
 
 WANDB = ("offline", "online", "disabled")
+FAR = 10_000  # workers that a launcher may start
 OWN = (*AXES, "search", "optimiser", "transfer")  # what a cell may choose for itself
 
 
@@ -88,6 +89,8 @@ def _study(cfg: Any, parts: dict[str, Any], cells: list[Any]) -> Any:
         aa=cfg.aa,
         parts=cfg.parts,
         workers=cfg.workers,
+        devices=list(cfg.devices),
+        launcher=parts["launcher"],
         **parts["plain"],
     )
 
@@ -100,6 +103,7 @@ def _parts(cfg: Any, refusals: Refusals) -> dict[str, Any]:
         "suite": refusals.ask(instantiate, cfg.suite),
         "evaluation": refusals.ask(instantiate, cfg.evaluation),
         "baseline": refusals.ask(_recipe, "baseline", cfg.baseline),
+        "launcher": refusals.ask(_launcher, cfg),
         "plain": refusals.ask(_plain, cfg) or {},
     }
 
@@ -168,8 +172,25 @@ def _results(cfg: Any) -> Results:
     return Results(cfg.results, cfg.locks, cfg.lease)
 
 
+def _launcher(cfg: Any) -> Any:
+    """What starts the workers, None for this command itself; ConfigError where its package is not there."""
+    if (launcher := instantiate(cfg.launcher)) is not None:
+        if searches(cfg):
+            raise ConfigError("a launcher starts workers of a study, and a search is asked for; leave out launcher=.")
+        launcher.check()
+    return launcher
+
+
 def _check_workers(cfg: Any) -> None:
-    check_int("workers", cfg.workers, 1, 8 * (os.cpu_count() or 1))
+    from omegaconf import OmegaConf
+
+    from accel.core.devices import check_devices
+
+    launched = cfg.launcher._target_ != NO_METHOD
+    check_int("workers", cfg.workers, 1, FAR if launched else 8 * (os.cpu_count() or 1))
+    if cfg.devices and launched:
+        raise ConfigError("devices= are of this command's own workers; a launcher gives each its own. Choose one.")
+    check_devices(list(cfg.devices) if OmegaConf.is_list(cfg.devices) else cfg.devices)
     if cfg.workers > 1 and searches(cfg):
         raise ConfigError(
             f"workers={cfg.workers} is for a study of recipes, and a search is asked for; use "
