@@ -1,5 +1,5 @@
-"""`accel workers [--results <folder>]`: all workers of a results folder: where each is, on what, how far, and when it was
-last heard of. They are those of `accel work` and of launchers; --forget removes those that have ended."""
+"""`accel workers [--results <folder>]`: the workers of a results folder: where each is, on what, how far, and when it
+was last heard of. They are those of `accel work` and of launchers; --forget removes those that have ended."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def text(root: Path, forget: bool = False) -> str:
     now = probe.stat().st_mtime
     probe.unlink()
     table = Table(title=f"workers of {root}")
-    for column in ("session", "worker", "host", "study", "state", "cell", "samples", "cells done", "heard"):
+    for column in ("session", "worker", "host", "study", "state", "cell", "samples", "cells there", "heard"):
         table.add_column(column, overflow="fold")
     at_work, done = 0, set()
     for status, heard in known:
@@ -52,5 +52,5 @@ def text(root: Path, forget: bool = False) -> str:
     console = Console(width=140)
     with console.capture() as shown:
         console.print(table)
-        console.print(f"{at_work} at work, {len(known) - at_work} ended or silent; {len(done)} cells done.")
+        console.print(f"{at_work} at work, {len(known) - at_work} ended or silent; {len(done)} cells there.")
     return shown.get()

@@ -70,7 +70,8 @@ class Ray(Launcher):
 
     @contextmanager
     def executor(self, count: int, root: Path) -> Iterator[Executor]:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray tells its makers, unless told not to
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it tells its makers, unless told not to
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 is its own choice: on a busy machine next to nothing
         ray = needs("ray", "ray", "launcher=ray")
         own = not ray.is_initialized()
         if own:
