@@ -52,6 +52,9 @@ class Seen(NamedTuple):
 @contextmanager
 def leased(path: Path, wait: bool, shared: bool, seconds: float) -> Iterator[bool]:
     """`accel.locks.locked` by claims that hold for so many seconds without a touch."""
+    if not wait and not shared and _busy(path, seconds):  # nothing is written to see that
+        yield False
+        return
     with writing(path):
         claim = Claim(path, shared, seconds)
     try:
@@ -109,7 +112,9 @@ class Claim:
 
     def _take(self) -> bool:
         """Nobody shares and nobody else has it. Who waits for sharers has the claim already: no more of them come."""
-        self.held = self.held or placed(self.own, self.path) or self._inherit()
+        if not self.held:
+            seen = _read(self.path)
+            self.held = placed(self.own, self.path) if seen is None else self._inherit(seen)
         if not self.held:
             return False
         if self.own.exists():
@@ -124,10 +129,9 @@ class Claim:
             os.rename(self.shown, self.own)
         return self.held
 
-    def _inherit(self) -> bool:
-        """Put this claim into the place of a stale one; whether that was done."""
-        seen = _read(self.path)
-        if seen is None or not self._stale(self.path, seen):
+    def _inherit(self, seen: Seen) -> bool:
+        """Put this claim into the place of that one, if it is stale; whether that was done."""
+        if not self._stale(self.path, seen):
             return False
         with self._marked(seen.token) as marked:
             if inherited := marked and _read(self.path) == seen:
@@ -167,13 +171,12 @@ class Claim:
         """Whether a claim may be taken over; what is not known yet is found out by asking again."""
         if _gone(seen.process):
             return True
-        before, since = _watched.get(path, (None, 0.0))
-        if before != seen:
-            _watched[path] = seen, time.monotonic()
+        watched = _watch(path, seen)
+        if watched <= self.seconds / 2:
             return False
         self.touch()
         age = (os.fstat(self.handle).st_mtime_ns - seen.touched) / 1e9
-        return time.monotonic() - since > (self.seconds / 2 if age > self.seconds else self.seconds)
+        return age > self.seconds or watched > self.seconds
 
     @contextmanager
     def _marked(self, token: str) -> Iterator[bool]:
@@ -255,6 +258,23 @@ def _read(path: Path) -> Seen | None:
         return Seen(found["token"], (found["machine"], found["pid"], found["started"]), touched)
     except (ValueError, KeyError, TypeError):
         return Seen("", ("", 0, 0), touched)
+
+
+def _watch(path: Path, seen: Seen) -> float:
+    """For how many seconds of this process a claim has been seen untouched."""
+    before, since = _watched.get(path, (None, 0.0))
+    if before != seen:
+        _watched[path] = seen, time.monotonic()
+        return 0.0
+    return time.monotonic() - since
+
+
+def _busy(path: Path, seconds: float) -> bool:
+    """Whether a claim is there that cannot be stale yet."""
+    with suppress(OSError):
+        seen = _read(path)
+        return seen is not None and not _gone(seen.process) and _watch(path, seen) <= seconds / 2
+    return False
 
 
 def _said(token: str) -> bytes:

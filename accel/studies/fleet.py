@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
-from accel.errors import AccelError, told
+from accel.errors import AccelError
 from accel.studies.bars import Bars
 from accel.studies.launchers import Launcher
 from accel.studies.pool import AGAIN
@@ -60,7 +60,7 @@ class Fleet:
                             broken[place] = reason
                             self._say(f"worker {place} cannot go on, the others do its work: {reason}")
                     except Exception as error:  # whatever a launcher says of a process that died
-                        self._died(place, at.get(place), told(error))
+                        self._died(place, at.get(place), " ".join(str(error).split())[:200].rstrip("."))
                         ranks[place] = self._start(place)
             self._show(known)
         if len(broken) == self.count:
@@ -82,7 +82,7 @@ class Fleet:
             self._say(f"worker {place} died{where}; another one goes on, finished shards are kept.")
             return
         often = "Often that is memory: try a smaller evaluation.batch."
-        why = f"its worker died {times} times, the last time: {how} {often}"
+        why = f"its worker died {times} times, the last time: {how}. {often}"
         own = Status(str(self.work.results.root), self.session, self.count, self.study.name)
         own.failed = {known: str(error) for known, error in self.failed.items()} | {key: why}
         own.write(now=True)

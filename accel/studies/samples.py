@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
@@ -172,8 +173,10 @@ class Samples:
         for seed in self.evaluation.seeds:
             store = self._store(recipe, seed)
             with store.kept():
-                if missing := store.missing(self.evaluation.n, self.evaluation.shard):
+                if missing := store.absent(self.evaluation.n, self.evaluation.shard):
                     artefacts, _ = self.artefacts(recipe)
+                    first = random.randrange(len(missing))  # its owner begins at the first, and many may help
+                    missing = missing[first:] + missing[:first]
                     self._fill(store, recipe, seed, missing, artefacts, told, wait=False)
         return sum(made)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -46,6 +47,9 @@ class Forks(Launcher):
         for job in jobs:
             job.process.kill()
             job.process.join()
+
+    def check(self):
+        pass
 
     def placed(self, work, place):
         return work.at(place)
@@ -184,14 +188,16 @@ def test_a_cell_that_fails_is_not_tried_by_all_and_one_that_kills_fails(study, m
     assert one.run() == 2
     refused = {label: row["refused"] for label, row in rows(one).items() if row["refused"]}
     assert refused["euler-3"] == "failed: euler-3: it diverges."
-    assert "its worker died 3 times, the last time: unexpected RuntimeError: exit code -9." in refused["euler-5"]
+    assert re.match(r"failed: its worker died \d times, the last time: exit code -9\. Often that", refused["euler-5"])
     assert rows(one)["euler-2"]["quality"]
     assert len(tried.read_text()) <= 2
 
 
 def test_ranks_that_do_not_start(study):
     study.first = lambda share: os._exit(3)
-    with pytest.raises(AccelError, match=r"workers do not start: unexpected RuntimeError: exit code 3"):
+    with pytest.raises(
+        AccelError, match=r"workers do not start: exit code 3\. workers=1 without a launcher needs none"
+    ):
         study("s", [euler(2)]).run()
 
 

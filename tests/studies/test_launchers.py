@@ -121,7 +121,7 @@ def test_presets_are_refused_where_their_plugin_is_not_there(monkeypatch):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_what_their_plugins_take(preset):
     """Every setting of the preset is one of the plugin's, and all that the plugin cannot do without are there."""
-    plugin = preset.partition("_")[0]
+    plugin = preset.split("_")[1]
     module = f"hydra_plugins.hydra_{plugin}_launcher"
     if find_spec("hydra_plugins") is None or find_spec(module) is None:
         pytest.skip("the plugin is not installed (extra `cluster`)")
@@ -129,8 +129,8 @@ def test_presets_are_what_their_plugins_take(preset):
 
     __import__(f"{module}.config")
     own = load_preset(preset)
-    known = ConfigStore.instance().repo["hydra"]["launcher"][f"{preset}.yaml"].node
-    assert set(own) - {"_target_"} <= set(known)
+    known = ConfigStore.instance().repo["hydra"]["launcher"][f"{own['defaults'][0]}.yaml"].node
+    assert set(own) - {"_target_", "defaults"} <= set(known)
     assert own["_target_"] == known["_target_"]
 
 
@@ -141,7 +141,7 @@ def load_preset(preset: str) -> dict:
 
 
 def test_the_choices_are_those_of_the_documentation():
-    assert PRESETS == ["joblib", "submitit_local", "submitit_slurm"]
+    assert PRESETS == ["accel_joblib", "accel_submitit_local", "accel_submitit_slurm"]
     assert load("launcher", "ray").keys() >= {"address", "cpus", "gpus"}
     assert Counter(type(instantiate(compose([f"launcher={c}"]).launcher)).__name__ for c in ("none", "ray")) == {
         "NoneType": 1,
