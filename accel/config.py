@@ -364,16 +364,6 @@ def check_sweep(overrides: list[str]) -> None:
             refusals.ask(lambda: cfg.cells and expand_cells(cfg.cells))
 
 
-def check_launcher(overrides: list[str]) -> None:
-    """Raise ConfigError if a preset of conf/hydra/launcher is chosen whose plugin is not installed."""
-    for word in overrides:
-        key, _, choice = word.partition("=")
-        file = CONF / "hydra" / "launcher" / f"{file_name(choice)}.yaml"
-        if key.lstrip("+") == "hydra/launcher" and file.is_file():
-            target = re.search(r"^_target_: (\w+\.\w+)", file.read_text(), re.MULTILINE)[1]
-            check_installed([target], "cluster", word)
-
-
 def groups() -> dict[str, list[str]]:
     """The choices of every config group."""
     return registry.groups(_of_job())

@@ -30,9 +30,9 @@ def crowd(
 ) -> dict[str, Any]:
     """`workers` make `shards`, each of about so many seconds, `dead` of them die while they make their first one.
 
-    `made`: shards that are there; `twice`: made more than once; `left`: claims that nobody removed; `wall`: seconds until
-    all are there, `living`: all but those that the dead had; `ideal`: shards x seconds / workers left; `claims`: files of
-    claims that were written, `waits`: of them in vain.
+    `made`: shards that are there; `twice`: made more than once; `left`: claims that nobody removed; `wall`: seconds
+    until all are there, `living`: all but those that the dead had; `ideal`: shards x seconds / workers left; `claims`:
+    files of claims that were written, `waits`: of them in vain.
     """
     agree(root, "lease", lease)
     context = multiprocessing.get_context("fork")  # threads come only afterwards

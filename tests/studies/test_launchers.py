@@ -15,7 +15,8 @@ import pytest
 from fleets import EVALUATION, euler, made, measured, printed
 
 from accel import __main__ as cli
-from accel.config import CONF, check_launcher, compose, instantiate
+from accel.cli.application import check_launcher
+from accel.config import CONF, compose, instantiate
 from accel.errors import ConfigError
 from accel.registry import load
 from accel.studies.launchers import Ray, Submitit
