@@ -91,8 +91,15 @@ def needs(package: str, extra: str, purpose: str, otherwise: str = "") -> Module
 
 def check_installed(packages: Iterable[str], extra: str, purpose: str) -> None:
     """Raise ConfigError unless all `packages` are there; imports none of them, which would take seconds."""
-    if absent := [package for package in packages if find_spec(package) is None]:
+    if absent := [package for package in packages if not _there(package)]:
         raise _missing(purpose, ", ".join(absent), "not installed", extra)
+
+
+def _there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # not even what it is a part of
+        return False
 
 
 def _missing(purpose: str, packages: str, reason: object, extra: str, otherwise: str = "") -> ConfigError:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: any bytes, and tensors with a sha256 of what they hold; and locks between processes.
+"""Files that are whole or absent: any bytes, and tensors with a sha256 of what they hold.
 
 A write that fails (the disk is full, the folder became read-only) leaves nothing behind and raises StorageError.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from accel.errors import StorageError, unwritable
+from accel.errors import unwritable
 
 if TYPE_CHECKING:  # tables are written without torch
     import torch
@@ -63,44 +63,6 @@ def writing(path: Path) -> Iterator[None]:
     except SafetensorError as error:  # the system's error, of which it keeps the number in its text alone
         number = re.search(r"os error (\d+)", str(error))
         raise unwritable(path, OSError(int(number[1]) if number else 0, str(error))) from error
-
-
-@contextmanager
-def locked(path: Path, wait: bool = True, shared: bool = False) -> Iterator[bool]:
-    """Hold a lock between processes, freed by the system when the process dies; yields whether it is held.
-
-    `shared` locks exclude exclusive ones only, so that many may generate while nobody times. Not to be taken twice by
-    one process. The file may be deleted by whoever holds the lock.
-    """
-    import fcntl
-
-    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    while True:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            try:
-                with writing(path):
-                    fcntl.flock(handle, how)
-            except StorageError as error:
-                if not isinstance(error.__cause__, BlockingIOError):
-                    raise
-                yield False
-                return
-            if not _is(handle, path):  # deleted meanwhile: what is there now, if anything, is another lock
-                continue
-            yield True
-            return
-        finally:
-            os.close(handle)
-
-
-def _is(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def save_tensors(path: Path, tensors: Tensors) -> None:

@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from accel.errors import ConfigError, IntegrityError, check_name, unknown
-from accel.files import locked, write_atomic
+from accel.files import write_atomic
+from accel.locks import locked
+from accel.locks.kinds import AUTO, SECONDS, Kind, agree, check
 
 SCHEMA = 1
 AGAIN = "Delete it and run the same command again to compute it anew."
@@ -111,12 +113,21 @@ def check_writable(folder: Path) -> None:
 
 
 class Results:
-    """A results folder: find, load and store records and study manifests. ConfigError for a root that is no path."""
+    """A results folder: find, load and store records and study manifests. ConfigError for a root that is no path.
 
-    def __init__(self, root: Path | str) -> None:
+    `locks`, `lease`: how processes that share the folder are to keep out of each other's way (accel.locks.kinds).
+    """
+
+    def __init__(self, root: Path | str, locks: str = AUTO, lease: float = SECONDS) -> None:
         if not isinstance(root, (str, Path)) or not str(root) or re.search(r"[\x00-\x1f\x7f]", str(root)):
             raise ConfigError(f"results is {root!r}; allowed: the path of a folder, such as results=outputs.")
-        self.root = Path(root)
+        check(locks, lease)
+        self.root, self._locks = Path(root), (locks, lease)
+
+    def ready(self) -> Kind:
+        """Fail before any work when results could not be saved; how the folder is locked, from now on."""
+        check_writable(self.root)
+        return agree(self.root, *self._locks)
 
     def path(self, kind: str, key: str) -> Path:
         """Where the record `key` is. ConfigError for a key that is no name of a file in there."""

@@ -15,8 +15,8 @@ from accel.core.devices import device_lock
 from accel.core.recipe import Recipe
 from accel.core.stages import REST, stage_seconds
 from accel.evaluation.timing import interleave, stopwatch
-from accel.files import locked
 from accel.guidance import CFG, ClassifierGuidance
+from accel.locks import locked
 from accel.precision import Cast, FakeQuant
 from accel.records import Results
 from accel.samplers import DiffusersSampler

@@ -23,7 +23,7 @@ from accel.errors import ConfigError, check_installed, needs
 ROOT = Path(__file__).parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 BENCH = ("hydra", "omegaconf", "wandb", "pandas", "matplotlib", "rich", "sklearn", "torchmetrics", "transformers")
-EXTRAS = ("bench", "dev", "hub", "deepcache", "torchao", "openvino", "search", "workspace", "cluster")
+EXTRAS = ("bench", "dev", "hub", "deepcache", "torchao", "openvino", "search", "workspace", "cluster", "ray")
 
 
 def requirements(name: str) -> dict[str, str]:

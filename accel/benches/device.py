@@ -23,7 +23,7 @@ from accel.benches.device_job import Job
 from accel.benches.device_table import write_device
 from accel.benches.options import parser
 from accel.errors import ConfigError, unknown
-from accel.records import Results, check_writable
+from accel.records import Results
 
 PARTS: dict[str, tuple[Callable[[Job], bool], float]] = {  # and until which share of the time
     "contract": (device_contract.run, 0.18),
@@ -69,7 +69,7 @@ def main(words: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     results = Results(args.results)
-    check_writable(results.root)
+    results.ready()
     done = measure(args.device, parts, args.minutes, results)
     for path in write_device(results):
         print(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 from accel.cli.words import COMMANDS, LIGHT, Words, call, split
 from accel.config import CONF, check_sweep, compose
 from accel.errors import check_installed, told
+from accel.files import file_name
 from accel.registry import extend
 
 NEEDED = ("hydra", "rich", "pandas", "matplotlib", "torchmetrics")  # by every study
@@ -35,6 +37,7 @@ def answer(arguments: list[str]) -> int:
 
 def _hydra(words: Words) -> int:
     """Hydra's own application: a multirun, its help, its views of the configuration. The worst of its jobs' codes."""
+    check_launcher(words.overrides)
     check_sweep(words.overrides)  # a typo is answered before Hydra starts any job
     import hydra
 
@@ -42,6 +45,16 @@ def _hydra(words: Words) -> int:
     with _returned() as codes:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_job)()
     return max(codes, default=0)
+
+
+def check_launcher(overrides: list[str]) -> None:
+    """Raise ConfigError if a preset of conf/hydra/launcher is chosen whose plugin is not installed."""
+    for word in overrides:
+        key, _, choice = word.partition("=")
+        file = CONF / "hydra" / "launcher" / f"{file_name(choice)}.yaml"
+        if key.lstrip("+") == "hydra/launcher" and file.is_file():
+            target = re.search(r"^_target_: (\w+\.\w+)", file.read_text(), re.MULTILINE)[1]
+            check_installed([target], "cluster", word)
 
 
 def _job(cfg: Any) -> int:

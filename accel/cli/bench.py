@@ -10,6 +10,7 @@ convergence     error of every sampler on every grid against the exact ODE
 cascade         DC-Solver's ratios for many (steps, scale) pairs, and the regression over them
 adherence       prompt adherence of the converged sampler on suite shapes
 coverage        what the tables' intervals cover and can decide, over many sets of samples; it resumes
+scaling         what sharing a folder costs, a crowd of workers on one, the arithmetic of a large study
 converged       the converged samples that ship with suite digits, made again
 compatibility   which methods compose on which suite
 """
@@ -31,6 +32,7 @@ BENCHES = {
     "cascade": "accel.benches.cascade",
     "adherence": "accel.benches.adherence",
     "coverage": "accel.benches.coverage",
+    "scaling": "accel.benches.scaling",
     "converged": "accel.benches.converged",
     "compatibility": "accel.benches.compatibility",
 }

@@ -23,6 +23,7 @@ from accel.grammar import check_cells, check_overrides
 from accel.records import Results
 
 WANDB = ("offline", "online", "disabled")
+FAR = 10_000  # workers that a launcher may start
 OWN = (*AXES, "search", "optimiser", "transfer")  # what a cell may choose for itself
 
 
@@ -80,7 +81,7 @@ def _study(cfg: Any, parts: dict[str, Any], cells: list[Any]) -> Any:
         title=cfg.title,
         suite=parts["suite"],
         evaluation=parts["evaluation"],
-        results=Results(cfg.results),
+        results=_results(cfg),
         baseline=parts["baseline"],
         cells=cells,
         merge=not cfg.cells,
@@ -88,6 +89,8 @@ def _study(cfg: Any, parts: dict[str, Any], cells: list[Any]) -> Any:
         aa=cfg.aa,
         parts=cfg.parts,
         workers=cfg.workers,
+        devices=list(cfg.devices),
+        launcher=parts["launcher"],
         **parts["plain"],
     )
 
@@ -100,6 +103,7 @@ def _parts(cfg: Any, refusals: Refusals) -> dict[str, Any]:
         "suite": refusals.ask(instantiate, cfg.suite),
         "evaluation": refusals.ask(instantiate, cfg.evaluation),
         "baseline": refusals.ask(_recipe, "baseline", cfg.baseline),
+        "launcher": refusals.ask(_launcher, cfg),
         "plain": refusals.ask(_plain, cfg) or {},
     }
 
@@ -157,15 +161,36 @@ def _check_settings(cfg: Any) -> None:
         refusals.ask(_transfer, cfg)
         if cfg.cells is not None:
             refusals.ask(check_cells, "cells", cfg.cells)
-        refusals.ask(Results, cfg.results)
+        refusals.ask(_results, cfg)
         if isinstance(cfg.results, str) and not (cfg.plan or cfg.explain):
             refusals.ask(_check_folder, Path(cfg.results))
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
 
 
+def _results(cfg: Any) -> Results:
+    return Results(cfg.results, cfg.locks, cfg.lease)
+
+
+def _launcher(cfg: Any) -> Any:
+    """What starts the workers, None for this command itself; ConfigError where its package is not there."""
+    if (launcher := instantiate(cfg.launcher)) is not None:
+        if searches(cfg):
+            raise ConfigError("a launcher starts workers of a study, and a search is asked for; leave out launcher=.")
+        launcher.check()
+    return launcher
+
+
 def _check_workers(cfg: Any) -> None:
-    check_int("workers", cfg.workers, 1, 8 * (os.cpu_count() or 1))
+    from omegaconf import OmegaConf
+
+    from accel.core.devices import check_devices
+
+    launched = cfg.launcher._target_ != NO_METHOD
+    check_int("workers", cfg.workers, 1, FAR if launched else 8 * (os.cpu_count() or 1))
+    if cfg.devices and launched:
+        raise ConfigError("devices= are of this command's own workers; a launcher gives each its own. Choose one.")
+    check_devices(list(cfg.devices) if OmegaConf.is_list(cfg.devices) else cfg.devices)
     if cfg.workers > 1 and searches(cfg):
         raise ConfigError(
             f"workers={cfg.workers} is for a study of recipes, and a search is asked for; use "

@@ -47,6 +47,7 @@ VALUES = {
     "explain": ["true", "false"],
     "aa": ["true", "false"],
     "parts": ["true", "false"],
+    "locks": ["auto", "flock", "lease"],
     "wandb": ["disabled", "offline", "online"],
     "evaluation.device": ["auto", "cpu", "cuda"],
     "evaluation.timing": ["true", "false"],

@@ -31,6 +31,7 @@ ABOUT = {
     "evaluation": "samples, seeds and timing",
     "experiment": "whole studies",
     "search": "what is searched",
+    "launcher": "what starts the workers of a study, where not this command does",
     "optimiser": "how a search looks for it",
 }
 

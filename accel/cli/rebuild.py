@@ -14,6 +14,7 @@ from accel.benches.device_table import write_device
 from accel.benches.options import parser
 from accel.benches.overhead_table import write_deepcache, write_overhead, write_schedulers
 from accel.benches.precision_table import write_precision
+from accel.benches.scaling_table import write_scaling
 from accel.cli.plain import write_plain
 from accel.errors import ConfigError
 from accel.records import Results
@@ -37,6 +38,7 @@ TABLES = (
     write_composition,
     write_precision,
     write_device,
+    write_scaling,
     write_claims,
 )
 

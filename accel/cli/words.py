@@ -28,6 +28,8 @@ COMMANDS = {
     "export": "accel.cli.export",
     "threshold": "accel.cli.threshold",
     "bench": "accel.cli.bench",
+    "work": "accel.cli.work",
+    "workers": "accel.cli.workers",
     "train": "accel.cli.train",
     "reference": "accel.cli.reference",
     "convert": "accel.cli.convert",

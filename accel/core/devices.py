@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,34 @@ def resolved(device: Any, name: str) -> str:
     if number and int(number) >= count:
         raise ConfigError(f"{name}={device}; allowed: {kind}:0 to {kind}:{count - 1}.")
     return device
+
+
+def check_devices(devices: Any) -> tuple[str, ...]:
+    """The setting `devices`, a list of different devices of one kind, each here; ConfigError otherwise."""
+    if isinstance(devices, str) or not isinstance(devices, Sequence):
+        raise ConfigError(f"devices is {devices!r}; allowed: a list, such as devices=[cuda:0,cuda:2].")
+    found = tuple(resolved(device, "devices") for device in devices)
+    if len({*found}) < len(found) or len({device.partition(":")[0] for device in found}) > 1:
+        raise ConfigError(
+            f"devices is {[*devices]}; allowed: different devices of one kind. Several workers share each where "
+            "workers= is a multiple of their number."
+        )
+    return found
+
+
+def assigned(place: int, device: str, devices: Sequence[str] = ()) -> str:
+    """The device of the worker at a place, 0, 1, ...: of `devices`, or else of all of the kind of `device` if that has
+    no number; one after the other, and round again."""
+    if not devices and ":" not in device and device != "cpu":
+        devices = [f"{device}:{number}" for number in range(device_count(device))]
+    return devices[place % len(devices)] if devices else device
+
+
+def settle(device: str) -> None:
+    """Make `device` the current one of this process: what a library puts on "cuda" lands there, and nowhere else."""
+    kind, _, number = device.partition(":")
+    if number and hasattr(module := torch.get_device_module(kind), "set_device"):
+        module.set_device(int(number))
 
 
 def device_count(kind: str) -> int:

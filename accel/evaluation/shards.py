@@ -8,14 +8,19 @@ nobody else has begun, and waits for the rest.
 
 from __future__ import annotations
 
+import random
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-from accel.files import Tensors, load_tensors, locked, save_tensors
+from accel.files import Tensors, load_tensors, save_tensors
+from accel.locks import locked
+
+PAUSE, FEW = 0.01, 3  # seconds between two looks at what others make, at first, and how many shards are looked at
 
 
 def boundaries(n: int, size: int) -> list[tuple[int, int]]:
@@ -50,25 +55,41 @@ class ShardStore:
         """Shards of the first n samples that are still to be computed; damaged ones are among them."""
         return [(a, b) for a, b in boundaries(n, size) if self.load(a, b) is None]
 
+    def absent(self, n: int, size: int) -> list[tuple[int, int]]:
+        """Shards of the first n samples whose file is not there; nothing is read, so damaged ones are not found."""
+        return [(a, b) for a, b in boundaries(n, size) if not self.path(a, b).exists()]
+
     def fill(self, todo: list[tuple[int, int]], make: Callable[[int, int], Tensors], wait: bool = True) -> None:
         """`make(a, b)` and save each of these shards that is not there and that no other process makes.
 
         When it returns they are all there; what another process began and did not finish is made here. Without `wait`
         it returns when there are none left that nobody has begun.
         """
-        for patient in (False, True)[: 1 + wait]:
-            left = []
-            for a, b in todo:
-                lock = self.folder / f".{a:06d}-{b:06d}.lock"
-                with locked(lock, patient) as held:
-                    if not held:
-                        left.append((a, b))
-                        continue
-                    if self.load(a, b) is None:
-                        self.save(a, b, make(a, b))
-                    with suppress(OSError):
-                        lock.unlink()
-            todo = left
+        left, pause = self._begin(todo, make), PAUSE
+        while wait and left:  # others have begun them; a few at a time are looked at, for many may be waiting
+            some = random.sample(left, min(FEW, len(left)))
+            still = self._begin(some, make)
+            left = [pair for pair in left if pair not in some or pair in still]
+            if len(still) == len(some):
+                time.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(1.5 * pause, 1.0) if len(still) == len(some) else PAUSE
+
+    def _begin(self, todo: list[tuple[int, int]], make: Callable[[int, int], Tensors]) -> list[tuple[int, int]]:
+        """Make those of these shards that are not there and nobody else makes; the others that are not there."""
+        left = []
+        for a, b in todo:
+            path, lock = self.path(a, b), self.folder / f".{a:06d}-{b:06d}.lock"
+            if str(path) not in self.damaged and path.exists():  # made meanwhile: a file is whole
+                continue
+            with locked(lock, wait=False) as held:
+                if not held:
+                    left.append((a, b))
+                    continue
+                if self.load(a, b) is None:
+                    self.save(a, b, make(a, b))
+                with suppress(OSError):
+                    lock.unlink()
+        return left
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ from accel.errors import ConfigError
 from accel.evaluation.generate import generate
 from accel.evaluation.intervals import half_width, median_interval
 from accel.evaluation.load import Reading, Round, calm, foreign_load, read
-from accel.files import locked
+from accel.locks import locked
 from accel.suites.base import Suite
 
 Clock = Callable[[], float]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accel.errors import ConfigError, IntegrityError
-from accel.files import locked
+from accel.locks import locked
 from accel.recommend.precisions import Rates
 from accel.records import digest, read_json, write_json
 from accel.studies.evaluation import MIN_N

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from accel.errors import unknown
-from accel.files import locked
+from accel.locks import locked
 from accel.records import Results
 from accel.results.comparison import Comparison
 from accel.results.tracked import Shown, record_run, scalars, search_run, study_run

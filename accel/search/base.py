@@ -22,7 +22,8 @@ import torch
 from accel.core.recipe import Recipe
 from accel.digests import weights_hex
 from accel.errors import ConfigError, check_int
-from accel.files import load_tensors, locked, save_tensors
+from accel.files import load_tensors, save_tensors
+from accel.locks import locked
 from accel.records import describe, digest
 from accel.samplers.noise_schedule import noise_schedule
 from accel.search.evaluations import Evaluator, Task

@@ -27,7 +27,8 @@ import torch
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, DivergedError, check_int, unknown
 from accel.evaluation.score import distances
-from accel.files import file_name, locked, writing
+from accel.files import file_name, writing
+from accel.locks import locked
 from accel.metrics.fid import FrechetDistance
 from accel.records import Results, canonical, digest
 from accel.studies.estimate import rows_per_image

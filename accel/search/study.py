@@ -22,9 +22,9 @@ from accel.core.environment import provenance
 from accel.core.recipe import Recipe
 from accel.errors import AccelError, ConfigError, IntegrityError, StorageError
 from accel.evaluation.shards import ShardStore
-from accel.files import locked
 from accel.grammar import command
-from accel.records import check_writable, describe, digest
+from accel.locks import locked
+from accel.records import describe, digest
 from accel.results.progress import Progress
 from accel.results.search import write_searches
 from accel.results.tracking import track_search, upload_command
@@ -81,7 +81,7 @@ class SearchStudy(Request):
     def run(self) -> int:
         """Search where that is still to be done, evaluate, and write the tables; the number of failed cells."""
         started = time.perf_counter()
-        check_writable(self.results.root)
+        self.ready()
         self.suite.reference()
         with self._progress() as progress:
             records = self._records(progress)

@@ -47,6 +47,15 @@ class Bars(Progress):
         self._own.pop(place, None)
         self.update(self.samples[place], description=OWN, visible=False)
 
+    def show(self, place: int, name: str, done: int, total: int) -> None:
+        """How far a cell is at this place, as somebody else says; no name: nothing is under way there."""
+        task = self._tasks[self.samples[place]]
+        if not name:
+            self.end(place)
+        elif (task.description, task.total) != (name[:WIDTH], total):
+            self.begin(total, place, name)
+        self.update(self.samples[place], completed=done)
+
     def aside(self, place: int, what: str, done: int, total: int) -> None:
         """Show on the bar of a place how far other work of its cell is; once it is done, the samples again."""
         task = self._tasks[self.samples[place]]

@@ -21,7 +21,8 @@ from accel.core.recipe import Recipe
 from accel.core.seeds import generators
 from accel.errors import ConfigError
 from accel.evaluation.generate import generate
-from accel.files import load_tensors, locked, save_tensors
+from accel.files import load_tensors, save_tensors
+from accel.locks import locked
 from accel.records import describe, digest
 from accel.samplers.ode import initial_latents
 from accel.suites.base import Suite

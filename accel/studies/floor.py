@@ -14,7 +14,7 @@ import torch
 from accel.core.environment import provenance
 from accel.core.seeds import sample_seed
 from accel.evaluation.score import EPOCH, score, score_images
-from accel.files import locked
+from accel.locks import locked
 from accel.records import digest
 from accel.studies.runner import Runner
 

@@ -28,12 +28,6 @@ AGAIN = 2  # times that a cell whose worker died is begun again
 PATIENCE = 10.0  # seconds in which a worker ends that was told to
 
 
-def device_of(place: int, device: str) -> str:
-    """The device of the worker at a place, 0..N-1, in a study on `device`: all share that one. Where each is to have a
-    GPU of its own, that is decided here and nowhere else."""
-    return device
-
-
 @dataclass
 class _Worker:
     process: BaseProcess
@@ -160,8 +154,7 @@ class Pool:
     def _start(self, place: int) -> _Worker:
         context = get_context(METHOD)
         ours, theirs = context.Pipe()
-        evaluation = replace(self.work.evaluation, device=device_of(place, self.work.evaluation.device))
-        process = context.Process(target=serve, args=(theirs, replace(self.work, evaluation=evaluation)))
+        process = context.Process(target=serve, args=(theirs, self.work.at(place)))
         self._workers[place] = _Worker(process, ours)  # before it runs, so that an interrupt finds it here
         resource_tracker.ensure_running()  # by itself it comes with the first process, and unblocks signals
         with _inherited(self.work.threads):

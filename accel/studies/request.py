@@ -58,6 +58,19 @@ class Request:
             found["plain"] = best
         return found if self.evaluation.controls else {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which has no screen."""
+        return self.__dict__ | {"console": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"console": Console(quiet=True)})
+
+    def ready(self) -> None:
+        """See to it, before any work, that results can be saved, and how those who share the folder lock it."""
+        kind = self.results.ready()
+        if kind.name != "flock":
+            self.say(f"{self.results.root} is shared by claims, each of {kind.seconds:g} s ({kind.why}).")
+
     def say(self, message: str) -> None:
         """Print a message as it is."""
         self.console.print(message, markup=False, highlight=False)

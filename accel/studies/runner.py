@@ -15,7 +15,8 @@ from accel.errors import AccelError, ConfigError, Refusals
 from accel.evaluation.cost import counted_cost
 from accel.evaluation.score import EPOCH, score, similarities
 from accel.evaluation.timing import DISTURBED, PROTOCOL, calmest, disturbed, time_recipes
-from accel.files import locked, write_atomic
+from accel.files import write_atomic
+from accel.locks import locked
 from accel.metrics.similarity import PAIRED, Similarity
 from accel.metrics.statistics import Estimate
 from accel.records import Results, describe, digest
@@ -83,18 +84,27 @@ class Runner(Samples):
     def quality(self, recipe: Recipe, wait: bool = True) -> dict[str, Any] | None:
         """The quality record of `recipe`, computed if it is not there.
 
-        While another process computes it: wait for that, or without `wait` return None.
+        While another process computes it: help with its shards and wait for the rest, or without `wait` return None.
         """
         key = self.quality_id(recipe)
         if record := self.find("quality", key):
             return record
         with ExitStack() as stack:
-            for seed in sorted(self.evaluation.seeds):
-                if not stack.enter_context(locked(self._store(recipe, seed).folder / ".lock", wait)):
+            if not self._alone(stack, recipe, wait=False):
+                if not wait:
                     return None
+                stack.close()
+                made = self.help(recipe)
+                self._alone(stack, recipe, wait=True)
+                self.on_samples(-made)  # those that are there count from here on
             if record := self.find("quality", key):  # another process was faster
                 return record
             return self._compute_quality(recipe, key)
+
+    def _alone(self, stack: ExitStack, recipe: Recipe, wait: bool) -> bool:
+        """Hold the locks of a cell until `stack` ends; whether they are held."""
+        folders = [self._store(recipe, seed).folder for seed in sorted(self.evaluation.seeds)]
+        return all(stack.enter_context(locked(folder / ".lock", wait)) for folder in folders)
 
     def _compute_quality(self, recipe: Recipe, key: str) -> dict[str, Any]:
         e = self.evaluation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,8 @@ from accel.errors import ConfigError, IncompatibleError, IntegrityError, Refusal
 from accel.evaluation.generate import generate
 from accel.evaluation.score import score_images
 from accel.evaluation.shards import ShardStore
-from accel.files import load_tensors, locked
+from accel.files import load_tensors
+from accel.locks import locked
 from accel.records import Results, describe, digest
 from accel.studies.calibration import Calibration
 from accel.studies.evaluation import Evaluation
@@ -159,14 +161,24 @@ class Samples:
             with accelerate(self.pipe, recipe, models=self.models, artefacts=artefacts):
                 store.fill(missing, make, wait)
 
-    def help(self, recipe: Recipe) -> None:
-        """Make those shards of `recipe` that nobody has begun, for a process that computes it; wait for none."""
+    def help(self, recipe: Recipe) -> int:
+        """Make those shards of `recipe` that nobody has begun, for a process that computes it, and wait for none; how
+        many samples were made."""
+        made: list[int] = []
+
+        def told(count: int) -> None:
+            made.append(count)
+            self.on_samples(count)
+
         for seed in self.evaluation.seeds:
             store = self._store(recipe, seed)
             with store.kept():
-                if missing := store.missing(self.evaluation.n, self.evaluation.shard):
+                if missing := store.absent(self.evaluation.n, self.evaluation.shard):
                     artefacts, _ = self.artefacts(recipe)
-                    self._fill(store, recipe, seed, missing, artefacts, self.on_samples, wait=False)
+                    first = random.randrange(len(missing))  # its owner begins at the first, and many may help
+                    missing = missing[first:] + missing[:first]
+                    self._fill(store, recipe, seed, missing, artefacts, told, wait=False)
+        return sum(made)
 
     def _images(self, recipe: Recipe, seed: int, a: int, b: int) -> torch.Tensor:
         """Samples a..b-1: those that ship with the suite, or made now. Under `accelerate` with `recipe`."""

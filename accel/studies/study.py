@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from rich.table import Table
 
+from accel.core.devices import check_devices
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import AccelError, ConfigError, IncompatibleError, Refusals, StorageError, check_int
 from accel.evaluation.generate import generate
-from accel.records import check_writable
 from accel.results.comparison import Comparison
 from accel.results.figures import write_figures
 from accel.results.power import needs_text
@@ -23,18 +23,22 @@ from accel.results.tables import write_tables
 from accel.results.terminal import print_study
 from accel.results.tracking import log_record, log_study, upload_command
 from accel.studies import floor
+from accel.studies.ahead import Ahead
 from accel.studies.bars import WIDTH, Bars
 from accel.studies.enough import next_n
 from accel.studies.estimate import rows_per_image, seconds_per_row
 from accel.studies.evaluation import Evaluation
+from accel.studies.fleet import Fleet
+from accel.studies.launchers import Launcher
 from accel.studies.manifest import Job, Manifest
 from accel.studies.plain import own_front
 from accel.studies.pool import Pool
 from accel.studies.request import Request
 from accel.studies.runner import FAILURES, Runner
-from accel.studies.worker import Task, Work
+from accel.studies.worker import Work
 
 UNTIMED = ("reference", "aa")  # roles of rows that are there to be compared with, not to be chosen
+SHOWN = 12  # workers of a launcher that have a bar of their own
 TOGETHER = 6  # cells that share the rounds of a timing: their baseline costs less, and a stopped command loses no more
 
 
@@ -57,10 +61,13 @@ class Study(Request):
     aa: bool = False  # whether every recipe is evaluated a second time, on other seeds
     parts: bool = False  # whether the parts of every combined cell are cells, too
     workers: int = 1  # processes that share the cells; 1: this one alone
+    devices: Sequence[str] = ()  # of these processes, one after the other; none: all of the kind of the evaluation's
+    launcher: Launcher | None = None  # what starts them, on other machines, too; None: this command
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_int("workers", self.workers, 1)
+        self.devices = check_devices(self.devices)
         if self.parts and not any(recipe.combined for recipe in self.cells):
             self._nothing_combined()
         named: dict[str, Recipe] = {}
@@ -109,11 +116,11 @@ class Study(Request):
     def _run(self) -> int:
         started = time.perf_counter()
         computed = 0
-        with Bars(self.console, self.workers) as progress, self._pool(progress) as pool:
+        with Bars(self.console, self._places) as progress, self._pool(progress) as pool:
             runner = self._runner(progress, self.evaluation)
             twin = self._runner(progress, self.evaluation.elsewhere) if self.aa else runner
             refused = self._refusals(runner)
-            check_writable(self.results.root)
+            self.ready()
             jobs = self._jobs(runner, refused)
             rows = Manifest(self, [*(job.recipe.label for job in jobs), *(recipe.label for recipe, _ in refused)])
             bar = progress.open("real images (held out)", len(jobs) + 1)
@@ -151,7 +158,7 @@ class Study(Request):
                         else:
                             computed += 1
                             untracked.append((quality, first))
-                        if new := self._controls(runner, job, quality, first):
+                        if new := self.controls(runner, job, quality, first):
                             jobs[:0] = new
                             progress.update(bar, total=progress.tasks[bar].total + len(new))
                     progress.advance(bar)
@@ -169,25 +176,22 @@ class Study(Request):
         )
         return rows.failures
 
-    def _pool(self, bars: Bars) -> Pool:
+    @property
+    def _places(self) -> int:
+        return min(self.workers, SHOWN) if self.launcher else self.workers
+
+    def _pool(self, bars: Bars) -> Pool | Fleet:
         evaluation = replace(self.evaluation, device=self.evaluation.resolve_device())
         threads = max(1, torch.get_num_threads() // self.workers)
-        return Pool(self.workers, Work(self.suite, evaluation, self.results, threads), bars)
+        work = Work(self.suite, evaluation, self.results, threads, self.devices)
+        return Fleet(self.launcher, self.workers, self, work, bars) if self.launcher else Pool(self.workers, work, bars)
 
-    def _ahead(self, pool: Pool, runner: Runner, twin: Runner, jobs: Sequence[Job]) -> None:
+    def _ahead(self, pool: Pool | Fleet, runner: Runner, twin: Runner, jobs: Sequence[Job]) -> None:
         """If the first of these cells is not there, have workers make it and the others, and the controls of equal MACs
         that follow; those of equal time follow from times, for which all that can be known before is made first."""
-
-        def missing(some: Iterable[Job]) -> list[Task]:
-            tasks = [Task((twin if job.role == "aa" else runner).quality_id(job.recipe), job) for job in some]
-            return [one for one in tasks if one.key not in pool.failed and runner.find("quality", one.key) is None]
-
-        def follow(done: Task) -> list[Task]:
-            quality = runner.find("quality", done.key)
-            return missing(self._controls(runner, done.job, quality, None)) if quality else []
-
-        if self.workers > 1 and missing(jobs[:1]):
-            pool.measure(missing(jobs), follow)
+        ahead = Ahead(runner, twin, self.controls, pool.failed)
+        if (self.workers > 1 or self.launcher) and ahead.missing(jobs[:1]):
+            pool.measure(ahead.missing(jobs), ahead.follow)
 
     def _measured(self, runner: Runner, job: Job, pool: Pool) -> Measured | None:
         """The quality of a cell, computed if it is not there; None while another process does that."""
@@ -325,7 +329,11 @@ class Study(Request):
         self.suite.reference()  # a reference that differs fails here, not after hours of sampling
         return refused
 
-    def _controls(self, runner: Runner, job: Job, quality: dict[str, Any], timing: dict[str, Any] | None) -> list[Job]:
+    def jobs(self, runner: Runner) -> list[Job]:
+        """All cells that are known before anything is made, and can be."""
+        return self._jobs(runner, self._refusals(runner))
+
+    def controls(self, runner: Runner, job: Job, quality: dict[str, Any], timing: dict[str, Any] | None) -> list[Job]:
         if job.role != "cell" or job.recipe.plain or not self.evaluation.controls:
             return []
         front = self.front or own_front(job.recipe)

@@ -12,8 +12,8 @@ import signal
 import sys
 import traceback
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import torch
 
+from accel.core.devices import assigned, settle
 from accel.core.silence import silence_libraries
 from accel.errors import StorageError, told
 from accel.records import Results
@@ -42,12 +43,19 @@ _told: list[int] = []  # to end, with which exit code
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker needs to know of a study: pickled once for each. `threads`: of torch, its share."""
+    """What a worker needs to know of a study: pickled once for each. `threads`: of torch, its share; `devices`: one for
+    each worker, in place of all of the evaluation's kind."""
 
     suite: Suite
     evaluation: Evaluation
     results: Results
     threads: int
+    devices: Sequence[str] = ()
+
+    def at(self, place: int) -> Work:
+        """The same for the worker at a place, 0, 1, ..., on the device that is its own."""
+        device = assigned(place, self.evaluation.device, self.devices)
+        return replace(self, evaluation=replace(self.evaluation, device=device))
 
 
 class Task(NamedTuple):
@@ -62,6 +70,7 @@ def serve(link: Connection, work: Work) -> None:
     """Do the tasks that come through `link`, one after the other, until None comes."""
     _end_when_told()
     torch.set_num_threads(work.threads)
+    settle(work.evaluation.device)
     silence_libraries()
 
     @cache

@@ -67,7 +67,7 @@ class Elsewhere(ExitStack):
 
     def named(self, device: Any) -> str | None:
         """What `device` means: cpu or cuda:<number>; None for another kind, which is torch's own business."""
-        device = torch.device(device)
+        device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
         if device.type == "cpu":
             return "cpu"
         return f"cuda:{self.current if device.index is None else device.index}" if device.type == "cuda" else None
@@ -266,6 +266,7 @@ def _cuda(there: Elsewhere) -> dict[str, Any]:
         "device_count": lambda: 2,
         "current_device": lambda: there.current,
         "device": device,
+        "set_device": lambda index: setattr(there, "current", torch.device(there.named(index)).index),
         "synchronize": synchronize,
         "set_sync_debug_mode": set_sync_debug_mode,
         "get_sync_debug_mode": lambda: there.debug,

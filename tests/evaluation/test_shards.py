@@ -13,7 +13,7 @@ import torch
 
 from accel.errors import ConfigError
 from accel.evaluation.shards import ShardStore, boundaries
-from accel.files import locked
+from accel.locks import locked
 
 
 def tensors(start: int, stop: int) -> dict[str, torch.Tensor]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from accel.core.devices import device_lock
-from accel.files import load_tensors, locked
+from accel.files import load_tensors
+from accel.locks import locked
 from accel.records import Results
 from accel.studies import calibration as module
 from accel.studies.calibration import Calibration

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import multiprocessing
@@ -21,11 +22,14 @@ from rich.console import Console
 from accel.config import compose, instantiate, recipe_of
 from accel.core.recipe import Recipe
 from accel.core.seeds import generators
-from accel.files import locked, save_tensors
+from accel.errors import StorageError
+from accel.files import save_tensors
+from accel.locks import leases, locked
 from accel.records import Results
 from accel.samplers import DiffusersSampler
 from accel.samplers.ode import initial_latents
 from accel.search.study import Cell, SearchStudy
+from accel.studies import samples
 from accel.studies.calibration import Calibration
 from accel.studies.evaluation import Evaluation
 from accel.studies.study import Study
@@ -52,8 +56,8 @@ def recipe(steps: int, scheduler: str = EULER, name: str = "euler") -> Recipe:
     return Recipe(DiffusersSampler(scheduler, steps, name))
 
 
-def study(root: Path, name: str, cells: list[Recipe], merge: bool) -> Study:
-    return Study(name, "t", Quick(), EVALUATION, Results(root), recipe(4), cells, merge=merge,
+def study(root: Path, name: str, cells: list[Recipe], merge: bool, locks: str = "auto") -> Study:
+    return Study(name, "t", Quick(), EVALUATION, Results(root, locks, 1.0), recipe(4), cells, merge=merge,
                  console=Console(file=io.StringIO()), wandb="disabled")  # fmt: skip
 
 
@@ -66,6 +70,7 @@ def together(tmp_path, monkeypatch):
 
     def child(work: Callable[[], object], begin) -> None:
         forked_and_logged(log, tmp_path)
+        monkeypatch.setattr(leases, "_machine", lambda: f"machine {os.getpid()}")  # each on one of its own
         begin.wait()
         work()
 
@@ -95,10 +100,14 @@ def manifest(root: Path, name: str = "s") -> list[str]:
     return [row["label"] for row in json.loads((root / f"studies/{name}.json").read_text())["rows"]]
 
 
-def test_eight_commands_of_one_study_keep_all_rows_in_one_order(together, tmp_path):
+WAYS = pytest.mark.parametrize("locks", ["flock", "lease"])
+
+
+@WAYS
+def test_eight_commands_of_one_study_keep_all_rows_in_one_order(together, tmp_path, locks):
     root = tmp_path / "results"
     steps = [10, 2, 9, 3, 7, 5, 6, 8]
-    assert together(*(study(root, "s", [recipe(s)], merge=True).run for s in steps)) == [0] * 8
+    assert together(*(study(root, "s", [recipe(s)], merge=True, locks=locks).run for s in steps)) == [0] * 8
     assert manifest(root) == ["euler-20", "euler-4", *(f"euler-{s}" for s in sorted(steps))]
     once(together.written())
     table = (root / "tables/s.md").read_text()
@@ -106,7 +115,8 @@ def test_eight_commands_of_one_study_keep_all_rows_in_one_order(together, tmp_pa
     assert not [p for p in root.rglob(".*") if not p.name.endswith(".lock")], "no temporary file stays behind"
 
 
-def test_workers_of_one_study_share_it_also_when_one_is_killed(together, tmp_path):
+@WAYS
+def test_workers_of_one_study_share_it_also_when_one_is_killed(together, tmp_path, locks):
     """The order is that of the command, and every table is the one of a worker alone."""
     cells = [recipe(s) for s in (6, 2, 5, 3)]
 
@@ -120,10 +130,10 @@ def test_workers_of_one_study_share_it_also_when_one_is_killed(together, tmp_pat
             save(source, target)
 
         os.replace = killed
-        study(root, "s", cells, merge=False).run()
+        study(root, "s", cells, merge=False, locks=locks).run()
 
     root, alone = tmp_path / "many", tmp_path / "alone"
-    works = [study(root, "s", cells, merge=False).run for _ in range(3)]
+    works = [study(root, "s", cells, merge=False, locks=locks).run for _ in range(3)]
     assert together(doomed, *works) == [-signal.SIGKILL, 0, 0, 0]
     once(together.written())
     study(alone, "s", cells, merge=False).run()
@@ -131,6 +141,58 @@ def test_workers_of_one_study_share_it_also_when_one_is_killed(together, tmp_pat
     for name in ("s.md", "s.csv"):
         whole, own = ((folder / "tables" / name).read_text() for folder in (root, alone))
         assert without_setup(whole) == without_setup(own)
+
+
+@WAYS
+def test_a_command_whose_disk_is_full_ends_and_the_others_go_on(together, tmp_path, locks):
+    """What it began is made by them, once; what it had finished is kept."""
+    root, cells = tmp_path / "results", [recipe(s) for s in (6, 2, 5)]
+
+    def full() -> None:
+        save, opened, done = os.replace, os.open, []
+
+        def no_room(path, flags, *mode, **how):
+            if flags & os.O_CREAT and len(done) > 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return opened(path, flags, *mode, **how)
+
+        def counted(source, target):
+            save(source, target)
+            done.append(target)
+
+        os.replace, os.open = counted, no_room
+        try:
+            study(root, "s", cells, merge=False, locks=locks).run()
+        except StorageError as error:
+            os._exit(5 if "No space left on device" in str(error) else 6)
+
+    works = [study(root, "s", cells, merge=False, locks=locks).run for _ in range(2)]
+    assert together(full, *works) == [5, 0, 0]
+    once(together.written())
+    assert manifest(root) == ["euler-20", "euler-4", "euler-6", "euler-2", "euler-5"]
+
+
+def test_commands_share_the_shards_of_one_cell(together, tmp_path, monkeypatch):
+    """Each is on a machine of its own, and none but the one that has the cell waits without helping."""
+    makers, generate = tmp_path / "makers", samples.generate
+
+    def slow(*args):
+        with makers.open("a") as file:
+            file.write(f"{args[2].label} {args[4]} {os.getpid()}\n")
+        time.sleep(0.1)
+        return generate(*args)
+
+    monkeypatch.setattr(samples, "generate", slow)
+    root, alone = tmp_path / "many", tmp_path / "alone"
+    works = [study(root, "s", [], merge=False, locks="lease").run for _ in range(3)]
+    assert together(*works) == [0] * 3
+    made = [line.split() for line in makers.read_text().splitlines()]
+    shares = {label: Counter(pid for one, _, pid in made if one == label) for label in ("euler-20", "euler-4")}
+    assert all(sum(share.values()) == 4 for share in shares.values()), "each shard once"
+    assert len({pid for share in shares.values() for pid in share}) == 3
+    study(alone, "s", [], merge=False).run()
+    shards = {path.relative_to(root): path.read_bytes() for path in root.rglob("*.safetensors")}
+    assert shards == {path.relative_to(alone): path.read_bytes() for path in alone.rglob("*.safetensors")}
 
 
 def without_setup(table: str) -> str:

@@ -15,7 +15,8 @@ import torch
 from accel import __main__ as cli
 from accel.core.seeds import generators
 from accel.errors import StorageError
-from accel.files import load_tensors, locked, whole
+from accel.files import load_tensors, whole
+from accel.locks import locked
 from accel.samplers.ode import initial_latents
 from accel.search.evaluations import Memory
 from accel.suites.mixture import MixtureSuite

@@ -6,11 +6,8 @@ They are forked here, for a spawned one loads torch again; tests/cli/test_worker
 from __future__ import annotations
 
 import errno
-import io
-import json
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import time
@@ -21,41 +18,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from fleets import AG, EVALUATION, euler, made, measured, printed, rows
 from forks import forked, forked_and_logged
-from rich.console import Console
 
 from accel.config import choice_of
+from accel.core.devices import assigned, check_devices, settle
 from accel.core.recipe import Recipe
-from accel.core.seeds import generators
 from accel.errors import AccelError, ConfigError, DivergedError
 from accel.records import Results
 from accel.samplers import DiffusersSampler
-from accel.samplers.ode import initial_latents
 from accel.studies import pool as module
 from accel.studies import samples, worker
 from accel.studies.evaluation import Evaluation
-from accel.studies.study import Study
-from accel.suites.mixture import MixtureSuite
+from accel.testing.elsewhere import Elsewhere
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-EVALUATION = Evaluation(n=64, distance_n=64, shard=16, timing=False, device="cpu")
-
-
-class Quick(MixtureSuite):
-    """The mixture, with an exact solution that takes no time."""
-
-    def converged(self, guidance):
-        return euler(20)
-
-    def solve(self, pipe, recipe, seed, a, b):
-        return initial_latents(pipe, {"batch_size": b - a, "generator": generators(seed, a, b)}).float() / 100
-
-
-def euler(steps: int, **axes) -> Recipe:
-    return Recipe(DiffusersSampler("EulerDiscreteScheduler", steps, "euler"), **axes)
-
-
-AG = euler(6, guidance=choice_of("guidance", "ag", "guidance.threshold=0.9"))  # it has controls
 SEARCHED = Recipe(choice_of("sampler", "dc_solver", "sampler.steps=3"))  # whose ratios are searched
 
 
@@ -71,8 +48,7 @@ def study(tmp_path, monkeypatch):
         plain(link, work)
 
     def study(name, cells, workers=2, evaluation=EVALUATION, **settings):
-        return Study("s", "t", Quick(), evaluation, Results(tmp_path / name), euler(4), cells, workers=workers,
-                     console=Console(file=io.StringIO(), width=200), **{"wandb": "disabled"} | settings)  # fmt: skip
+        return made(tmp_path / name, cells, evaluation, workers=workers, **settings)
 
     study.first, study.log = lambda: None, log
     monkeypatch.setattr(module, "serve", serve)
@@ -82,34 +58,6 @@ def study(tmp_path, monkeypatch):
     torch.set_num_threads(1)  # threads that have worked do not survive a fork
     yield study
     torch.set_num_threads(threads)
-
-
-def measured(root: Path) -> dict[str, object]:
-    """All that a study leaves, bit for bit, without what is a time or says who made it."""
-    found: dict[str, object] = {}
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and not p.name.endswith(".lock")):
-        content: object = path.read_bytes()
-        if path.suffix == ".json":
-            content = json.loads(content)
-            for key in ("environment", "sha256"):
-                content.pop(key, None)
-            (content.get("cost") or {}).pop("setup_s", None)
-        if "artefacts" in path.parts:  # they hold the seconds that they took
-            content = None
-        if "tables" in path.parts:  # a column of the seconds of calibrations
-            content = re.sub(r"(\| [\d.]+ \|$|(?<=,)\d+\.\d+(?=,|$))", "", path.read_text(), flags=re.M)
-        found[path.relative_to(root).as_posix()] = content
-    return found
-
-
-def printed(made: Study) -> str:
-    """What a study has printed, without seconds and the lines of its progress."""
-    lines = made.console.file.getvalue().replace("alone", "many").splitlines()
-    return "\n".join(re.sub(r"[\d.]+ s\.", "", line) for line in lines if "elapsed" not in line)
-
-
-def rows(made: Study) -> dict[str, dict]:
-    return {row["label"]: row for row in made.results.load_study("s")["rows"]}
 
 
 def test_workers_give_what_one_process_gives(study):
@@ -394,8 +342,31 @@ def test_threads_are_shared(workers, threads, share, study, monkeypatch):
     assert made._pool(None).work.evaluation.device == "cpu"
 
 
-def test_all_workers_are_on_the_study_s_device():
-    assert [module.device_of(place, "cuda:1") for place in range(3)] == ["cuda:1"] * 3
+def places(device: str, devices=(), count: int = 3) -> list[str]:
+    return [assigned(place, device, check_devices(devices)) for place in range(count)]
+
+
+def test_one_worker_a_device(study, monkeypatch):
+    """All of a kind, those that are asked for, one after the other and round again; a number is one device for all."""
+    assert places("cpu") == ["cpu"] * 3
+    with Elsewhere():
+        assert places("cuda") == ["cuda:0", "cuda:1", "cuda:0"]
+        assert places("cuda:1") == ["cuda:1"] * 3
+        assert places("cuda", ["cuda:1"]) == ["cuda:1"] * 3
+        assert places("cpu", ["cuda:1", "cuda:0"]) == ["cuda:1", "cuda:0", "cuda:1"]
+        settle("cuda:1")
+        assert torch.cuda.current_device() == 1
+        assert torch.ones(2, device="cuda").device.index == 1
+        one = study("s", [euler(2)], devices=["cuda:1", "cuda:0"])._pool(None)
+        assert [one.work.at(place).evaluation.device for place in (0, 1)] == ["cuda:1", "cuda:0"]
+        with pytest.raises(ConfigError, match=r"devices is \['cuda:1', 'cuda:1'\]; allowed: different devices of one"):
+            check_devices(["cuda:1", "cuda:1"])
+        with pytest.raises(ConfigError, match="different devices of one kind"):
+            check_devices(["cuda:1", "cpu"])
+        with pytest.raises(ConfigError, match=r"devices=cuda:2; allowed: cuda:0 to cuda:1"):
+            check_devices(["cuda:2"])
+    with pytest.raises(ConfigError, match=r"devices is 'cuda:0'; allowed: a list"):
+        check_devices("cuda:0")
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2"])
