@@ -11,12 +11,13 @@ import torch
 from accel.errors import joined
 from accel.files import Tensors
 from accel.metrics.distributions import quality
-from accel.metrics.features import Reference
-from accel.metrics.fid import Moments
+from accel.metrics.features import Reference, as_reference
+from accel.metrics.fid import Moments, frechet_to
 from accel.metrics.similarity import Similarity
-from accel.metrics.statistics import Estimate, mean_estimate, usable_period
+from accel.metrics.statistics import Estimate, jackknife, mean_estimate, usable_period
 from accel.suites.base import Suite
 
+HELD_OUT = "held_out_fid"
 TO_PLAIN = "_to_plain"  # of values that compare with the same recipe without what accelerates it
 EPOCH = 2  # raise when a change alters the values that are computed from the same shards
 
@@ -88,6 +89,13 @@ def score(
     if converged is not None:
         parts.append({"distance": _mean(suite, distances(shards["images"][: len(converged)], converged))})
     return joined(f"the values of suite {suite.name}", *parts, more)
+
+
+def held_out_fid(features: torch.Tensor, held_out: torch.Tensor, period: int) -> Estimate:
+    """Frechet distance of samples' features (N, D) to those of held-out images (M, D), which neither the model nor the
+    reference has seen: repeating training images brings it no nearer. `period`: of the suite's conditions."""
+    distance, x, n = frechet_to(as_reference(held_out)), features.double(), len(features)
+    return jackknife(lambda kept: distance(x[torch.from_numpy(kept)]), n, period=usable_period(n, period))
 
 
 def compared_with(suite: Suite, n: int) -> tuple[Reference | Moments, list[int] | None]:

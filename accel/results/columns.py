@@ -71,6 +71,7 @@ def main_columns(study: Comparison, group: tuple) -> list[Column]:
         Column("distance to converged", value("distance" if metric != "distance" else None, plus_minus)),
         *(Column(name, value(key, plus_minus)) for key, name in (SIMILAR | TO_PLAIN).items()),
         Column("nearest training image", value("nearest", plus_minus)),
+        Column("FID to held-out images", value("held_out_fid", interval)),
         Column("NFE", lambda row: None if row.cost("nfe") is None else f"{row.cost('nfe'):.4g}", "NFE"),
         Column(f"MACs/image ({unit})", cost("macs", scale)),
         Column("MACs ÷ baseline", lambda row: _ratio(study.macs_ratio(row)), "MACs ÷"),

@@ -22,7 +22,7 @@ AUTO = "auto"
 class Evaluation:
     """How recipes are evaluated. `n`, `seed` and `distance_n` change numbers; the rest only how they are computed, and
     `margins` only how tables read them. `reference_metrics` (of accel.metrics.similarity) adds values to those of the
-    compared samples; `lpips_weights` is AlexNet's file, which lpips needs.
+    compared samples; `lpips_weights` is AlexNet's file, which lpips needs. `held_out` adds the FID to held-out images.
 
     Times: rounds of recipe and baseline, at least `repetitions`, until half the width of the speed-up's interval is at
     most `timing_precision` of it, at most `most_repetitions`. `timing_batch`: images in one call, or several such
@@ -50,6 +50,7 @@ class Evaluation:
     margins: Margins = field(default_factory=Margins)
     reference_metrics: Sequence[str] = ()
     lpips_weights: str | None = None
+    held_out: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "auto", self.n == AUTO)
@@ -67,7 +68,7 @@ class Evaluation:
                          why="evaluation.repetitions, the least number of rounds")  # fmt: skip
             refusals.ask(check_float, "evaluation.timing_precision", self.timing_precision, 0.0, 1.0)
             refusals.ask(self._check_seeds)
-            for name in ("converged", "controls", "timing"):
+            for name in ("converged", "controls", "timing", "held_out"):
                 refusals.ask(check_bool, f"evaluation.{name}", getattr(self, name))
             refusals.ask(self.resolve_device)
             names = refusals.ask(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from accel.core.environment import environment, instruction_set, provenance, threads_wait
 from accel.core.recipe import Recipe
+from accel.digests import tensors_digest
 from accel.errors import AccelError, ConfigError, Refusals
 from accel.evaluation.cost import counted_cost
-from accel.evaluation.score import EPOCH, score, similarities
+from accel.evaluation.score import EPOCH, HELD_OUT, held_out_fid, score, similarities
 from accel.evaluation.timing import DISTURBED, PROTOCOL, calmest, disturbed, time_recipes
 from accel.files import write_atomic
 from accel.locks import locked
@@ -41,6 +43,19 @@ def _reference_metrics(suite: Suite, similarity: Similarity | None) -> dict[str,
     return {"reference_metrics": similarity.identity()} if similarity else {}
 
 
+def _held_out(suite: Suite, asked: bool) -> dict[str, Any]:
+    """What identifies the held-out images that samples are compared with, nothing where that is not asked for;
+    ConfigError if there are none."""
+    if not asked:
+        return {}
+    if suite.feature_space is None or (found := suite.held_out()) is None:
+        raise ConfigError(
+            f"evaluation.held_out is the FID to held-out images, and suite {suite.name!r} has none, or no features; "
+            "leave it out."
+        )
+    return {"held_out": {"n": len(found[0]), "digest": bytes(tensors_digest({"images": found[0]}).tolist()).hex()}}
+
+
 class Runner(Samples):
     """Runs recipes of one suite into one results folder; the pipeline is loaded when it is first needed."""
 
@@ -58,6 +73,7 @@ class Runner(Samples):
         with Refusals() as refusals:
             refusals.ask(super().__init__, suite, evaluation, results, say, on_samples, on_search, on_converged)
             self._similar = refusals.ask(_reference_metrics, suite, self._similarity)
+            self._beyond = refusals.ask(_held_out, suite, evaluation.held_out)
         provenance()  # now: a clone may move on while its study runs
 
     # ids ---------------------------------------------------------------------------------------------------------
@@ -66,9 +82,10 @@ class Runner(Samples):
         """Id of the scores: the samples, their number, the reference and what they are compared with; `epoch`: of how
         they are computed."""
         converged = self.suite.converged(recipe.exact_guidance)
-        return digest({"samples": self.samples_id(recipe), "n": self.evaluation.n, "epoch": epoch,
-                       "reference": self.suite.reference_identity(), "compared": self.evaluation.compared,
-                       "converged": self.samples_id(converged)} | self._scoring | self._similar)  # fmt: skip
+        own = {"samples": self.samples_id(recipe), "n": self.evaluation.n, "epoch": epoch,
+               "reference": self.suite.reference_identity(), "compared": self.evaluation.compared,
+               "converged": self.samples_id(converged)}  # fmt: skip
+        return digest(own | self._scoring | self._similar | self._beyond)
 
     def timing_id(self, recipe: Recipe, baseline: Recipe, batch: int | None = None) -> str:
         """Id of a timing: recipe, baseline, device, threads, versions, batch (the study's own), and how it is taken."""
@@ -113,8 +130,10 @@ class Runner(Samples):
         shards = self.shards(recipe, e.n, artefacts)
         itself = self.generation_id(recipe) == self.generation_id(self.suite.converged(recipe.exact_guidance))
         exact = None if itself and not self.suite.solves(recipe.exact_guidance) else self.converged_images(recipe)
-        similar = self._similarities(recipe, shards["images"], exact)
-        values = score(self.suite, shards, exact, similar, len(e.seeds))
+        more = self._similarities(recipe, shards["images"], exact)
+        if self._beyond:
+            more |= {HELD_OUT: held_out_fid(shards["features"], self._held_out_features, self.suite.period)}
+        values = score(self.suite, shards, exact, more, len(e.seeds))
         self.picture(key, shards["images"])
         record = {
             "kind": "quality",
@@ -138,7 +157,7 @@ class Runner(Samples):
             "reference": self.suite.reference_identity(),
             "environment": environment(self.device) | provenance() | self.suite.execution() | {"batch": e.batch},
         }
-        record |= self._similar
+        record |= self._similar | self._beyond
         if recipe.student:
             record["student"] = bill_of(self.suite.students()[recipe.student.model].contract)
         if shipped := sum(min(e.n, self.shipped(recipe, seed)) for seed in e.seeds):
@@ -148,6 +167,11 @@ class Runner(Samples):
             self._warn(notes.get("warnings", ()))
         self.results.save(record)
         return record
+
+    @cached_property
+    def _held_out_features(self) -> torch.Tensor:
+        with torch.inference_mode():
+            return self.suite.features(self.suite.held_out()[0]).double()
 
     def _similarities(self, recipe: Recipe, images: torch.Tensor, exact: torch.Tensor | None) -> dict[str, Estimate]:
         """Reference metrics of the compared samples; nothing where none are asked for."""

@@ -86,6 +86,11 @@ TERMS = (
         "Distance to the nearest image of the training data: near 0 would be a copy.",
     ),
     Term(
+        "FID to held-out images",
+        r"held-out images$",
+        "Frechet distance to real images that neither the model nor the reference has seen; lower is better.",
+    ),
+    Term(
         "PSNR, SSIM, LPIPS",
         r"PSNR|SSIM|LPIPS",
         "Likeness of the 8-bit pictures of one seed to the converged ones, or, where the heading ends in *to "
