@@ -20,7 +20,7 @@ from accel.records import Results, canonical, digest
 from accel.results.columns import all_values
 from accel.results.comparison import COMPETES, Comparison, Row, metric_of, seed_of
 from accel.results.figures import FIGURES, figure_path
-from accel.results.frame import AXES, column_of, spread, study_frame, torch_of
+from accel.results.frame import AXES, LATER_AXES, column_of, spread, study_frame, torch_of
 from accel.results.markdown import head_text, markdown
 
 MOST_OF_A_TAG = 64  # characters that wandb allows
@@ -63,7 +63,8 @@ def record_run(
     config = {"study": study_name, "metric": metric_of(quality), "axes": axes} | {k: quality.get(k) for k in keys}
     config |= {"label": quality["label"], "role": row.role if row else None, "of": row.of if row else None}
     config |= {"seed": seed_of(quality), "accel": environment.get("accel"), "commit": environment.get("commit")}
-    config |= {axis: axes.get(axis) for axis in AXES} | {"torch": torch_of(timing or quality)}
+    config |= {axis: axes.get(axis) for axis in AXES} | {axis: axes.get(axis, "none") for axis in LATER_AXES}
+    config |= {"torch": torch_of(timing or quality)}
     if timing:
         own = {k: timing.get(k) for k in ("id", "device_name", "threads", "batch", "repetitions")}
         config |= {"timing": own} | {k: own[k] for k in ("device_name", "threads", "batch")}

@@ -12,11 +12,12 @@ import re
 from typing import Any
 
 from accel.errors import ConfigError, needs
-from accel.results.frame import AXES
+from accel.results.frame import AXES, LATER_AXES
 from accel.results.tracking import not_ready
 
 STUDY, ROLE = "study", "role"
-CONFIG = (ROLE, *AXES, "suite", "n", "seed")
+EVERY = (*AXES, *LATER_AXES)
+CONFIG = (ROLE, *EVERY, "suite", "n", "seed")
 VALUES = ("fid", "delta", "macs_ratio", "nfe", "speedup", "ms")
 WORDS = ("verdict", "all_values")
 FRONTS = (("macs_ratio", "fid"), ("macs_ratio", "delta"), ("speedup", "delta"))  # cost, quality
@@ -47,7 +48,7 @@ def workspace(project: str, name: str = "accel") -> Any:
 
     entity, _, short = project.partition("/")
     config, summary = panels.Config, panels.SummaryMetric
-    axes = [panels.ParallelCoordinatesPlotColumn(metric=config(axis)) for axis in AXES]
+    axes = [panels.ParallelCoordinatesPlotColumn(metric=config(axis)) for axis in EVERY]
     values = [panels.ParallelCoordinatesPlotColumn(metric=summary(value)) for value in LINES]
     sections = {
         "Axes and values": (1, [panels.ParallelCoordinatesPlot(columns=[*axes, *values])]),

@@ -62,7 +62,7 @@ def test_panels_and_columns_name_keys_that_runs_have(keys):
     section = view["spec"]["section"]
     kinds = {panel["viewType"] for own in section["panelBankConfig"]["sections"] for panel in own["panels"]}
     assert kinds == {"Parallel Coordinates Plot", "Scatter Plot", "Media Browser"}
-    assert {("config", axis) for axis in made.AXES} | {("summary", value) for value in made.VALUES} <= set(found)
+    assert {("config", axis) for axis in made.EVERY} | {("summary", value) for value in made.VALUES} <= set(found)
     assert found.count(("config", "study")) == 1, "the table is grouped by study"
     settings = [section["settings"], *(own["localPanelSettings"] for own in section["panelBankConfig"]["sections"])]
     assert not any(own["useRunsTableGroupingInPanels"] for own in settings), "panels show runs, no means"
