@@ -64,6 +64,8 @@ def test_its_exit_code_tells(tmp_path, monkeypatch):
     assert work(study, Place("job")) == 1
     assert "it diverges." in study.console.file.getvalue()
     assert [status.state for status, _ in statuses(tmp_path)] == ["failed"]
+    monkeypatch.setattr(samples, "generate", generate)
+    assert work(made(tmp_path, [euler(2), euler(3)]), Place("job")) == 0, "a later job of that name tries it again"
 
     def full(*args, **kwargs):
         raise StorageError("cannot write x: No space left on device.")
