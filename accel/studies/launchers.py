@@ -33,7 +33,7 @@ class Launcher(ABC):
 
     @abstractmethod
     def executor(self, count: int, root: Path, device: str) -> AbstractContextManager[Executor]:
-        """What runs `count` functions at a time, for a results folder, on a kind of device; at its end they are gone."""
+        """What runs `count` functions at a time, on a kind of device; at its end they are gone. `root`: of results."""
 
     def cards(self, device: str) -> float:
         """GPUs of each rank of a study on such devices."""
