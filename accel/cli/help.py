@@ -36,7 +36,8 @@ Settings
   parts=true     run the parts of combined recipes alone, too: what they promise beside what they do together
   study=<name>   runs of one name share a table          results=<folder>   where everything goes (default: outputs)
   wandb=disabled | offline | online                      threads=<number>   CPU threads
-  workers=<number>         processes that share the cells of a study, and the threads; times are taken alone
+  workers=<number>         processes that share the cells of a study, threads and GPUs; times are taken alone
+  launcher=ray|submitit    what starts them, on other machines, too; locks=lease for folders that machines share
 
 Results: <results>/tables (Markdown, CSV), /figures, /records (one hashed JSON a run), /wandb (offline runs). The same
 command again computes only what is missing: an interrupted run resumes, a larger evaluation.n adds samples.
@@ -55,7 +56,8 @@ From measurement to deployment (accel <command>; docs/deploy.md)
 Other commands: `accel report <study> ...` (one HTML page to look at and to send), `accel table <study> --format
 latex|csv|md|html`, `accel rebuild tables|figures|plain` (figures also with --format pdf|svg), `accel claims` (what the
 records say of the papers' claims), `accel workspace <entity>/<project>` (a saved view of wandb runs),
-`accel bench <name>`, `accel train`, `accel reference` (features of a folder of real images), `accel convert` (pickled
+`accel work <study>` (one of many workers on a shared folder), `accel workers` (all of them), `accel bench <name>`,
+`accel train`, `accel reference` (features of a folder of real images), `accel convert` (pickled
 weights to safetensors); each explains itself with --help.
 More: `accel list <group>`; `accel <overrides> --cfg job` prints every setting; `accel completion bash` makes TAB
 complete; `accel --hydra-help` is the help of Hydra, whose overrides these are; `accel --version`.

@@ -57,12 +57,15 @@ def work(study, where: Place) -> int:
     from accel.core.devices import assigned
     from accel.errors import StorageError
     from accel.studies.rank import Share, rank
+    from accel.studies.status import forget_failures
     from accel.studies.worker import Work
 
     study.ready()
     device = assigned(where.local, study.evaluation.resolve_device(), study.devices)
     evaluation = replace(study.evaluation, device=device)
     job = Work(study.suite, evaluation, study.results, torch.get_num_threads())
+    if where.rank == 0:
+        forget_failures(study.results.root, where.session)
     share = Share(study, job, where.session, where.rank, where.count)
     study.say(f"worker {where.rank} of {where.count} on {device}: {study.name} in {study.results.root}")
     if broken := rank(share):

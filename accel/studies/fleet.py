@@ -18,7 +18,7 @@ from accel.studies.bars import Bars
 from accel.studies.launchers import Launcher
 from accel.studies.pool import AGAIN
 from accel.studies.rank import Share, rank
-from accel.studies.status import Status, statuses
+from accel.studies.status import MANY, Status, fail, statuses
 from accel.studies.worker import Task, Work
 
 LOOK = 0.3  # seconds between two looks
@@ -47,12 +47,13 @@ class Fleet:
         AccelError where no rank can go on."""
         known, self.session = {task.key for task in tasks}, secrets.token_hex(4)
         if self._executor is None:
-            opened = self.launcher.executor(self.count, self.work.results.root)
+            kind = self.work.evaluation.device.partition(":")[0]
+            opened = self.launcher.executor(self.count, self.work.results.root, kind)
             self._executor = self._stack.enter_context(opened)
         ranks, broken = {place: self._start(place) for place in range(self.count)}, {}
         with self.bars.meanwhile(f"{self.count} workers"):
             while ranks:
-                time.sleep(LOOK)
+                time.sleep(max(LOOK, self.count / MANY))
                 at = self._show(known)
                 for place in [place for place, job in ranks.items() if job.done()]:
                     try:
@@ -83,9 +84,8 @@ class Fleet:
             return
         often = "Often that is memory: try a smaller evaluation.batch."
         why = f"its worker died {times} times, the last time: {how}. {often}"
-        own = Status(str(self.work.results.root), self.session, self.count, self.study.name)
-        own.failed = {known: str(error) for known, error in self.failed.items()} | {key: why}
-        own.write(now=True)
+        self.failed[key] = AccelError(why)
+        fail(self.work.results.root, self.session, key, why)
 
     def _say(self, text: str) -> None:
         if text not in self._said:

@@ -25,14 +25,19 @@ class Executor(Protocol):
 
 
 class Launcher(ABC):
-    """Starts ranks. `cpus`, `gpus`: of each; threads of torch are as many as CPUs."""
+    """Starts ranks. `cpus`, `gpus`: of each; threads of torch are as many as CPUs. gpus=None: one where the study
+    computes on GPUs, else none."""
 
     cpus: int
     gpus: float | None
 
     @abstractmethod
-    def executor(self, count: int, root: Path) -> AbstractContextManager[Executor]:
-        """What runs `count` functions at a time, for a results folder; at its end they are gone."""
+    def executor(self, count: int, root: Path, device: str) -> AbstractContextManager[Executor]:
+        """What runs `count` functions at a time, on a kind of device; at its end they are gone. `root`: of results."""
+
+    def cards(self, device: str) -> float:
+        """GPUs of each rank of a study on such devices."""
+        return float(device != "cpu") if self.gpus is None else self.gpus
 
     def placed(self, work: Work, place: int) -> Work:
         """The work of the rank at a place. Launchers show each process its own GPU alone, which is the first there."""
@@ -55,7 +60,7 @@ class Ray(Launcher):
     """Ranks as tasks of a Ray cluster.
 
     `address`: of a cluster that runs (`auto`, or ray://host:port); None: one is started on this machine, for this
-    command. `gpus`: None for none on a cluster's CPUs; 1, or 0.5 where two ranks share a card.
+    command. `gpus`: 0.5 where two ranks share a card.
     """
 
     address: str | None = None
@@ -69,7 +74,7 @@ class Ray(Launcher):
         check_installed(["ray"], "ray", "launcher=ray")
 
     @contextmanager
-    def executor(self, count: int, root: Path) -> Iterator[Executor]:
+    def executor(self, count: int, root: Path, device: str) -> Iterator[Executor]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it tells its makers, unless told not to
         os.environ.setdefault("RAY_worker_niceness", "0")  # 15 is its own choice: on a busy machine next to nothing
         ray = needs("ray", "ray", "launcher=ray")
@@ -86,7 +91,7 @@ class Ray(Launcher):
                     "Start a cluster (ray start --head), or leave the address out for one on this machine."
                 ) from error
         try:
-            yield _RayTasks(ray, self.cpus, self.gpus or 0)
+            yield _RayTasks(ray, self.cpus, self.cards(device))
         finally:
             if own:
                 ray.shutdown()
@@ -144,10 +149,10 @@ class Submitit(Launcher):
         check_installed(["submitit"], "cluster", "launcher=submitit")
 
     @contextmanager
-    def executor(self, count: int, root: Path) -> Iterator[Executor]:
+    def executor(self, count: int, root: Path, device: str) -> Iterator[Executor]:
         submitit = needs("submitit", "cluster", "launcher=submitit")
         own = {"timeout_min": self.minutes, "cpus_per_task": self.cpus, "name": "accel"}
-        own |= {"gpus_per_node": int(self.gpus)} if self.gpus else {}
+        own |= {"gpus_per_node": int(gpus)} if (gpus := self.cards(device)) else {}
         try:
             executor = submitit.AutoExecutor(folder=root / "submitit", cluster=self.cluster)
             executor.update_parameters(**own, **self.more)

@@ -19,7 +19,7 @@ from accel.errors import StorageError, told
 from accel.studies.ahead import Ahead
 from accel.studies.runner import Runner
 from accel.studies.status import BROKEN as GONE
-from accel.studies.status import DONE, Status, statuses
+from accel.studies.status import DONE, EVERY, MANY, Status, fail, failures
 from accel.studies.status import FAILED as SOME
 from accel.studies.worker import BROKEN, BUSY, FAILED, Task, Work, outcome
 
@@ -36,7 +36,9 @@ class Share:
 
     @property
     def status(self) -> Status:
-        return Status(str(self.work.results.root), self.session, self.place, self.study.name)
+        status = Status(str(self.work.results.root), self.session, self.place, self.study.name)
+        status.every = max(EVERY, self.count / MANY)
+        return status
 
 
 def rank(share: Share) -> str:
@@ -105,6 +107,7 @@ class Rank:
         how, text = self._do(task, left)
         if how == FAILED:
             self.failed[task.key] = text
+            fail(self.share.work.results.root, self.share.session, task.key, text)
         elif how != BUSY and task.key not in self.status.ended:
             self.status.ended.append(task.key)
         self.status.write(now=how != BUSY)
@@ -120,5 +123,4 @@ class Rank:
 
     def _hear(self) -> None:
         """What failed with another rank of this session fails here, too; it is not tried again."""
-        for other, _ in statuses(self.share.work.results.root, self.share.session):
-            self.failed |= other.failed
+        self.failed |= failures(self.share.work.results.root, self.share.session)

@@ -69,7 +69,7 @@ class Request:
         """See to it, before any work, that results can be saved, and how those who share the folder lock it."""
         kind = self.results.ready()
         if kind.name != "flock":
-            self.say(f"{self.results.root} is shared by claims, each of {kind.seconds:g} s ({kind.why}).")
+            self.say(f"{self.results.root} is locked by leases of {kind.seconds:g} s ({kind.why}).")
 
     def say(self, message: str) -> None:
         """Print a message as it is."""

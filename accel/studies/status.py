@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +22,8 @@ from pathlib import Path
 from accel.errors import StorageError
 from accel.files import write_atomic
 
-EVERY = 0.5  # seconds between two files at most, where nothing has ended
+EVERY = 0.5  # seconds between two files of a worker, where nothing new begins
+MANY = 100  # workers that together write so often as one a second
 SAID = 50  # messages that a file holds
 WORKING, DONE, FAILED, BROKEN = "working", "done", "failed", "broken"  # of a worker; failed: some of its cells
 
@@ -49,7 +51,7 @@ class Status:
     pid: int = field(default_factory=os.getpid)
 
     def __post_init__(self) -> None:
-        self._written = 0.0
+        self._written, self.every = 0.0, EVERY
 
     @property
     def path(self) -> Path:
@@ -80,10 +82,31 @@ class Status:
 
     def write(self, now: bool = False) -> None:
         """Write the file, unless that was done a moment ago."""
-        if now or time.monotonic() - self._written >= EVERY:
+        if now or time.monotonic() - self._written >= self.every:
             self._written = time.monotonic()
             with suppress(StorageError):
                 write_atomic(self.path, (json.dumps(asdict(self)) + "\n").encode())
+
+
+def fail(root: Path, session: str, key: str, why: str) -> None:
+    """Tell the workers of a session that the scores `key` cannot be made."""
+    with suppress(StorageError):
+        write_atomic(folder_of(root) / f"{session}.failed" / key, why.encode())
+
+
+def forget_failures(root: Path, session: str) -> None:
+    """Where a session has a name that an earlier one had: what failed then may be tried again."""
+    shutil.rmtree(folder_of(root) / f"{session}.failed", ignore_errors=True)
+
+
+def failures(root: Path, session: str) -> dict[str, str]:
+    """The scores that cannot be made, as workers of a session have told; where there are none, one look."""
+    found = {}
+    with suppress(OSError):
+        for path in (folder_of(root) / f"{session}.failed").iterdir():
+            if not path.name.startswith("."):
+                found[path.name] = path.read_text()
+    return found
 
 
 def folder_of(root: Path) -> Path:

@@ -120,9 +120,9 @@ class Study(Request):
             runner = self._runner(progress, self.evaluation)
             twin = self._runner(progress, self.evaluation.elsewhere) if self.aa else runner
             refused = self._refusals(runner)
-            self.ready()
             jobs = self._jobs(runner, refused)
             rows = Manifest(self, [*(job.recipe.label for job in jobs), *(recipe.label for recipe, _ in refused)])
+            self.ready()
             bar = progress.open("real images (held out)", len(jobs) + 1)
             rows.add_floor(floor.floor(runner))
             progress.advance(bar)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +53,19 @@ def test_its_table(tmp_path):
     assert "| 12 | 2 | 30 | 30 | 0 | 0 | 20 | 1.0 | 2.0 | 3.0 |" in text
     assert "Shards need 3.78 TB" in text
     assert f"| 64 | {hours(Plan(), 64)['hours']:.1f} |" in text
+
+
+def test_what_the_page_says_is_what_the_tracked_table_says():
+    root = Path(__file__).parents[2]
+    page, table = ((root / name).read_text() for name in ("docs/scaling.md", "results/tables/scaling.md"))
+    rows = [line for line in page.splitlines() if line.startswith(("| 8 |", "| 16 |", "| 32 |", "| 64 |"))]
+    assert len(rows) == 4
+    assert all(row in table for row in rows)
+    (lease,) = (r["locks"]["lease"] for r in Results(root / "results").all("scaling"))
+    (record,) = Results(root / "results").all("scaling")
+    share = 100 * record["shard"]["sharing_s"] / record["shard"]["generating_s"]
+    (crowd,) = record["crowds"]
+    requests = f"{lease['operations']:.0f}\nrequests to the folder, {lease['us'] / 1e3:.2f} ms"
+    tried = f"{crowd['workers']:,} workers", f"{crowd['shards']:,} shards", f"{crowd['dead']} of them die"
+    assert [said for said in (requests, f"{share:.2f} %", *tried) if said not in page] == []
+    assert (crowd["made"], crowd["twice"], crowd["left"]) == (crowd["shards"], 0, 0)

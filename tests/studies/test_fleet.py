@@ -41,7 +41,7 @@ class Forks(Launcher):
     gpus: float | None = None
 
     @contextmanager
-    def executor(self, count, root):
+    def executor(self, count, root, device):
         self.jobs = jobs = []
         yield self
         for job in jobs:
@@ -88,7 +88,7 @@ def study(tmp_path, monkeypatch):
     """study(name, cells, workers=3, evaluation, **settings) -> a study whose ranks begin with `study.first(share)`."""
     monkeypatch.setattr("accel.studies.study.write_figures", lambda results, name: [])
     monkeypatch.setattr("accel.studies.fleet.LOOK", 0.02)
-    monkeypatch.setattr("accel.studies.status.EVERY", 0.0)
+    monkeypatch.setattr("accel.studies.rank.EVERY", 0.0)
 
     def study(name, cells, workers=3, evaluation=EVALUATION, **settings):
         launcher = Forks(tmp_path / "log", lambda share: study.first(share)) if workers > 1 else None

@@ -22,6 +22,7 @@ from accel.registry import load
 from accel.studies.launchers import Ray, Submitit
 from accel.studies.status import statuses
 from accel.studies.worker import Work
+from accel.testing.elsewhere import Elsewhere
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted(file.stem for file in (CONF / "hydra" / "launcher").glob("*.yaml"))
@@ -106,6 +107,10 @@ def test_each_worker_sees_its_own_gpu_alone():
     work = Work(None, replace(EVALUATION, device="cpu"), None, threads=7)
     assert Ray(cpus=3).placed(work, 5).threads == 3
     assert Ray().placed(work, 5).evaluation.device == "cpu"
+    assert [Ray(gpus=gpus).cards(kind) for gpus, kind in ((None, "cpu"), (None, "cuda"), (0.5, "cuda"))] == [0, 1, 0.5]
+    with Elsewhere():
+        work = Work(None, replace(EVALUATION, device="cuda:1"), None, threads=7)
+        assert Submitit().placed(work, 5).evaluation.device == "cuda"
 
 
 # --- Hydra's
