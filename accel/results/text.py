@@ -12,6 +12,7 @@ from accel.results.comparison import Comparison
 HASH_DIGITS = 12
 POINTS = ("accuracy", "adherence", "exact")  # shown in per cent
 NAMES = {"clip_score": "CLIP score", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
+NAMES |= {"temporal": "temporal difference"}
 Interval = Estimate | Mapping[str, Any]  # quality values carry replicates, timings only value, lo, hi
 
 
