@@ -168,7 +168,7 @@ def lcm():
 
 def kandinsky3():
     net = d.Kandinsky3UNet(
-        time_embedding_dim=8, groups=2, attention_head_dim=4, layers_per_block=3, block_out_channels=(8, 8, 8, 8),
+        time_embedding_dim=8, groups=2, attention_head_dim=4, layers_per_block=2, block_out_channels=(8, 8),
         cross_attention_dim=8, encoder_hid_dim=8,
     )  # fmt: skip
     movq = d.VQModel(

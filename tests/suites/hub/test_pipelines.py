@@ -156,7 +156,8 @@ HEAD = f"""# What runs on which pipeline
 Every class that suite `hub` can run, with methods of every axis, tried on tiny random weights: it runs, changes what is
 evaluated or the images, and leaves the pipeline as it was (yes), or it is refused, for the reason below (no). Nothing
 ends in an error, and nothing does nothing without saying so. Written and checked by
-`tests/suites/hub/test_pipelines.py`, with diffusers {VERSION}. Kandinsky 3, which no cache knows, is left out.
+`tests/suites/hub/test_pipelines.py`, with diffusers {VERSION}. Classes that are
+shown images or conditions get them; Wan, which is loaded with a further package, is tested elsewhere.
 
 A sampler of another kind of model (flows, betas) is refused on purpose; `adaptive guidance` is set to end after two
 steps, the interval to the first two.
