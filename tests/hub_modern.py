@@ -19,11 +19,12 @@ WIDTH = 16  # of text encoders
 
 @dataclass(frozen=True)
 class Small:
-    """How small an experiment of a kind is: pixels a side (None: it has one size), and max_sequence_length if it has
-    one."""
+    """How small an experiment of a kind is: pixels a side (None: it has one size), max_sequence_length if it has one,
+    and frames of a video."""
 
     side: int | None = 16
     sequence: int | None = 24
+    frames: int | None = None
 
 
 MODERN = {
@@ -72,6 +73,18 @@ EDITS = {"sd_pix2pix": Small(sequence=None), "sdxl_pix2pix": Small(sequence=None
 
 # Those that are told by images of a condition.
 CONTROLS = {"flux_control": Small()}
+CONTROL_NETS = {
+    "sd": "sd_control_net", "sdxl": "sdxl_control_net", "sd3": "sd3_control_net", "flux": "flux_control_net",
+}  # fmt: skip
+
+# Those that make videos, tests of which load the first two from disk: others ask for accelerate, or know no sampler.
+VIDEOS = {
+    "animate_diff": Small(None, None, 4),
+    "ltx": Small(32, 24, 9),
+    "wan": Small(16, 24, 5),
+    "wan22": Small(16, 24, 5),
+    "cogvideox": Small(16, 16, 9),
+}
 
 
 def _tokenizer(words: bool = False, **settings: Any):
@@ -155,7 +168,7 @@ def lcm():
 
 def kandinsky3():
     net = d.Kandinsky3UNet(
-        time_embedding_dim=8, groups=2, attention_head_dim=4, layers_per_block=3, block_out_channels=(8, 8, 8, 8),
+        time_embedding_dim=8, groups=2, attention_head_dim=4, layers_per_block=2, block_out_channels=(8, 8),
         cross_attention_dim=8, encoder_hid_dim=8,
     )  # fmt: skip
     movq = d.VQModel(
@@ -472,3 +485,62 @@ def _drawn(net: torch.nn.Module) -> torch.nn.Module:
 def flux_control():
     """Trained with the latents of a condition beside its own."""
     return _with(d.FluxControlPipeline, tiny._flux(in_channels=32, out_channels=16))
+
+
+def animate_diff():
+    adapter = d.MotionAdapter(
+        block_out_channels=(8, 8), motion_layers_per_block=1, motion_norm_num_groups=4, motion_num_attention_heads=2,
+        motion_max_seq_length=8,
+    )  # fmt: skip
+    pipe = tiny._sd()
+    scheduler = d.DDIMScheduler(**tiny._BETAS)
+    return d.AnimateDiffPipeline(pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.unet, _drawn(adapter), scheduler)
+
+
+def ltx():
+    net = d.LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+        num_layers=2, caption_channels=8,
+    )  # fmt: skip
+    vae = d.AutoencoderKLLTXVideo(
+        latent_channels=8, block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4,
+        layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 5,
+        spatio_temporal_scaling=(True, True, False, False), decoder_spatio_temporal_scaling=(True, True, False, False),
+        decoder_inject_noise=(False,) * 5, upsample_residual=(False,) * 4, upsample_factor=(1,) * 4,
+        timestep_conditioning=False, patch_size=1, patch_size_t=1, encoder_causal=True, decoder_causal=False,
+    )  # fmt: skip
+    return d.LTXPipeline(_flow(), vae, tiny._t5_encoder(), tiny._t5_tokenizer(), net)
+
+
+def wan(networks: int = 1):
+    def net():
+        return d.WanTransformer3DModel(
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
+            text_dim=8, freq_dim=16, ffn_dim=32, num_layers=2, rope_max_seq_len=32,
+        )  # fmt: skip
+
+    vae = d.AutoencoderKLWan(
+        base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+    second = {"transformer_2": net(), "boundary_ratio": 0.875} if networks > 1 else {}
+    return d.WanPipeline(tiny._t5_tokenizer(), tiny._t5_encoder(), vae, _flow(shift=3.0), net(), **second)
+
+
+def wan22():
+    """Two networks, between which the pipeline changes by itself."""
+    return wan(2)
+
+
+def cogvideox():
+    net = d.CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2, text_embed_dim=8,
+        num_layers=2, sample_width=2, sample_height=2, sample_frames=9, patch_size=2, temporal_compression_ratio=4,
+        max_text_seq_length=16,
+    )  # fmt: skip
+    vae = d.AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8,) * 4, latent_channels=4, layers_per_block=1, norm_num_groups=2,
+        temporal_compression_ratio=4,
+    )  # fmt: skip
+    return d.CogVideoXPipeline(tiny._t5_tokenizer(), tiny._t5_encoder(), vae, net, d.CogVideoXDDIMScheduler())

@@ -15,9 +15,12 @@ from torch import nn
 
 _BLOCK = re.compile(r"(down_blocks|up_blocks)\.\d+|mid_block")
 _LAYER = re.compile(
-    r"((down_blocks|up_blocks)\.\d+|mid_block)\.(resnets|attentions|motion_modules|temp_convs|temp_attentions)\.\d+"
+    r"((down_blocks|up_blocks)\.\d+|mid_block)\.(resnets|resnets_in|resnets_out|attentions|motion_modules|temp_convs|temp_attentions)\.\d+"
 )
 _UNIT = re.compile(r"(attn\d?|ff|ff_context|conv1|conv2)")
+# Kandinsky 3's names of the same: an attention and its feed-forward, and a convolution of a residual block.
+_CONVOLUTION = re.compile(r".*\.resnets_(in|out)\.\d+\.resnet_blocks\.\d+\.projection")
+_KANDINSKY = re.compile(rf".*\.attentions\.\d+\.(attention|feed_forward)|{_CONVOLUTION.pattern}")
 _ATTENDS = re.compile(r"att(entio)?n", re.IGNORECASE)
 # Children of a block that are no branch: what they compute depends on the step, or is added to nothing.
 _BESIDE = re.compile(r"norm|modulation|(^|_)mod($|_)|ada|emb|skip|gate|scale|time|cond|act(_|$)|drop", re.IGNORECASE)
@@ -33,7 +36,7 @@ def blocks(net: nn.Module) -> list[str]:
 def layers(net: nn.Module) -> list[str]:
     """Residual blocks and transformers of a UNet; blocks of a transformer."""
     if _is_unet(net):
-        return [name for name, _ in net.named_modules() if _LAYER.fullmatch(name)]
+        return [name for name, m in net.named_modules() if _LAYER.fullmatch(name) and not isinstance(m, nn.Identity)]
     return list(_blocks_of(net))
 
 
@@ -41,7 +44,7 @@ def branches(net: nn.Module) -> list[str]:
     """What a block adds to its input: attentions and feed-forwards, and the convolutions of residual blocks."""
     if _is_unet(net):
         names = (name for name, _ in net.named_modules() if _LAYER.match(name))
-        return [name for name in names if _UNIT.fullmatch(name.rsplit(".", 1)[-1])]
+        return [name for name in names if _UNIT.fullmatch(name.rsplit(".", 1)[-1]) or _KANDINSKY.fullmatch(name)]
     return [f"{name}.{child}" for name, block in _blocks_of(net).items() for child in _branches_of(block)]
 
 
@@ -51,7 +54,7 @@ LEVELS: dict[str, Callable[[nn.Module], list[str]]] = {"block": blocks, "layer":
 def role(name: str) -> str:
     """A branch by another name: `attn` or `ff` in the place of what its network calls it; its own if that is usual."""
     parent, _, own = name.rpartition(".")
-    if _UNIT.fullmatch(own):
+    if _UNIT.fullmatch(own) or _CONVOLUTION.fullmatch(name):
         return name
     return f"{parent}.{'attn' if _ATTENDS.search(own) else 'ff'}"
 

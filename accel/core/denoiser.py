@@ -85,16 +85,23 @@ class Inputs:
                 return change_list(value)
             if name in ALONG_SECOND:
                 return mapped(value, lambda t: change(t.transpose(0, 1)).transpose(0, 1))
+            if name in FRAMED and isinstance(value, torch.Tensor) and self._of_frames(value):
+                return change(value.unflatten(0, (rows, -1))).flatten(0, 1)
             least = 3 if name in POSITIONS else 1
             return mapped(value, lambda t: change(t) if t.dim() >= least and len(t) == rows else t)
 
         return replace(self, kwargs={name: changed(name, value) for name, value in self.kwargs.items()})
+
+    def _of_frames(self, value: torch.Tensor) -> bool:
+        # Whether a tensor has a row for each frame of each video of a sample (B, C, F, H, W), one after the other.
+        return self.sample.dim() == 5 and self.sample.shape[2] > 1 and len(value) == self.rows * self.sample.shape[2]
 
     def with_parts(self, parts: tuple[str, ...]) -> Inputs:
         return replace(self, parts=parts)
 
 
 POSITIONS = ("image_rotary_emb", "img_ids", "txt_ids", "freqs_cis")  # of tokens: (N, D), whatever the number of rows
+FRAMED = ("encoder_hidden_states",)  # arguments that may have rows of frames (AnimateDiff)
 ALONG_SECOND = ("encoder_hidden_states_llama3",)  # arguments whose rows are along their second dimension (HiDream)
 
 Denoise = Callable[[Inputs], torch.Tensor]

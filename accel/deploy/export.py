@@ -78,6 +78,11 @@ def code(opened: Opened, name: str) -> tuple[str, list[str]]:
     found, suite = plain_of(opened), opened.suite
     if not suite.pictures:
         raise ConfigError(f"suite {suite.name!r} makes points, no pictures; there is nothing to export.")
+    if suite.frames:
+        raise ConfigError(
+            "this model makes videos, and an exported script writes pictures; use accel.open_recipe(folder).apply() "
+            "and call its pipe."
+        )
     asked = _asked(suite)
     if shown := [name for name, value in asked.items() if _is_picture(value)]:
         raise ConfigError(

@@ -14,6 +14,8 @@ from accel.errors import ConfigError, check_int
 from accel.evaluation.generate import Asked, Shown, batches, generate
 from accel.files import write_atomic
 
+MILLISECONDS = 125  # that a frame of a video is shown
+
 
 def pictures(
     opened: Opened, words: Sequence[str], folder: Path, seed: int = 0, count: int = 1, batch: int = 8
@@ -54,14 +56,18 @@ def pictures(
 
 
 def png(picture: torch.Tensor, about: Mapping[str, str]) -> bytes:
-    """A picture, uint8 (C, H, W) with 1 or 3 channels, as a PNG file that holds `about` as text."""
+    """A picture, uint8 (C, H, W) with 1 or 3 channels, as a PNG file that holds `about` as text; a video (F, C, H, W)
+    as an animated one."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    pixels, info, data = picture.permute(1, 2, 0).numpy(), PngInfo(), io.BytesIO()
+    info, data = PngInfo(), io.BytesIO()
     for name, value in about.items():
         info.add_itxt(name, value)
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(data, "png", pnginfo=info)
+    pixels = (picture if picture.ndim == 4 else picture[None]).permute(0, 2, 3, 1).numpy()
+    first, *others = (Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in pixels)
+    moving = {"save_all": True, "append_images": others, "duration": MILLISECONDS, "loop": 0} if others else {}
+    first.save(data, "png", pnginfo=info, **moving)
     return data.getvalue()
 
 

@@ -62,7 +62,8 @@ def batches(start: int, stop: int, batch: int) -> Iterator[tuple[int, int]]:
 def generate(
     pipe: Any, suite: Shown, recipe: Recipe, seed: int, start: int, stop: int, batch: int, setting: str = BATCH
 ) -> torch.Tensor:
-    """Final images (stop - start, C, H, W), unclipped, on the CPU; `pipe` must be accelerated with `recipe` already.
+    """Final images (stop - start, C, H, W), or videos (stop - start, F, C, H, W), unclipped, on the CPU; `pipe` must be
+    accelerated with `recipe` already.
 
     `setting`: what a caller is told to lower where memory runs out."""
     group = recipe.sampler.group(suite.period) if recipe.sampler else 1
@@ -86,7 +87,7 @@ def generate(
             remedy = f"try {setting}{batch // 2}" if batch > 1 else "use a device with more memory"
             kept = " Batch and device do not change a run's id, so finished shards are kept." * (setting == BATCH)
             raise AccelError(f"out of memory with {setting}{batch}; {remedy}.{kept}") from error
-        images.append(result.images.cpu())
+        images.append((result.frames if hasattr(result, "frames") else result.images).cpu())
     stacked = torch.cat(images)
     if not torch.isfinite(stacked).all():
         bad = int((~torch.isfinite(stacked)).flatten(1).any(1).sum())

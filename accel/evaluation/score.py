@@ -15,6 +15,7 @@ from accel.metrics.features import Reference, as_reference
 from accel.metrics.fid import Moments, frechet_to
 from accel.metrics.similarity import Similarity
 from accel.metrics.statistics import Estimate, jackknife, mean_estimate, usable_period
+from accel.metrics.temporal import frame_means
 from accel.suites.base import Suite
 
 HELD_OUT = "held_out_fid"
@@ -32,7 +33,7 @@ def score_images(suite: Suite, images: torch.Tensor, conditions: dict[str, Any])
 
 
 def distances(images: torch.Tensor, converged: torch.Tensor) -> torch.Tensor:
-    """Root mean square difference of each image to the same sample's converged one: (B, C, H, W) x 2 -> (B,).
+    """Root mean square difference of each image, or video, to the same sample's converged one: (B, ...) x 2 -> (B,).
 
     On the scale -1..1, also of images that are stored as uint8. One image at a time: 5,000 of 1024 x 1024 are 15 GB.
     """
@@ -48,16 +49,26 @@ def similarities(
     converged: torch.Tensor | None,
     plain: torch.Tensor | None,
 ) -> dict[str, Estimate]:
-    """Reference metrics, as means over samples, of stored images (B, C, H, W): to the images of the converged
-    trajectory (`psnr`, ...), to those of the unaccelerated recipe (`psnr_to_plain`, ...), each None where it is itself,
-    and without a reference (`sharpness`)."""
-    pictures = suite.to_uint8(images)
-    found = similarity.alone(pictures)
+    """Reference metrics, as means over samples, of stored images (B, C, H, W), of videos (B, F, C, H, W) the means over
+    their frames: to the images of the converged trajectory (`psnr`, ...), to those of the unaccelerated recipe
+    (`psnr_to_plain`, ...), each None where it is itself, and without a reference (`sharpness`)."""
+    found = _by_sample(similarity.alone(_pictures(suite, images)), len(images))
     for references, suffix in ((converged, ""), (plain, TO_PLAIN)):
         if references is not None:
-            measured = similarity.paired(pictures[: len(references)], suite.to_uint8(references))
+            pairs = _pictures(suite, images[: len(references)]), _pictures(suite, references)
+            measured = _by_sample(similarity.paired(*pairs), len(references))
             found |= {name + suffix: values for name, values in measured.items()}
     return {name: _mean(suite, values) for name, values in found.items()}
+
+
+def _pictures(suite: Suite, images: torch.Tensor) -> torch.Tensor:
+    # Of videos (B, F, C, H, W) all frames, video by video.
+    pictures = suite.to_uint8(images)
+    return pictures.flatten(0, 1) if pictures.ndim == 5 else pictures
+
+
+def _by_sample(values: Mapping[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
+    return {name: frame_means(own, count) for name, own in values.items()}
 
 
 def score(
@@ -68,8 +79,9 @@ def score(
     seeds: int = 1,
 ) -> dict[str, Estimate]:
     """All values with intervals. `converged` holds the exact images of the first samples (None: it is itself); of
-    several `seeds`, whose samples stand one after the other, those of each. `more`: further values, such as
-    `similarities`.
+    several `seeds`, whose samples stand one after the other, those of each. Of videos features are (N, F, D): every
+    frame is a picture, and jackknife groups are of whole videos, whose frames are alike. `more`: further values, such
+    as `similarities`.
 
     Sample i of a seed shows condition i of the suite: groups are of its whole periods (`usable_period`), and where
     both sides have classes KID is taken class by class. ConfigError if a score of the suite has the name of another
@@ -80,7 +92,8 @@ def score(
         features, n = shards["features"].double(), len(shards["features"])
         reference, strata = compared_with(suite, n // seeds)
         strata = strata and strata * seeds
-        period = usable_period(n, suite.period)
+        frames = features.shape[1] if features.ndim == 3 else 1  # each a picture, and a video whole in one group
+        features, period = features.flatten(0, -2), frames * usable_period(n, suite.period)
         parts.append(quality(features, reference, suite.feature_space, period=period, strata=strata))
         parts.append(suite.feature_scores(features, period))
     for name, tensor in shards.items():

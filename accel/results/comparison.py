@@ -3,7 +3,7 @@
 What keeps a comparison fair is decided here. Quality is ranked, and compared with the baseline, only among rows of
 equal suite, N, seed, metric and reference; what a paired difference says is decided by `accel.metrics.verdicts`. Times
 stand side by side only when device, threads and batch agree. `HIGHER` names what is better when higher; FID and
-distances are better when lower. Sharpness has no better: its differences are blurrier, sharper or undecided.
+distances are better when lower. Sharpness and the temporal difference have no better: see `UNJUDGED`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ ACCELERATING = ("cache", "stitch", "precision", "skip", "student")  # axes besid
 COMPETES = ("baseline", "conventional", "plain", "cell", "control")
 # How well prompts are followed, the more telling value first: heading, scale.
 PROMPTED = {"adherence": ("adherence %", 100), "clip_score": ("CLIP score", 1)}
+UNJUDGED = {"sharpness": {"better": "sharper", "worse": "blurrier"}}  # what has no better, and the words instead
+UNJUDGED |= {"temporal": {"better": "livelier", "worse": "calmer"}}
 # Reference metrics (accel.metrics.similarity): heading. What compares with the unaccelerated recipe is of accelerated
 # rows only, so that there is no difference to the baseline's.
-SIMILAR = {"psnr": "PSNR dB ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "sharpness": "sharpness"}
-TO_PLAIN = {f"{key}_to_plain": f"{name} to plain" for key, name in SIMILAR.items() if key != "sharpness"}
+SIMILAR = {"psnr": "PSNR dB ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓"}
+SIMILAR |= {"sharpness": "sharpness", "temporal": "temporal difference"}
+TO_PLAIN = {f"{key}_to_plain": f"{name} to plain" for key, name in SIMILAR.items() if key not in UNJUDGED}
 HIGHER = ("accuracy", "adherence", "exact", "clip_score", "inception_score", "precision", "recall", "psnr", "ssim")
-SHARPER = {"better": "sharper", "worse": "blurrier"}
 UNKNOWN = "not comparable"
 APART = "not told apart"  # of a speed-up and 1
 MARGINS = Margins()
@@ -330,8 +332,8 @@ class Comparison:
         delta = self.delta(row, other, key)
         if delta is None:
             return UNKNOWN
-        if key == "sharpness":
-            return SHARPER.get(word := verdict(delta, higher=True), word)
+        if key in UNJUDGED:
+            return UNJUDGED[key].get(word := verdict(delta, higher=True), word)
         return verdict(delta, self.margin(key, other), key in HIGHER)
 
     def verdicts(self, row: Row, other: Row | None = None) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from accel.results.aa import aa_columns, aa_text, again
 from accel.results.columns import Column, control_columns, grid, main_columns, recipe_column, speed_columns, timed
-from accel.results.comparison import HOCHBERG, HOLM, PROMPTED, SIMILAR, TO_PLAIN, Comparison, seed_of
+from accel.results.comparison import HOCHBERG, HOLM, PROMPTED, SIMILAR, TO_PLAIN, UNJUDGED, Comparison, seed_of
 from accel.results.composition_table import composition_section
 from accel.results.frame import torch_of
 from accel.results.headline import sentences
@@ -170,7 +170,7 @@ def notes_of(study: Comparison) -> list[str]:
 def _similarity_notes(study: Comparison) -> list[str]:
     there = {key: x for row in study.done for key in (*SIMILAR, *TO_PLAIN) if (x := row.value(key))}
     counts, notes = listed(sorted({x.n for x in there.values()})), []
-    if paired := [metric_name(key) for key in SIMILAR if key in there and key != "sharpness"]:
+    if paired := [metric_name(key) for key in SIMILAR if key in there and key not in UNJUDGED]:
         notes.append(
             f"{comma(paired)}: of the 8-bit pictures of the same seed, mean over the first {counts} samples: to the "
             "converged trajectory, as distance is, and where a heading ends in *to plain*, to the same recipe without "
@@ -180,5 +180,10 @@ def _similarity_notes(study: Comparison) -> list[str]:
         notes.append(
             f"Sharpness: variance of the Laplacian of the luminance (0..255), mean over the first {counts} samples. It "
             "is no distance: lower than the baseline's means blurrier, and noise is sharp."
+        )
+    if "temporal" in there:
+        notes.append(
+            "Temporal difference: mean absolute difference of consecutive frames (pixels -1..1), mean over the videos. "
+            "It is no quality: lower than the baseline's means calmer, and flicker is lively."
         )
     return notes

@@ -11,13 +11,8 @@ from accel.results.comparison import Comparison
 
 HASH_DIGITS = 12
 POINTS = ("accuracy", "adherence", "exact")  # shown in per cent
-NAMES = {
-    "held_out_fid": "FID to held-out images",
-    "clip_score": "CLIP score",
-    "psnr": "PSNR",
-    "ssim": "SSIM",
-    "lpips": "LPIPS",
-}
+NAMES = {"clip_score": "CLIP score", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
+NAMES |= {"held_out_fid": "FID to held-out images", "temporal": "temporal difference"}
 Interval = Estimate | Mapping[str, Any]  # quality values carry replicates, timings only value, lo, hi
 
 

@@ -109,7 +109,7 @@ class Scorer:
 
 
 def _fid(scorer: Scorer, recipe: Recipe, n: int) -> float:
-    return scorer.frechet(scorer.shards(recipe, n)["features"].double())
+    return scorer.frechet(scorer.shards(recipe, n)["features"].double().flatten(0, -2))
 
 
 def _distance(scorer: Scorer, recipe: Recipe, n: int) -> float:

@@ -300,7 +300,9 @@ class Runner(Samples):
         """Write the picture of a record: its first samples side by side."""
         from PIL import Image
 
-        strip = torch.cat(list(self.suite.to_uint8(images[:STRIP])), dim=-1).permute(1, 2, 0).numpy()
+        shown = self.suite.to_uint8(images[:STRIP])
+        shown = shown[:, shown.shape[1] // 2] if shown.ndim == 5 else shown  # of videos the frame in the middle
+        strip = torch.cat(list(shown), dim=-1).permute(1, 2, 0).numpy()
         picture = Image.fromarray(strip[..., 0] if strip.shape[-1] == 1 else strip)
         picture.thumbnail((STRIP * PICTURE, PICTURE))
         data = io.BytesIO()

@@ -106,6 +106,9 @@ class Suite(ABC):
     period: ClassVar[int] = 1  # after so many samples the conditions repeat
     fid_margin: ClassVar[float | None] = None  # the least margin of FID, where 10 % of a FID near 0 tell nothing
     pictures: ClassVar[bool] = True  # whether images are to be looked at, so that PSNR and the like mean something
+    frames: int | None = (
+        None  # of each sample, where samples are videos: images are (B, F, C, H, W), features (B, F, D)
+    )
     feature_space: str | None = None  # suffix of fid_* and kid_*; None: no feature network, no such metric
 
     @abstractmethod

@@ -127,3 +127,33 @@ def test_flux_reuses_both_kinds_of_blocks(level):
         assert [e.mode for e in run.trace] == ["full", "partial"]
     torch.testing.assert_close(again, whole, rtol=0, atol=1e-6)
     assert partial < 0.2 * full
+
+
+def test_kandinsky_3_has_the_parts_of_a_unet_under_names_of_its_own():
+    """A step that reuses at the very input of the full one gives the same prediction."""
+    pipe = stable_diffusion()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = diffusers.Kandinsky3UNet(
+            time_embedding_dim=8, groups=2, attention_head_dim=4, layers_per_block=2, block_out_channels=(8, 8),
+            cross_attention_dim=8, encoder_hid_dim=8,
+        ).eval().requires_grad_(False)  # fmt: skip
+    found = branches(net)
+    attention = [name for name in found if role(name).endswith((".attn", ".ff"))]
+    assert {name.rsplit(".", 1)[-1] for name in found} == {"attention", "feed_forward", "projection"}
+    assert attention == choice_of("cache", "fora").modules(net, "base"), "residual blocks are not attention"
+    assert not any(isinstance(net.get_submodule(name), torch.nn.Identity) for name in layers(net))
+    assert 0 < share(net, attention) < share(net, found) < 1
+    pipe.unet = net
+    call = {
+        "sample": torch.randn(2, 4, 8, 8), "timestep": torch.tensor(7),
+        "encoder_hidden_states": torch.randn(2, 3, 8), "encoder_attention_mask": torch.ones(2, 3),
+    }  # fmt: skip
+    with torch.no_grad(), accelerate(pipe, Recipe(cache=FeatureInheritance("unit", schedule=Uniform(2)))) as run:
+        run.scheduler.set_timesteps(4)
+        whole, full = count_macs(lambda: net(**call).sample)
+        x = torch.zeros(2, 4, 8, 8)
+        run.scheduler.step(x, run.scheduler.timesteps[0], x)
+        again, partial = count_macs(lambda: net(**call).sample)
+    torch.testing.assert_close(again, whole, rtol=0, atol=1e-6)
+    assert partial < 0.5 * full

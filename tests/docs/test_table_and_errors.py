@@ -19,9 +19,9 @@ from accel.results.comparison import (
     HOCHBERG,
     HOLM,
     PROMPTED,
-    SHARPER,
     SIMILAR,
     TO_PLAIN,
+    UNJUDGED,
     UNKNOWN,
 )
 from accel.results.composition import HELP, QUARREL
@@ -75,7 +75,8 @@ def test_every_column_is_explained():
 
 
 def test_every_verdict_mark_and_role_is_explained():
-    words = {*WORDS, UNKNOWN, APART, *SHARPER.values(), HOLM, HOCHBERG, HELP, QUARREL, "reference", "floor"}
+    words = {*WORDS, UNKNOWN, APART, HOLM, HOCHBERG, HELP, QUARREL, "reference", "floor"}
+    words |= {word for own in UNJUDGED.values() for word in own.values()}
     words |= {ROLE_NAMES.get(role, role) for role in COMPETES}
     assert {word for word in words if word not in READING} == set()
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from accel.results.columns import ROLE_NAMES
-from accel.results.comparison import COMPETES, HIGHER, TO_PLAIN, Comparison, Row, mark_of, no_speed
+from accel.results.comparison import COMPETES, HIGHER, TO_PLAIN, UNJUDGED, Comparison, Row, mark_of, no_speed
 from accel.results.panels import competitors, kind_of, qualities
 from accel.results.report.sections import margin_text
 from accel.results.text import POINTS, device_text, interval, metric_name, parts, plus_minus, significant
@@ -53,7 +53,7 @@ def _values(study: Comparison, rows: list[Row]) -> list[Axis]:
         {
             "key": key,
             "name": _name(key),
-            "higher": None if key == "sharpness" else key.removesuffix("_to_plain") in HIGHER,
+            "higher": None if key in UNJUDGED else key.removesuffix("_to_plain") in HIGHER,
             "judged": key in first,
         }
         for key in keys

@@ -102,6 +102,11 @@ TERMS = (
         "Variance of the Laplacian of the luminance. No side is better: lower than the baseline's means blurrier.",
     ),
     Term(
+        "temporal difference",
+        r"temporal difference",
+        "Mean absolute difference of consecutive frames. No side is better: lower than the baseline's means calmer.",
+    ),
+    Term(
         "quality",
         r"^Δ?quality",
         "A value of the record that a recipe is ranked by.",

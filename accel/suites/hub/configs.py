@@ -9,11 +9,13 @@ from accel.errors import ConfigError, IncompatibleError, Refusals, check_float, 
 from accel.samplers.noise_schedule import is_flow, noise_schedule
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import index as hub_index
+from accel.suites.hub.kinds import Kind
 
 LARGEST = 4096  # cells of latents, or pixels, on a side
 CELLS = 128  # of latents on a side, where a denoiser is for no size of its own: 1024 pixels, in most classes
 # In the config of an autoencoder, a list of its levels, and how many of these do not halve the image.
 LEVELS = {"block_out_channels": 1, "encoder_block_out_channels": 1, "temperal_downsample": 0}
+MOTION = "motion_adapter"
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction", "trigflow")
 SPACINGS = ("leading", "linspace", "trailing")
 
@@ -36,13 +38,29 @@ def image_size(folder: Path) -> tuple[int, int]:
     `sample_size` (or diffusers' 128) in cells of the autoencoder."""
     kind, config = hub_index.kind_of(folder), hub_files.config_of(folder, hub_files.denoiser_of(folder))
     if kind.side is not None:
-        return kind.side, kind.side
+        return kind.side, kind.across or kind.side
+    if kind.frames and isinstance(config.get("sample_height"), int) and isinstance(config.get("sample_width"), int):
+        return tuple(_pixels(folder) * config[name] for name in ("sample_height", "sample_width"))
     size = config.get("sample_size", CELLS if kind.sized else None)
     sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
     for side in sides:
         check_int(f"sample_size in the config of {folder / hub_files.denoiser_of(folder)}", side, 1, LARGEST)
     factor = _pixels(folder) if "vae" in hub_index.components(folder) else 1
     return sides[0] * factor, sides[1] * factor
+
+
+def check_frames(folder: Path, kind: Kind, frames: int | None) -> None:
+    """ConfigError unless the number of frames is given for what makes videos, no more than its motion modules were
+    made for, and for nothing else."""
+    if frames is None and kind.frames:
+        raise ConfigError(f"a {kind.name} makes videos, and suite.frames is empty; say how many, such as 17.")
+    if frames is not None and not kind.frames:
+        raise ConfigError(f"{kind.name} makes pictures; leave suite.frames out.")
+    if frames is None or MOTION not in hub_index.components(folder):
+        return
+    most = hub_files.config_of(folder, MOTION).get("motion_max_seq_length")
+    if isinstance(most, int) and frames > most:
+        raise ConfigError(f"suite.frames is {frames}, and the motion modules of {folder} know {most}; use fewer.")
 
 
 def _pixels(folder: Path) -> int:

@@ -32,6 +32,8 @@ class Kind:
     sized: bool = True  # may be asked for a size
     told_size: bool = True  # by arguments of its calls; else by that of its input images
     side: int | None = None  # of its images where nothing is said, in pixels; None: see configs.image_size
+    across: int | None = None  # their width, where it is not the height
+    frames: bool = False  # makes videos
     sequence: int | None = None  # its own max_sequence_length; None: it has no such argument
     guided: str | None = SCALE
     negative: bool = True  # takes negative prompts
@@ -85,6 +87,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "ZImagePipeline": {"side": 1024},
     "HiDreamImagePipeline": {"sized": False, "told_size": False, "side": 1024},
     "BriaPipeline": {"side": 1024},
+    "MochiPipeline": {"side": 480, "across": 848},
     "BriaFiboPipeline": {"side": 1024},
     "PRXPipeline": {"side": 512},
     "QwenImage21Pipeline": {"side": 1024},
@@ -109,6 +112,9 @@ UNABLE = {
     "StableDiffusionXLControlNetXSPipeline": MERGED,
     "DreamLitePipeline": "its calls put the rows of its three conditions in an order of their own",
     "StableDiffusionLatentUpscalePipeline": "it enlarges images",
+    "CosmosTextToWorldPipeline": "it refuses to run without its safety checker",
+    "LTXI2VLongMultiPromptPipeline": "it makes a video in windows, each a trajectory of its own",
+    "SkyReelsV2DiffusionForcingPipeline": "its frames have timesteps of their own",
     "UniDiffuserPipeline": "it draws images and texts jointly",
     "HunyuanDiTPAGPipeline": "it runs guided by classifier-free and by perturbed-attention guidance at once, and not "
     "otherwise (use HunyuanDiTPipeline)",
@@ -118,17 +124,18 @@ UNABLE = {
     },
 }
 PACKAGES = {"PRXPipeline": "ftfy"}  # that a class asks for when it runs
+FRAMES = "num_frames"
+SECOND = "transformer_2"  # to which a pipeline changes by itself, below a noise level (Wan 2.2)
 CONTROLNET, CONTROL_SCALE = "controlnet", "controlnet_conditioning_scale"
 FED = ("self", "prompt", "class_labels", "image", "mask_image", "control_image")
 NEEDED = ("num_inference_steps", "generator", "output_type")
 # An argument, or a part, of a class that suite hub does not feed: what it stands for.
 FOREIGN_ARGUMENTS = {
-    "num_frames": "it makes videos",
-    "num_videos_per_prompt": "it makes videos",
     "audio_length_in_s": "it makes sound",
-    "video_length": "it makes videos",
+    "video_length": "it makes videos by moving one image",
     "video": "it edits videos",
-    "conditioning_frames": "it makes videos",
+    "conditioning_frames": "it makes videos of conditions, frame by frame",
+    "control_video": "it makes videos of conditions, frame by frame",
     "control_mask": "it needs a mask of its condition (control_mask)",
     "images": "it needs images (images)",
     "gligen_phrases": "it needs regions with phrases (gligen_phrases)",
@@ -136,6 +143,7 @@ FOREIGN_ARGUMENTS = {
     "noise_level": "it needs an image to enlarge (image)",
 }
 FOREIGN_PARTS = {
+    r"audio_vae|vocoder": "it makes sound beside videos, by its part {}",
     r"guider|ocr_guider": "it guides by objects of its own ({}), where a recipe's guidance decides",
     r"prior_\w+|prior": "it is a cascade, whose part {} makes a trajectory of its own",
     r"depth_estimator": "it needs depth maps, of its part {}",
@@ -153,7 +161,9 @@ def kind_of(name: str) -> Kind:
     if (package := PACKAGES.get(name)) and find_spec(package) is None:
         raise ConfigError(f"the pipeline class {name} needs {package}; install it.")
     if reason := lacking(cls):
-        raise ConfigError(f"suite hub cannot run a {name}: {reason}. Allowed: classes that make images from prompts.")
+        raise ConfigError(
+            f"suite hub cannot run a {name}: {reason}. Allowed: classes that make images or videos from prompts."
+        )
     return _described(cls)
 
 
@@ -183,7 +193,7 @@ def lacking(cls: type) -> str | None:
     """Why suite hub cannot run a pipeline class, by its signatures; None if it can."""
     asked, parts = arguments(cls), inspect.signature(cls.__init__).parameters
     for pattern, reason in FOREIGN_PARTS.items():
-        if found := [part for part in parts if re.fullmatch(pattern, part)]:
+        if found := [part for part in parts if re.fullmatch(pattern, part) and part != SECOND]:
             return reason.format(found[0])
     for argument, reason in FOREIGN_ARGUMENTS.items():
         if argument in asked:
@@ -192,6 +202,8 @@ def lacking(cls: type) -> str | None:
         return "its calls take no prompt"
     if not {"unet", "transformer"} & set(parts):
         return "it has no part unet or transformer to accelerate"
+    if FRAMES in asked and "image" in asked:
+        return "it makes videos of images"
     if missing := [name for name in NEEDED if name not in asked]:
         return f"its calls take no {missing[0]}"
     image, control = {"image", "strength"} <= set(asked), _control(asked, parts)
@@ -215,7 +227,7 @@ def _described(cls: type) -> Kind:
     """What the signatures of `cls` say, and over it what `OWN` does."""
     asked = arguments(cls)
     sequence = asked["max_sequence_length"].default if "max_sequence_length" in asked else None
-    height = asked["height"].default if "height" in asked else None
+    height, width = (asked[side].default if side in asked else None for side in ("height", "width"))
     control = _control(asked, inspect.signature(cls.__init__).parameters)
     edits = "image" in asked and "strength" not in asked and control != "image"
     scale = asked[CONTROL_SCALE].default if CONTROL_SCALE in asked else None
@@ -224,6 +236,8 @@ def _described(cls: type) -> Kind:
         sized={"height", "width"} <= set(asked) or "image" in asked,
         told_size={"height", "width"} <= set(asked),
         side=height if isinstance(height, int) else None,
+        across=width if isinstance(height, int) and isinstance(width, int) and width != height else None,
+        frames=FRAMES in asked,
         area="max_area" in asked,
         sequence=sequence if isinstance(sequence, int) else None,
         guided=next((name for name in (TRUE_SCALE, SCALE) if name in asked), None),

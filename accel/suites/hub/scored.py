@@ -1,4 +1,5 @@
-"""How images of suite `hub` are scored: features of a network of choice against a reference, and CLIP scores."""
+"""How images of suite `hub` are scored: features of a network of choice against a reference, and CLIP scores. Of videos
+every frame is a picture, the CLIP score is the mean over frames, and the temporal difference is a score, too."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch
 
 from accel.errors import ConfigError
 from accel.metrics.statistics import Estimate
+from accel.metrics.temporal import frame_means, temporal_difference
 from accel.suites.base import Reference, Suite
 from accel.suites.hub.real_images import RealImages
 
@@ -30,7 +32,12 @@ class Scored(Suite):
 
     def features(self, images: torch.Tensor) -> torch.Tensor | None:
         network = self._network_or_none()
-        return network and network(self.to_uint8(images))
+        if network is None:
+            return None
+        pictures = self.to_uint8(images)
+        if self.frames:
+            return network(pictures.flatten(0, 1)).unflatten(0, (len(pictures), -1))
+        return network(pictures)
 
     def feature_scores(self, features: torch.Tensor, period: int = 1) -> dict[str, Estimate]:
         return self._network_or_none().scores(features, period)
@@ -44,9 +51,15 @@ class Scored(Suite):
         return used | ({"clip_score": self._clip.identity()} if self.clip else {})
 
     def per_sample(self, images: torch.Tensor, conditions: dict[str, Any]) -> dict[str, torch.Tensor]:
-        if not self.clip:
-            return {}
-        return {"clip_score": self._clip(self.to_uint8(images), conditions["prompt"])}
+        pictures, found = self.to_uint8(images), {}
+        if self.frames:
+            found["temporal"] = temporal_difference(pictures)
+        if self.clip and self.frames:
+            said = [prompt for prompt in conditions["prompt"] for _ in range(pictures.shape[1])]
+            found["clip_score"] = frame_means(self._clip(pictures.flatten(0, 1), said), len(pictures))
+        elif self.clip:
+            found["clip_score"] = self._clip(pictures, conditions["prompt"])
+        return found
 
     def reference(self) -> Reference | None:
         network = self._network_or_none()

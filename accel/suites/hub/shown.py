@@ -15,7 +15,7 @@ from accel.suites.hub import models as hub_models
 from accel.suites.hub import student as hub_student
 from accel.suites.hub.classes import spread
 from accel.suites.hub.inputs import Inputs
-from accel.suites.hub.kinds import Kind
+from accel.suites.hub.kinds import FRAMES, Kind
 from accel.suites.hub.prompts import Prompts
 from accel.suites.hub.scored import Scored
 
@@ -65,6 +65,8 @@ class Shown(Scored):
         """What is the same for all of `count` samples."""
         kind = self.kind
         common = dict(kind.call) | (self._sizes() if kind.told_size else {})
+        if kind.frames:
+            common[FRAMES] = self.frames
         if kind.area and common.keys() >= {"height", "width"}:  # else the sides are scaled to the default area
             common["max_area"] = self.height * self.width
         if kind.condition != "prompt":

@@ -59,6 +59,7 @@ class HubSuite(Shown):
     dtype: str = "float32"
     height: int | None = None
     width: int | None = None
+    frames: int | None = None  # of each video
     max_sequence_length: int | None = None
     prompts: Prompts = field(default_factory=Prompts)
     inputs: Inputs = field(default_factory=Inputs)
@@ -95,6 +96,8 @@ class HubSuite(Shown):
             for side in ("height", "width", "max_sequence_length"):
                 if getattr(self, side) is not None:
                     refusals.ask(check_int, f"suite.{side}", getattr(self, side), 8)
+            if self.frames is not None:
+                refusals.ask(check_int, "suite.frames", self.frames, 1)
             if (self.height is None) != (self.width is None):
                 refusals.add(
                     ConfigError("one of suite.height and suite.width is given; allowed: both, or none of them.")
@@ -207,7 +210,7 @@ class HubSuite(Shown):
 
     def _settings(self) -> dict[str, Any]:
         # What decides the images and is in no file.
-        settings: dict[str, Any] = {"dtype": self.dtype, **self._sizes()}
+        settings: dict[str, Any] = {"dtype": self.dtype, **self._sizes(), "frames": self.frames}
         if self.kind.condition == "prompt":
             settings |= {"negative prompt": self.prompts.negative, "max_sequence_length": self.max_sequence_length}
         if self.kind.condition == "label":
@@ -243,6 +246,7 @@ class HubSuite(Shown):
                         f"{kind.name} has one image size, that of its model; leave suite.height and .width out."
                     )
                 )
+            refusals.ask(hub_configs.check_frames, self.folder, kind, self.frames)
             if self.max_sequence_length is not None and kind.sequence is None:
                 refusals.add(
                     ConfigError(f"{kind.name} has no max_sequence_length; leave suite.max_sequence_length out.")
@@ -310,6 +314,11 @@ class HubSuite(Shown):
         return to_uint8(images.float() if self.kind.signed else images.float() * 2 - 1)
 
     def stored(self, images: torch.Tensor) -> torch.Tensor:
+        if self.frames and images.shape[1] != self.frames:
+            raise ConfigError(
+                f"suite.frames is {self.frames}, and {self.kind.name} makes {images.shape[1]} of that, as its "
+                f"autoencoder wants; use suite.frames={images.shape[1]}."
+            )
         return self.to_uint8(images)
 
     def execution(self) -> dict[str, Any]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import inspect
 
+import hub_modern
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from accel.suites.hub.inputs import Inputs
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +35,35 @@ def pictures(tmp_path_factory):
     for i in range(60):
         Image.fromarray(draw.integers(0, 256, (16, 20, 3), np.uint8)).save(root / f"{i:02d}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def control_folder(tmp_path_factory):
+    """control_folder(name) -> the folder of that tiny ControlNet; tests must not change it."""
+    root = tmp_path_factory.mktemp("controls")
+
+    def folder(name: str):
+        if not (root / name).exists():
+            with torch.random.fork_rng():
+                torch.manual_seed(1)
+                getattr(hub_modern, name)().save_pretrained(root / name)
+        return root / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shown_suite(hub_suite, control_folder, pictures):
+    """shown_suite(kind) -> the suite of a tiny pipeline with all that it is shown: `<kind>_controlnet` is one under its
+    ControlNet."""
+
+    def suite(kind: str):
+        base = kind.removesuffix("_controlnet")
+        if base != kind:
+            net = str(control_folder(hub_modern.CONTROL_NETS[base]))
+            return hub_suite(base, controlnet=net, inputs=Inputs(control=str(pictures)))
+        if kind in hub_modern.CONTROLS:
+            return hub_suite(kind, inputs=Inputs(control=str(pictures)))
+        return hub_suite(kind, inputs=Inputs(str(pictures))) if kind in hub_modern.EDITS else hub_suite(kind)
+
+    return suite

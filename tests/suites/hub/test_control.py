@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 
-import hub_modern
 import pytest
 import torch
+from hub_modern import CONTROL_NETS as NETS
 from PIL import Image
 
 from accel.caching import DeepCache, EncoderPropagation
@@ -26,23 +26,7 @@ from accel.suites.hub.inputs import Inputs
 from accel.suites.hub.kinds import controlled, kind_of
 
 QUICK = Evaluation(n=60, distance_n=60, shard=60, batch=60, timing=False, controls=False, device="cpu")
-NETS = {"sd": "sd_control_net", "sdxl": "sdxl_control_net", "sd3": "sd3_control_net", "flux": "flux_control_net"}
 FLOWS = ("sd3", "flux", "flux_control")
-
-
-@pytest.fixture(scope="session")
-def control_folder(tmp_path_factory):
-    """control_folder(name) -> the folder of that tiny ControlNet; tests must not change it."""
-    root = tmp_path_factory.mktemp("controls")
-
-    def folder(name: str):
-        if not (root / name).exists():
-            with torch.random.fork_rng():
-                torch.manual_seed(1)
-                getattr(hub_modern, name)().save_pretrained(root / name)
-        return root / name
-
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -151,9 +135,8 @@ def kept_by_hand(net, branch: int, handles: list):
     handles += [hook, net.register_forward_hook(lambda *_: count.__setitem__(0, count[0] + 1))]
 
 
-@pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("branch", [1, 2, 3, 4])
-@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize(("kind", "guided"), [("sd", True), ("sd", False), ("sdxl", True)])
 def test_deepcache_adds_each_residual_where_the_whole_network_does(kind, branch, guided, suite_of, pipe_of):
     """The judge: the whole network, ControlNet included, whose deep hidden state is overwritten by the kept one."""
     suite, pipe = suite_of(kind, 2.0), pipe_of(kind)

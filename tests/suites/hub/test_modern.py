@@ -25,7 +25,7 @@ from accel.suites.hub.prompts import Prompts
 MODERN = WITHOUT | PACKAGED
 QUICK = Evaluation(n=60, distance_n=60, shard=60, batch=60, timing=False, controls=False, device="cpu")
 BETAS = ("sd_pag", "sdxl_pag", "pixart_sigma_pag", "kandinsky3", "hunyuan_dit", "lcm", "cogview3")
-# Samplers of the command line cannot drive two; Kandinsky 3 has no cache; sixty images of it, and of PRX, take seconds.
+# Samplers of the command line cannot drive two; sixty images of Kandinsky 3, and of PRX, take seconds.
 UNGUIDED = {"lcm": ["distilled from guided predictions"]}
 WHOLE = [kind for kind in MODERN if kind not in ("lcm", "cogview3", "kandinsky3", "prx")]
 
