@@ -122,6 +122,11 @@ class Student(Method):
         without."""
         return None
 
+    def follows(self, steps: int) -> bool:
+        """Whether its images in so many steps are those of its teacher from the same noise, so that a distance to them
+        says something."""
+        return True
+
     @property
     def grid(self) -> Any:
         """The grid of the timesteps that it was trained for, which a recipe without a grid gets; None: any."""
