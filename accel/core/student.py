@@ -18,7 +18,7 @@ from torch import nn
 
 from accel.core.method import Method
 from accel.digests import weights_hex
-from accel.errors import IncompatibleError, IntegrityError, unknown
+from accel.errors import ConfigError, IncompatibleError, IntegrityError, unknown
 
 TEACHER = "teacher"  # what a stitch calls the pipeline's own denoiser, where a student stands in its place
 FILE = "student.json"
@@ -122,6 +122,11 @@ class Student(Method):
         without."""
         return None
 
+    def follows(self, steps: int) -> bool:
+        """Whether its images in so many steps are those of its teacher from the same noise, so that a distance to them
+        says something."""
+        return True
+
     @property
     def grid(self) -> Any:
         """The grid of the timesteps that it was trained for, which a recipe without a grid gets; None: any."""
@@ -134,7 +139,7 @@ class Student(Method):
         students = [name for name, net in models.items() if contract_of(net)]
         if not students:
             raise IncompatibleError(f"this suite has no student, but {self.model!r} is named; use student=none.")
-        raise unknown("student", self.model, students)
+        raise ConfigError(f"{unknown('student', self.model, students)} Some are to be trained first: see accel train.")
 
     def check_contract(self, contract: Contract, recipe: Any) -> None:
         """IncompatibleError where `recipe` asks for what the student was not trained for."""

@@ -31,7 +31,7 @@ class Kind:
     what is wrong with others, in words; `use`: samplers that do; `renoised`: whether new noise between its steps is
     what it was made for; `free`: whether it runs at other times than its contract's, too; `alike`: whether it does what
     its teacher does, under whatever drives that, and has no times of its own; `told`: whether it is told the guidance
-    scale, in a range."""
+    scale, in a range; `follows`: whether it leads where its teacher's trajectories do."""
 
     schedulers: tuple[str, ...]
     refused: str
@@ -40,6 +40,7 @@ class Kind:
     free: bool = False
     alike: bool = False
     told: bool = False
+    follows: bool = True
 
     def drives(self, name: str, noisy: bool, steps: int) -> bool:
         """Whether a scheduler of the class `name`, which adds noise or does not, drives a student of `steps` steps. At
@@ -63,6 +64,7 @@ KINDS: Mapping[str, Kind] = {
         "follows no trajectory",
         ("lcm", "flow_lcm"),
         renoised=True,
+        follows=False,
     ),
     "consistency": Kind(
         RENOISING,
@@ -103,6 +105,10 @@ class Distilled(Student):
     @property
     def built_in(self) -> CFG | None:
         return CFG(self.guidance) if self.guidance != 1 else None
+
+    def follows(self, steps: int) -> bool:
+        kind = KINDS[self.kind]
+        return kind.follows and (steps == 1 or not kind.renoised)
 
     @property
     def grid(self) -> ExplicitGrid | None:

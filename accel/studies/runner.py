@@ -129,7 +129,10 @@ class Runner(Samples):
         cost = counted_cost(self.pipe, self.suite, recipe, self.models, artefacts)
         shards = self.shards(recipe, e.n, artefacts)
         itself = self.generation_id(recipe) == self.generation_id(self.suite.converged(recipe.exact_guidance))
-        exact = None if itself and not self.suite.solves(recipe.exact_guidance) else self.converged_images(recipe)
+        steps = recipe.sampler.steps if recipe.sampler else 0  # none: what follows no trajectory needs a sampler
+        elsewhere = recipe.student is not None and not recipe.student.follows(steps)
+        alone = elsewhere or (itself and not self.suite.solves(recipe.exact_guidance))
+        exact = None if alone else self.converged_images(recipe)
         more = self._similarities(recipe, shards["images"], exact)
         if self._beyond:
             more |= {HELD_OUT: held_out_fid(shards["features"], self._held_out_features, self.suite.period)}

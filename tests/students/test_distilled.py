@@ -163,7 +163,7 @@ REFUSED = {
         lambda: Recipe(method("sampler", "ddim", steps=4), stitch=TStitch(models=("pd4",), fractions=(0.5,))),
         r"'pd4' is a student.*stitch.models=\[teacher\]",
     ),
-    "unknown": (lambda: replace(recipe(), student=Distilled("pd3", TIMES)), "Did you mean"),
+    "unknown": (lambda: replace(recipe(), student=Distilled("pd3", TIMES)), "Did you mean.*trained first"),
 }
 
 

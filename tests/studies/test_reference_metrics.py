@@ -10,6 +10,7 @@ from accel.caching import DeepCache
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError
 from accel.records import Results
+from accel.registry import method
 from accel.samplers import DiffusersSampler
 from accel.studies.evaluation import Evaluation
 from accel.studies.runner import Runner
@@ -54,6 +55,18 @@ def test_a_cached_run_is_compared_with_the_converged_and_with_the_uncached_one(t
     bare = before.quality(plain)
     assert "reference_metrics" not in bare
     assert bare["values"] == {k: v for k, v in other["values"].items() if k not in ("psnr", "ssim", "sharpness")}
+
+
+def test_what_follows_no_trajectory_has_no_distance_to_one(tmp_path):
+    """A distribution student, and a consistency function that gets new noise between its steps."""
+    measured, distances = runner(tmp_path, "sharpness"), {}
+    for name, sampler, steps in (("pd1", "ddim_accel", 1), ("dmd1", "ddim_accel", 1), ("ect2", "lcm", 2)):
+        student = method("student", name)
+        values = measured.quality(Recipe(method("sampler", sampler, steps=steps), student=student))["values"]
+        assert "sharpness" in values
+        distances[name] = "distance" in values
+    assert distances == {"pd1": True, "dmd1": False, "ect2": False}
+    assert method("student", "ect2").follows(1)
 
 
 def test_refused_before_any_work(tmp_path):
