@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import hub_tiny
 import pytest
 import torch
 from hub_modern import CONTROL_NETS as NETS
@@ -290,6 +291,11 @@ def test_what_cannot_be_is_said_before_any_work(suite_of, hub_suite, control_fol
     refused(r"has cross_attention_dim 8, and the network of .* has not", "sdxl", controlnet=net)
     refused("which has no config.json", controlnet=str(tmp_path))
     refused(r"there is no folder .*nowhere \(suite.controlnet\)", controlnet=str(tmp_path / "nowhere"))
+    other = str(hub_tiny.save("sd", tmp_path / "other", layers_per_block=2))
+    refused(r"stitch_models\.small has other layers", controlnet=net, stitch_models={"small": other})
+    refused(r"suite\.student has other layers", controlnet=net, student=other)
+    same = hub_suite("sd", inputs=Inputs(control=str(pictures)), controlnet=net)
+    hub_suite("sd", inputs=same.inputs, controlnet=net, stitch_models={"same": same.model}).check(60)
     with pytest.raises(ConfigError, match=r"suite\.inputs\.control_scale is -1"):
         Inputs(control_scale=-1)
     pickled = shutil.copytree(net, tmp_path / "pickled")
