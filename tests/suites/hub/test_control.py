@@ -26,6 +26,7 @@ from accel.suites.hub import control as hub_control
 from accel.suites.hub.inputs import Inputs
 from accel.suites.hub.kinds import controlled, kind_of
 
+pytestmark = pytest.mark.usefixtures("plain_kernels")
 QUICK = Evaluation(n=60, distance_n=60, shard=60, batch=60, timing=False, controls=False, device="cpu")
 FLOWS = ("sd3", "flux", "flux_control")
 
@@ -84,6 +85,25 @@ def test_images_are_those_of_the_plain_pipeline(kind, guided, suite_of, pipe_of)
     torch.testing.assert_close(found[1:], alone, rtol=0, atol=1e-5)
     swapped = {suite.kind.control: suite.conditions(2, 4)[suite.kind.control]}
     assert not torch.equal(found, plainly(pipe, suite, made, 3, **swapped)), "the condition's image changes nothing"
+
+
+def test_image_to_image_beside_one_begins_at_its_image(hub_suite, control_folder, pictures, tmp_path):
+    for i, picture in enumerate(sorted(pictures.iterdir())):  # the conditions: the same in another order
+        shutil.copy(picture, tmp_path / f"{59 - i:02d}.png")
+    inputs = Inputs(str(pictures), strength=0.5, control=str(tmp_path))
+    suite = hub_suite("sd_img2img", inputs=inputs, controlnet=str(control_folder("sd_control_net")))
+    suite.check(60)
+    pipe, made = suite.pipeline(), Recipe(sampler("sd", 4), guidance=CFG(3.0), cache=DeepCache(1, 2))
+    assert type(pipe).__name__ == "StableDiffusionControlNetImg2ImgPipeline"
+    with accelerate(pipe, made) as run:
+        found = generate(pipe, suite, made, 0, 0, 2, 2)
+    assert run.nfe == 4, "two of four steps"
+    assert torch.equal(found, plainly(pipe, suite, made, 4))
+    call = suite.conditions(0, 2)
+    assert {"image", "control_image", "strength", "controlnet_conditioning_scale"} <= set(call)
+    assert call["controlnet_conditioning_scale"] == 0.8, "the pipeline's own"
+    assert call["control_image"][0].tobytes() != suite.conditions(1, 2)["control_image"][0].tobytes()
+    assert {"inputs", "control", "setting strength", "setting control scale"} <= set(suite.fingerprint())
 
 
 def test_the_class_is_the_one_that_diffusers_has_for_both(suite_of):
