@@ -83,6 +83,7 @@ VIDEOS = {
     "ltx": Small(32, 24, 9),
     "wan": Small(16, 24, 5),
     "wan22": Small(16, 24, 5),
+    "hunyuan_video": Small(16, 24, 5),
     "cogvideox": Small(16, 16, 9),
 }
 
@@ -544,3 +545,24 @@ def cogvideox():
         temporal_compression_ratio=4,
     )  # fmt: skip
     return d.CogVideoXPipeline(tiny._t5_tokenizer(), tiny._t5_encoder(), vae, net, d.CogVideoXDDIMScheduler())
+
+
+def hunyuan_video():
+    net = d.HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, patch_size=1, patch_size_t=1, guidance_embeds=True, text_embed_dim=WIDTH,
+        pooled_projection_dim=8, rope_axes_dim=(2, 4, 4),
+    )  # fmt: skip
+    vae = d.AutoencoderKLHunyuanVideo(
+        latent_channels=4, down_block_types=("HunyuanVideoDownBlock3D",) * 4, layers_per_block=1, norm_num_groups=4,
+        up_block_types=("HunyuanVideoUpBlock3D",) * 4, block_out_channels=(8,) * 4,
+    )  # fmt: skip
+    return d.HunyuanVideoPipeline(
+        _text("LlamaModel"),
+        _tokenizer(),
+        net,
+        vae,
+        _flow(shift=7.0),
+        tiny._clip_encoder(positions=77),
+        tiny._clip_tokenizer(),
+    )

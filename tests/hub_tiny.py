@@ -69,13 +69,13 @@ def _clip_tokenizer():
     return CLIPTokenizer({w: i for i, w in enumerate(words)}, [], model_max_length=LIMIT)
 
 
-def _clip_encoder(projected: bool = False):
+def _clip_encoder(projected: bool = False, positions: int = LIMIT):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     tokens = len(_clip_tokenizer())
     config = CLIPTextConfig(
         vocab_size=tokens, hidden_size=8, intermediate_size=8, projection_dim=8, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=LIMIT, bos_token_id=tokens - 2, eos_token_id=tokens - 1,
+        num_attention_heads=2, max_position_embeddings=positions, bos_token_id=tokens - 2, eos_token_id=tokens - 1,
         pad_token_id=tokens - 1,
     )  # fmt: skip
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)

@@ -195,9 +195,10 @@ def arguments(cls: type) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(inspect.unwrap(cls.__call__)).parameters
 
 
+@functools.cache
 def draws_by_itself(cls: type) -> bool:
-    """Whether calls of a pipeline class draw the latents of an image by no generator that a caller gives."""
-    return "latent_dist.sample()" in _source(cls)
+    """Whether a pipeline class draws the latents of an image by no generator that a caller gives."""
+    return "latent_dist.sample()" in _source_of(cls)
 
 
 @functools.cache

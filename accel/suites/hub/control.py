@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MethodType
@@ -28,6 +29,10 @@ from accel.suites.hub.kinds import CONTROLNET, Kind
 
 # What a network and its ControlNet must agree on, where both say it; else what is added would not fit.
 SHARED = ("block_out_channels", "cross_attention_dim", "joint_attention_dim", "caption_projection_dim")
+
+# What decides how many tensors a ControlNet adds, and of which shape.
+LAYERS = ("block_out_channels", "layers_per_block", "down_block_types", "num_layers", "num_single_layers",
+          "num_attention_heads", "attention_head_dim")  # fmt: skip
 
 
 @lru_cache(maxsize=8)
@@ -85,6 +90,18 @@ def _check_fits(kind: Kind, folder: Path, source: str, variant: str | None) -> N
             f"the ControlNet {source} has {', '.join(differing)}, and the network of {folder} has not; use one that "
             "was trained for this model."
         )
+
+
+def check_others(folder: Path, others: Mapping[str, Mapping[str, Any]]) -> None:
+    """ConfigError for a further network (its config by its name) of other layers than the one in `folder`, whose
+    ControlNet's tensors would not fit it."""
+    own = hub_files.config_of(folder, hub_files.denoiser_of(folder))
+    for name, found in others.items():
+        if any(found.get(key) != own.get(key) for key in LAYERS):
+            raise ConfigError(
+                f"{name} has other layers than the network of {folder}, which the ControlNet was trained for: what it "
+                "adds would not fit. Leave one of them out."
+            )
 
 
 def load(source: str, dtype: torch.dtype, variant: str | None) -> nn.Module:

@@ -258,6 +258,7 @@ class HubSuite(Shown):
             if self.prompts.negative is not None and kind.condition == "prompt" and not kind.negative:
                 refusals.add(ConfigError(f"{kind.name} has no negative prompts; leave suite.prompts.negative out."))
             refusals.ask(hub_configs.check, self.folder)
+            refusals.ask(self._check_control)
             refusals.ask(hub_lora.check, self.lora, kind.cls())
             refusals.ask(hub_quantised.check, self.folder)
             refusals.ask(hub_gguf.check, self.folder, self.gguf)
@@ -272,6 +273,17 @@ class HubSuite(Shown):
                 refusals.add(
                     ConfigError(f"{kind.name} has no prompts, so there is no CLIP score; leave suite.clip out.")
                 )
+
+    def _check_control(self) -> None:
+        others: dict[str, Mapping[str, Any]] = {}
+        if self.kind.control_scale is None:
+            return
+        if self.student:
+            others["suite.student"] = hub_student.config(self.student, self._denoiser, self.folder, self.variant)
+        for name, source in self.stitch_models:
+            folder = hub_files.folder_of(source, None, self.variant)
+            others[f"suite.stitch_models.{name}"] = hub_files.config_of(folder, hub_files.denoiser_of(folder))
+        hub_control.check_others(self.folder, others)
 
     def _check_classes(self) -> None:
         count = self._class_count

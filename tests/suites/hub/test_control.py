@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import hub_tiny
 import pytest
 import torch
 from hub_modern import CONTROL_NETS as NETS
@@ -25,6 +26,7 @@ from accel.suites.hub import control as hub_control
 from accel.suites.hub.inputs import Inputs
 from accel.suites.hub.kinds import controlled, kind_of
 
+pytestmark = pytest.mark.usefixtures("plain_kernels")
 QUICK = Evaluation(n=60, distance_n=60, shard=60, batch=60, timing=False, controls=False, device="cpu")
 FLOWS = ("sd3", "flux", "flux_control")
 
@@ -83,6 +85,25 @@ def test_images_are_those_of_the_plain_pipeline(kind, guided, suite_of, pipe_of)
     torch.testing.assert_close(found[1:], alone, rtol=0, atol=1e-5)
     swapped = {suite.kind.control: suite.conditions(2, 4)[suite.kind.control]}
     assert not torch.equal(found, plainly(pipe, suite, made, 3, **swapped)), "the condition's image changes nothing"
+
+
+def test_image_to_image_beside_one_begins_at_its_image(hub_suite, control_folder, pictures, tmp_path):
+    for i, picture in enumerate(sorted(pictures.iterdir())):  # the conditions: the same in another order
+        shutil.copy(picture, tmp_path / f"{59 - i:02d}.png")
+    inputs = Inputs(str(pictures), strength=0.5, control=str(tmp_path))
+    suite = hub_suite("sd_img2img", inputs=inputs, controlnet=str(control_folder("sd_control_net")))
+    suite.check(60)
+    pipe, made = suite.pipeline(), Recipe(sampler("sd", 4), guidance=CFG(3.0), cache=DeepCache(1, 2))
+    assert type(pipe).__name__ == "StableDiffusionControlNetImg2ImgPipeline"
+    with accelerate(pipe, made) as run:
+        found = generate(pipe, suite, made, 0, 0, 2, 2)
+    assert run.nfe == 4, "two of four steps"
+    assert torch.equal(found, plainly(pipe, suite, made, 4))
+    call = suite.conditions(0, 2)
+    assert {"image", "control_image", "strength", "controlnet_conditioning_scale"} <= set(call)
+    assert call["controlnet_conditioning_scale"] == 0.8, "the pipeline's own"
+    assert call["control_image"][0].tobytes() != suite.conditions(1, 2)["control_image"][0].tobytes()
+    assert {"inputs", "control", "setting strength", "setting control scale"} <= set(suite.fingerprint())
 
 
 def test_the_class_is_the_one_that_diffusers_has_for_both(suite_of):
@@ -223,6 +244,7 @@ def test_latents_that_a_pipeline_draws_by_itself_are_their_mean(pipe_of, hub_sui
     assert torch.equal(drawn.sample(), drawn.mode())
     own = hub_suite("sd3").pipeline().vae.encode(x).latent_dist
     assert not torch.equal(own.sample(), own.mode()), "without a ControlNet the autoencoder is left alone"
+    assert [kind_of(f"{name}Pipeline").settled for name in ("JoyImageEdit", "FluxControlNet")] == [False, True]
     assert torch.equal(drawn.sample(torch.Generator().manual_seed(3)), own.sample(torch.Generator().manual_seed(3)))
 
 
@@ -290,6 +312,11 @@ def test_what_cannot_be_is_said_before_any_work(suite_of, hub_suite, control_fol
     refused(r"has cross_attention_dim 8, and the network of .* has not", "sdxl", controlnet=net)
     refused("which has no config.json", controlnet=str(tmp_path))
     refused(r"there is no folder .*nowhere \(suite.controlnet\)", controlnet=str(tmp_path / "nowhere"))
+    other = str(hub_tiny.save("sd", tmp_path / "other", layers_per_block=2))
+    refused(r"stitch_models\.small has other layers", controlnet=net, stitch_models={"small": other})
+    refused(r"suite\.student has other layers", controlnet=net, student=other)
+    same = hub_suite("sd", inputs=Inputs(control=str(pictures)), controlnet=net)
+    hub_suite("sd", inputs=same.inputs, controlnet=net, stitch_models={"same": same.model}).check(60)
     with pytest.raises(ConfigError, match=r"suite\.inputs\.control_scale is -1"):
         Inputs(control_scale=-1)
     pickled = shutil.copytree(net, tmp_path / "pickled")

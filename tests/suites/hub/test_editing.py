@@ -22,6 +22,7 @@ from accel.suites.hub import index as hub_index
 from accel.suites.hub.inputs import Inputs
 from accel.suites.hub.kinds import kind_of
 
+pytestmark = pytest.mark.usefixtures("plain_kernels")
 QUICK = Evaluation(n=60, distance_n=60, shard=60, batch=60, timing=False, controls=False, device="cpu")
 KINDS = ("sd_pix2pix", "sdxl_pix2pix", "flux_kontext", "flux2_klein")
 ROWS = {"sd_pix2pix": 3, "sdxl_pix2pix": 3}  # of a guided evaluation
