@@ -7,6 +7,7 @@ nothing of cells and shards. All machines have the results folder at the same pa
 from __future__ import annotations
 
 import os
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -16,6 +17,8 @@ from typing import Any, Protocol
 
 from accel.errors import ConfigError, Refusals, check_float, check_installed, check_int, needs
 from accel.studies.worker import Work
+
+PATIENCE = 10.0  # seconds until a cluster answers
 
 
 class Executor(Protocol):
@@ -72,6 +75,7 @@ class Ray(Launcher):
 
     def check(self) -> None:
         check_installed(["ray"], "ray", "launcher=ray")
+        check_answers(self.address)
 
     @contextmanager
     def executor(self, count: int, root: Path, device: str) -> Iterator[Executor]:
@@ -85,16 +89,30 @@ class Ray(Launcher):
                 ray.init(self.address, include_dashboard=False if here else None, log_to_driver=False,
                          logging_level="ERROR", **here)  # fmt: skip
             except (ConnectionError, RuntimeError, ValueError) as error:
-                said = " ".join(str(error).split())[:200]
-                raise ConfigError(
-                    f"launcher.address={self.address}: Ray does not answer there ({said}). "
-                    "Start a cluster (ray start --head), or leave the address out for one on this machine."
-                ) from error
+                raise _silent(self.address, error) from error
         try:
             yield _RayTasks(ray, self.cpus, self.cards(device))
         finally:
             if own:
                 ray.shutdown()
+
+
+def check_answers(address: str | None) -> None:
+    """ConfigError where nobody listens at a host:port; Ray itself would try for ten minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+        except (OSError, OverflowError) as error:
+            raise _silent(address, error) from error
+
+
+def _silent(address: str | None, error: Exception) -> ConfigError:
+    said = " ".join(str(error).split())[:200]
+    return ConfigError(
+        f"launcher.address={address}: Ray does not answer there ({said}). Start a cluster (ray start --head), or leave "
+        "the address out for one on this machine."
+    )
 
 
 class _RayTasks:

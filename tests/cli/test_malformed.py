@@ -33,12 +33,12 @@ def nothing_runs(monkeypatch):
     def work(*args, **kwargs):
         raise Accepted
 
-    for name in ("accel.studies.study.check_writable", "accel.studies.study.Study.plan",
+    for name in ("accel.studies.study.Study.ready", "accel.studies.study.Study.plan",
                  "accel.cli.rebuild.write_tables",
                  "accel.studies.study.Study.explain", "accel.search.evaluations.Evaluator.__call__",
                  "accel.search.evaluations.Evaluator.converged"):  # fmt: skip
         monkeypatch.setattr(name, work)
-    monkeypatch.setattr("accel.search.study.check_writable", lambda root: None)
+    monkeypatch.setattr("accel.search.study.SearchStudy.ready", lambda self: None)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections import Counter
@@ -19,7 +20,7 @@ from accel.cli.application import check_launcher
 from accel.config import CONF, compose, instantiate
 from accel.errors import ConfigError
 from accel.registry import load
-from accel.studies.launchers import Ray, Submitit
+from accel.studies.launchers import Ray, Submitit, check_answers
 from accel.studies.status import statuses
 from accel.studies.worker import Work
 from accel.testing.elsewhere import Elsewhere
@@ -57,7 +58,7 @@ def test_a_worker_that_is_killed_is_redone_by_others_and_the_table_is_that_of_on
     evaluation = replace(EVALUATION, n=512, batch=16)
     cells = [euler(20 + s) for s in (1, 2, 3)]
     alone = made(tmp_path / "alone", cells, evaluation)
-    many = made(tmp_path / "many", cells, evaluation, workers=3, launcher=launcher)
+    many = made(tmp_path / "many", cells, evaluation, locks="lease", workers=3, launcher=launcher)
     killed, over = [], threading.Event()
     thread = threading.Thread(target=kill_one, args=(tmp_path / "many", killed, over))
     thread.start()
@@ -100,6 +101,19 @@ def test_what_a_launcher_needs_is_said_before_anything_runs(choice, monkeypatch,
 def test_what_is_refused(words, said):
     with pytest.raises(ConfigError, match=said):
         instantiate(compose(words).launcher)
+
+
+def test_a_cluster_that_does_not_answer_is_said_at_once():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+            with pytest.raises(ConfigError, match=rf"{address}: Ray does not answer there \(.*refused"):
+                check_answers(address)
+        taken.listen()
+        check_answers(f"127.0.0.1:{port}")
+    check_answers("auto")
+    check_answers(None)
 
 
 def test_each_worker_sees_its_own_gpu_alone():
