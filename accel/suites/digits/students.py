@@ -30,14 +30,15 @@ TRAINING = TrainConfig(
     batch=32, lr=3e-4, warmup=20, weight_decay=0.0, ema_decay=0.99, label_dropout=0.0, checkpoint_every=50,
     decay="linear", dropout=False, beta2=0.99,
 )  # fmt: skip
-_MATCHING = replace(TRAINING, lr=1e-4, ema_decay=0.98, checkpoint_every=20, decay="constant", beta1=0.0)
+_MATCHING = replace(TRAINING, lr=2e-5, ema_decay=0.98, checkpoint_every=20, beta1=0.0)
+_SMOOTH = Distribution((999,), ratio=2, warm=30, critic_lr=5e-5, critic_ema=0.9)
 PARTS = {
     "pd4": Stage(Segments((999, 550, 350, 170)), replace(TRAINING, steps=600, seed=11), ORIGINAL),
     "pd2": Stage(
         Segments((999, 350), order=1, through=(999, 550, 350, 170)), replace(TRAINING, steps=300, seed=12), "pd4"
     ),
     "pd1": Stage(Segments((999,), order=1, through=(999, 350)), replace(TRAINING, steps=400, seed=13), "pd2"),
-    "dmd1": Stage(Distribution((999,), ratio=2, warm=30), replace(_MATCHING, steps=1000, seed=14), "pd1", ORIGINAL),
+    "dmd1": Stage(_SMOOTH, replace(_MATCHING, steps=420, seed=14), "pd1", ORIGINAL),
     # Pixels from -1 to 1 spread about twice as wide as EDM's data, and noise is measured against them.
     "ect2": Stage(Consistency((999, 350), mean=-0.4), replace(TRAINING, steps=900, seed=15), ORIGINAL),
     "guided2": Stage(Guided(2.0), replace(TRAINING, steps=600, seed=16), ORIGINAL),

@@ -16,8 +16,9 @@ its times on what it itself has made up to there (the paper's backward simulatio
 
 All networks predict v (or a flow's velocity), and the losses are written in x_0: differences of v carry the same
 information, but at a weight that is alpha of the time. Deviations from the paper: v-MSE for the critic, which is its
-weight SNR + 1; the critic begins by some steps alone; Adam with beta_1 = 0; head on the teacher's features, not on the
-critic's; the student may begin as a student that one step was distilled into.
+weight SNR + 1; the critic begins by some steps alone, and its moving average may stand for it (of small batches the
+critic itself is so noisy that its score drifts in brightness from step to step); Adam with beta_1 = 0; head on the
+teacher's features, not on the critic's; the student may begin as a student that one step was distilled into.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ from accel.suites.training.task import (
 class Distribution:
     """The task: `times`, the student's grid, largest first; `ratio`: updates of the critic for one of the student;
     `warm`: steps at the beginning in which the critic learns alone; `critic_lr`, `head_lr`: learning rates, which stay;
+    `critic_ema`: decay of the critic's moving average, whose score is used (0: the critic's own, as in the paper);
     `between`: the least and the greatest t at which scores are compared, as shares of the schedule; `guidance`: scale
     of the teacher's; `divergence`: which (`DIVERGENCES`); `adversarial`: weight of the discriminator's loss (the
     paper's: 0.003). Any divergence but reverse_kl needs the discriminator, too."""
@@ -67,6 +69,7 @@ class Distribution:
     ratio: int = 5
     warm: int = 0
     critic_lr: float = 2e-4
+    critic_ema: float = 0.0
     between: tuple[float, float] = (0.02, 0.98)
     guidance: float = 1.0
     divergence: str = "reverse_kl"
@@ -80,6 +83,7 @@ class Distribution:
         check_int("ratio", self.ratio, 1)
         check_int("warm", self.warm, 0)
         check_float("critic_lr", self.critic_lr, 0.0)
+        check_float("critic_ema", self.critic_ema, 0.0, 1.0)
         check_float("adversarial", self.adversarial, 0.0)
         if self.divergence not in DIVERGENCES:
             raise unknown("divergence", self.divergence, DIVERGENCES)
@@ -168,10 +172,11 @@ class Matching:
     def __init__(self, task: Distribution, lesson: Lesson) -> None:
         self.task, self.lesson, self.levels, self.watch = task, lesson, Levels(lesson.schedule), Watch()
         own = replace(lesson.cfg, steps=max(1, lesson.cfg.steps - task.warm))
-        others = replace(own, decay="constant", warmup=0)
+        others = replace(own, decay="constant", warmup=0, ema_decay=task.critic_ema)
         critic = copy.deepcopy(lesson.teacher).requires_grad_(True)
         self.student = Learner(lesson.student, own, lesson.device)
         self.critic = Learner(critic, replace(others, lr=task.critic_lr), lesson.device)
+        self.score = self.critic.averaging()
         self.head: Learner | None = None
         self.kept: dict[str, Kept] = {STUDENT: self.student, "critic": self.critic, "watch": self.watch}
         if task.judged:
@@ -249,7 +254,7 @@ class Matching:
                 v = u + task.guidance * (v - u)
         with torch.no_grad():
             real = clean(x_t, v, *level, flow)
-            fake = clean(x_t, predicting(self.critic.net, device, condition)(x_t, t), *level, flow)
+            fake = clean(x_t, predicting(self.score, device, condition)(x_t, t), *level, flow)
             gradient = matching_gradient(x, fake, real)
             if weights is not None:
                 gradient = gradient * weights.reshape(-1, *[1] * (x.dim() - 1))

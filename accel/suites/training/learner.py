@@ -6,6 +6,7 @@ checkpoint holds all of them, each under its name. Checkpoints are safetensors.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -97,6 +98,13 @@ class Learner:
     def averaged(self) -> dict[str, torch.Tensor]:
         """The moving average of its weights, and its buffers, on the CPU."""
         return {k: v.cpu() for k, v in (self.ema | self.buffers).items()}
+
+    def averaging(self) -> nn.Module:
+        """A copy of the network whose weights are the moving average, now and later: in the same memory."""
+        other = copy.deepcopy(self.net).requires_grad_(False)
+        for name, p in other.named_parameters():
+            p.data = self.ema[name]
+        return other
 
     def finite(self) -> bool:
         """Whether all its weights are numbers."""

@@ -254,6 +254,19 @@ def test_weights_that_are_no_numbers_are_not_kept(tmp_path):
     assert all(value.isfinite().all() for value in load_file(tmp_path / "a.safetensors").values())
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_score_is_that_of_the_critics_moving_average(decay, tmp_path):
+    """Now and after a resume; without one it is the critic's own."""
+    path, task = tmp_path / "a.safetensors", replace(TASK, critic_ema=decay)
+    for steps in (2, 2):
+        kept, turn = task.begin(lesson(replace(CONFIG, steps=steps)))
+        run(kept, turn, replace(CONFIG, steps=steps), path, task=settings(task))
+        critic = kept["critic"]
+        assert all(torch.equal(p, critic.ema[name]) for name, p in turn.score.named_parameters())
+        assert all(torch.equal(p, critic.ema[name]) for name, p in critic.params.items()) == (decay == 0)
+        assert not any(p.requires_grad for p in turn.score.parameters())
+
+
 def test_the_watch_says_when_a_critic_is_worse_than_none():
     """What it has seen goes with the checkpoint, so that a resumed training stops where it would have."""
     watch = Watch()
@@ -294,10 +307,11 @@ class Counted(nn.Module):
 def test_the_bill_is_what_was_evaluated(changes, tmp_path):
     task, own = replace(TASK, **changes), lesson(replace(CONFIG, steps=2))
     own = replace(own, student=Counted(own.student), teacher=Counted(own.teacher))
-    kept = trained(tmp_path / "a.safetensors", task, own)
+    kept, turn = task.begin(own)
+    run(kept, turn, own.cfg, tmp_path / "a.safetensors")
     critic, bill = kept["critic"].net, task.spent(2)
     assert bill["student_evaluations"] * 4 == own.student.rows + 2 * own.student.backward
-    assert bill["critic_evaluations"] * 4 == critic.rows + 2 * critic.backward
+    assert bill["critic_evaluations"] * 4 == critic.rows + 2 * critic.backward + turn.score.rows
     assert bill["teacher_evaluations"] * 4 == own.teacher.rows
 
 
