@@ -19,7 +19,7 @@ from accel.errors import StorageError, told
 from accel.studies.ahead import Ahead
 from accel.studies.runner import Runner
 from accel.studies.status import BROKEN as GONE
-from accel.studies.status import DONE, EVERY, MANY, Status, fail, failures
+from accel.studies.status import DONE, EVERY, MANY, STOPPED, Status, fail, failures
 from accel.studies.status import FAILED as SOME
 from accel.studies.worker import BROKEN, BUSY, FAILED, Task, Work, outcome
 
@@ -49,6 +49,9 @@ def rank(share: Share) -> str:
     status = share.status
     try:
         broken = Rank(share, status).run()
+    except (KeyboardInterrupt, SystemExit):
+        status.end(STOPPED)
+        raise
     except BaseException as error:
         status.end(GONE, told(error))
         raise

@@ -25,7 +25,7 @@ from accel.files import write_atomic
 EVERY = 0.5  # seconds between two files of a worker, where nothing new begins
 MANY = 100  # workers that together write so often as one a second
 SAID = 50  # messages that a file holds
-WORKING, DONE, FAILED, BROKEN = "working", "done", "failed", "broken"  # of a worker; failed: some of its cells
+WORKING, DONE, FAILED, BROKEN, STOPPED = "working", "done", "failed", "broken", "stopped"  # failed: some of its cells
 
 
 @dataclass

@@ -76,6 +76,17 @@ def test_its_exit_code_tells(tmp_path, monkeypatch):
     assert "broken: cannot write x" in " ".join(text(tmp_path / "full").split())
 
 
+def test_one_that_is_stopped_gives_up_what_it_held(tmp_path, monkeypatch):
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(samples, "generate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        work(made(tmp_path, [euler(2)], locks="lease"), Place("job"))
+    assert [status.state for status, _ in statuses(tmp_path)] == ["stopped"]
+    assert [p.name for p in tmp_path.rglob(".*") if p.is_file()] == [".kind.lock"]
+
+
 def test_each_of_a_machine_has_a_device_of_its_own(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("accel.studies.rank.rank", lambda share: seen.append(share.work.evaluation.device) or "")

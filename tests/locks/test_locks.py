@@ -173,21 +173,22 @@ def abandoned(path: Path, machine: str = "another") -> None:
 
 def test_a_claim_without_a_sign_of_life_is_taken_over_after_a_lease(lock):
     abandoned(lock)
-    start = time.monotonic()
+    touched = lock.stat().st_mtime
     assert "process" in owner(lock)
     assert not free(lock)
     with locked(lock) as held:
         assert held
-        assert SECONDS < time.monotonic() - start < 4 * SECONDS
+        assert time.time() - touched > SECONDS
 
 
-def test_an_old_one_after_half_of_it_by_the_folder_s_clock(lock):
+def test_an_old_one_after_half_of_it_by_the_folder_s_clock(tmp_path):
+    lock, seconds = tmp_path / ".lock", 3.0
     abandoned(lock)
     os.utime(lock, (1.0, 1.0))
     start = time.monotonic()
-    with locked(lock) as held:
+    with leased(lock, True, False, seconds) as held:
         assert held
-        assert SECONDS / 2 < time.monotonic() - start < SECONDS
+        assert seconds / 2 < time.monotonic() - start < seconds
 
 
 def inherit(lock: Path, go, taken: Path, begun) -> None:
@@ -221,22 +222,27 @@ def test_a_stale_claim_is_taken_over_once_however_many_wait(lock, tmp_path, star
     assert list(lock.parent.iterdir()) == []
 
 
+PATIENT = 2.0  # a lease that a busy machine keeps alive
+
+
 def live(lock: Path, ready, release, offset: float) -> None:
     """Holds the claim on a machine whose clock is off, and whose folder takes times from it."""
     leases._machine = lambda: "another"
     leases.Claim.touch = lambda self: os.utime(self.handle, (time.time() + offset,) * 2)
-    with leased(lock, True, False, SECONDS) as held:
+    with leased(lock, True, False, PATIENT) as held:
         ready.put(held)
         release.get()
 
 
-@pytest.mark.parametrize("offset", [-3600.0, 0.0, 3600.0])
-def test_a_clock_an_hour_off_does_no_harm(lock, started, offset):
+@pytest.mark.parametrize("offset", [-3600.0, 3600.0])
+def test_a_clock_an_hour_off_does_no_harm(tmp_path, started, offset):
     """A live claim stays its owner's, a dead one is taken over, whatever the time is over there."""
+    agree(tmp_path, "lease", PATIENT)
+    lock = tmp_path / "shards" / ".lock"
     ready, release = FORK.SimpleQueue(), FORK.SimpleQueue()
     process = started(live, lock, ready, release, offset)
     assert ready.get() is True
-    end = time.monotonic() + 3 * SECONDS
+    end = time.monotonic() + 1.5 * PATIENT
     while time.monotonic() < end:
         assert not free(lock)
         time.sleep(0.05)
@@ -244,7 +250,7 @@ def test_a_clock_an_hour_off_does_no_harm(lock, started, offset):
     start = time.monotonic()
     with locked(lock) as held:
         assert held
-        assert time.monotonic() - start > SECONDS / 4
+        assert time.monotonic() - start > PATIENT / 4
 
 
 def test_who_lost_its_claim_leaves_the_new_owner_s_alone(lock, monkeypatch):

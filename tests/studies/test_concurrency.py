@@ -57,7 +57,7 @@ def recipe(steps: int, scheduler: str = EULER, name: str = "euler") -> Recipe:
 
 
 def study(root: Path, name: str, cells: list[Recipe], merge: bool, locks: str = "auto") -> Study:
-    return Study(name, "t", Quick(), EVALUATION, Results(root, locks, 1.0), recipe(4), cells, merge=merge,
+    return Study(name, "t", Quick(), EVALUATION, Results(root, locks, 3.0), recipe(4), cells, merge=merge,
                  console=Console(file=io.StringIO()), wandb="disabled")  # fmt: skip
 
 

@@ -139,7 +139,7 @@ def test_a_rank_that_is_killed_is_replaced_and_its_shards_are_made_once(study, t
         os.replace = doomed
 
     study.first = first
-    alone, many = study("alone", cells, workers=1), study("many", cells, locks="lease", lease=0.6)
+    alone, many = study("alone", cells, workers=1), study("many", cells, locks="lease", lease=3.0)
     assert alone.run() == many.run() == 0
     assert mark.exists()
     said = [line for line in printed(many).splitlines() if "worker 1 died in euler-" in line]
@@ -184,7 +184,7 @@ def test_a_cell_that_fails_is_not_tried_by_all_and_one_that_kills_fails(study, m
         return generate(*args)
 
     monkeypatch.setattr(samples, "generate", bad)
-    one = study("s", [euler(2), euler(3), euler(5)], workers=2, locks="lease", lease=0.6)
+    one = study("s", [euler(2), euler(3), euler(5)], workers=2, locks="lease", lease=2.0)
     assert one.run() == 2
     refused = {label: row["refused"] for label, row in rows(one).items() if row["refused"]}
     assert refused["euler-3"] == "failed: euler-3: it diverges."
