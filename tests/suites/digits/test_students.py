@@ -21,7 +21,7 @@ from accel.suites.digits import DigitsSuite, flow_train, students
 from accel.suites.students import folder_of
 
 NAMES = ("pd4", "pd2", "pd1")  # each from the one before
-SHIPPED = {*NAMES}
+SHIPPED = {*NAMES, "dmd1"}
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_what_ships_is_what_the_configuration_and_the_teacher_are():
     assert bills[0]["macs"] < bills[1]["macs"] < bills[2]["macs"], "a stage's bill holds those before it"
 
 
-@pytest.mark.parametrize(("name", "least"), [("pd4", 0.97), ("pd1", 0.9)])
+@pytest.mark.parametrize(("name", "least"), [("pd4", 0.97), ("pd1", 0.9), ("dmd1", 0.95)])
 def test_its_digits_are_recognised(name, least):
     """What ships draws what it is asked for; how well, tables say."""
     suite = DigitsSuite()
