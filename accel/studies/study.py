@@ -35,6 +35,7 @@ from accel.studies.plain import own_front
 from accel.studies.pool import Pool
 from accel.studies.request import Request
 from accel.studies.runner import FAILURES, Runner
+from accel.studies.unscored import check_unscored
 from accel.studies.worker import Work
 
 UNTIMED = ("reference", "aa")  # roles of rows that are there to be compared with, not to be chosen
@@ -68,6 +69,8 @@ class Study(Request):
         super().__post_init__()
         check_int("workers", self.workers, 1)
         self.devices = check_devices(self.devices)
+        if self.suite.unscored:
+            check_unscored(self.suite, self.evaluation, self.aa)
         if self.parts and not any(recipe.combined for recipe in self.cells):
             self._nothing_combined()
         named: dict[str, Recipe] = {}
@@ -253,7 +256,8 @@ class Study(Request):
         for recipe, reason in refused:
             table.add_row(recipe.label, "refused", "", "", reason)
         self.console.print(table)
-        more = ", plus up to two equal-cost controls for each accelerated cell" if self.evaluation.controls else ""
+        controlled = self.evaluation.controls and not self.suite.unscored
+        more = ", plus up to two equal-cost controls for each accelerated cell" if controlled else ""
         self.console.print(
             f"At most about {total:.0f} s of sampling and timing (caching, stitching and interval guidance not "
             f"deducted){more}. Nothing was run or written."
@@ -293,7 +297,7 @@ class Study(Request):
         jobs = [Job(converged, "reference"), Job(self.baseline, "baseline")]
         if runner.generation_id(converged) == runner.generation_id(self.baseline):
             del jobs[0]  # the table needs its baseline
-        elif not self.evaluation.converged:
+        elif not self.evaluation.converged or self.suite.unscored:
             del jobs[0]
         jobs += [Job(recipe, role) for role, recipe in self.against.items()]
         jobs += [Job(recipe, "cell") for recipe in (*self.cells, *self._added([recipe for recipe, _ in refused]))]
@@ -334,8 +338,8 @@ class Study(Request):
         return self._jobs(runner, self._refusals(runner))
 
     def controls(self, runner: Runner, job: Job, quality: dict[str, Any], timing: dict[str, Any] | None) -> list[Job]:
-        if job.role != "cell" or job.recipe.plain or not self.evaluation.controls:
-            return []
+        if job.role != "cell" or job.recipe.plain or not self.evaluation.controls or self.suite.unscored:
+            return []  # a control compares scores
         front = self.front or own_front(job.recipe)
         found = runner.controls(job.recipe, quality["cost"], timing, self.baseline, front)
         jobs = []
