@@ -62,10 +62,9 @@ def stub(cls: str, encoder: Mapping[str, Any], texts: Iterable[str]) -> Any:
 
 
 def vocabulary(form: Form, size: int, texts: Iterable[str]) -> dict[str, int]:
-    """{token: id below `size`}: special tokens from the last id downwards, words in their order, round again where
-    there are more words than ids."""
+    """{token: id below `size`}: special tokens from the last id downwards, words in their order as far as there are
+    ids, each of which is one token's."""
     special = [token for token in (form.end, form.begin, *form.further, PAD) if token]
     words = sorted({piece for text in texts for piece in re.findall(PIECE, text)} - {*special})
-    free = max(1, size - len(special) - 1)
-    own = {word: 1 + i % free for i, word in enumerate(words)}
+    own = {word: 1 + i for i, word in enumerate(words[: max(0, size - len(special) - 1)])}
     return own | {UNKNOWN: 0} | {token: max(0, size - 1 - i) for i, token in enumerate(special)}
