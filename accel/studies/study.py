@@ -138,7 +138,7 @@ class Study(Request):
                 else:
                     self._ahead(pool, runner, twin, jobs)
                     job = jobs.pop(0)
-                    progress.begin(self.evaluation.samples)
+                    progress.begin(0 if self.suite.unscored else self.evaluation.samples)
                     progress.update(bar, description=job.recipe.label[:WIDTH])
                     measured = self._measured(twin if job.role == "aa" else runner, job, pool)
                     if measured is None:  # another process computes this cell: come back to it
