@@ -244,13 +244,6 @@ class Comparison:
         return next((row for row in self.done if row.role == "baseline"), None)
 
     @cached_property
-    def unscored(self) -> list[str]:
-        """Why rows have cost and times alone, and what else is to be known of them; nothing where they are scored."""
-        notes = [own for row in self.done if (own := row.quality.get("notes") or {}).get("unscored")]
-        said = [warning for own in notes for warning in own.get("warnings", ())]
-        return list(dict.fromkeys([*(f"No scores: {own['unscored']}." for own in notes), *said]))
-
-    @cached_property
     def groups(self) -> list[tuple]:
         """Groups within which quality is comparable, the baseline's first."""
         rows = [self.baseline, *self.competing] if self.baseline else self.competing

@@ -249,10 +249,8 @@ class Study(Request):
             todo = 0 if runner.find("quality", runner.quality_id(job.recipe)) else runner.missing_samples(job.recipe)
             seconds = todo * rows_per_image(job.recipe) * rate + self._timing_seconds(runner, job, rate, together)
             total += seconds
-            done = self.evaluation.samples - todo
-            table.add_row(
-                job.recipe.label, job.role, f"{done}/{self.evaluation.samples}", str(todo), f"{seconds:.0f} s"
-            )
+            done = "–" if self.suite.unscored else f"{self.evaluation.samples - todo}/{self.evaluation.samples}"
+            table.add_row(job.recipe.label, job.role, done, str(todo), f"{seconds:.0f} s")
         for recipe, reason in refused:
             table.add_row(recipe.label, "refused", "", "", reason)
         self.console.print(table)
@@ -264,7 +262,8 @@ class Study(Request):
         )
         if self.workers > 1:
             self.say(f"workers={self.workers} share the sampling, not the timing; the estimate is that of one process.")
-        self.console.print(needs_text(self.results, self.suite.name, self.margins, self.name), highlight=False)
+        if not self.suite.unscored:
+            self.console.print(needs_text(self.results, self.suite.name, self.margins, self.name), highlight=False)
 
     def explain(self) -> None:
         """Show for each cell which network does what at which step, by one run of one image; score nothing."""

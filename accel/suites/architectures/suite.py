@@ -28,6 +28,7 @@ from accel.suites.hub.suite import DTYPES, HubSuite
 
 PROMPTS = archs.HERE.parent / "prompts.txt"
 UNSCORED = "the weights of suite arch are random, so that its images are noise; it has cost and times alone"
+TRAINED = "the weights of suite arch are random, and this belongs to trained ones"
 OF_WEIGHTS = ("model", "revision", "variant", "gguf", "student", "lora", "controlnet")
 OF_SCORES = ("feature_weights", "clip", "reference_images", "feature_network")
 SMALLEST = 0.01
@@ -53,7 +54,7 @@ class ArchSuite(HubSuite):
                 refusals.ask(check_float, f"suite.{share}", getattr(self, share), SMALLEST, 1.0)
             changed = [f.name for f in fields(HubSuite) if f.name in (*OF_WEIGHTS, *OF_SCORES) and _given(self, f)]
             for name in changed:
-                why = UNSCORED if name in OF_SCORES else "the weights of suite arch are random, and this is of trained"
+                why = UNSCORED if name in OF_SCORES else TRAINED
                 refusals.add(ConfigError(f"suite.{name} is given, but {why}; leave it out, or use suite=hub."))
             found = refusals.ask(archs.described, str(self.arch))
         self._settle(found)
