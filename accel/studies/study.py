@@ -292,12 +292,11 @@ class Study(Request):
 
     def _jobs(self, runner: Runner, refused: list[tuple[Recipe, str]]) -> list[Job]:
         seen = {(again, runner.generation_id(recipe)) for recipe, _ in refused for again in (False, True)}
-        converged = self.suite.converged(self.baseline.exact_guidance)
-        jobs = [Job(converged, "reference"), Job(self.baseline, "baseline")]
-        if runner.generation_id(converged) == runner.generation_id(self.baseline):
-            del jobs[0]  # the table needs its baseline
-        elif not self.evaluation.converged or self.suite.unscored:
-            del jobs[0]
+        jobs = [Job(self.baseline, "baseline")]
+        if self.evaluation.converged and not self.suite.unscored:
+            converged = self.suite.converged(self.baseline.exact_guidance)
+            if runner.generation_id(converged) != runner.generation_id(self.baseline):  # the table needs its baseline
+                jobs.insert(0, Job(converged, "reference"))
         jobs += [Job(recipe, role) for role, recipe in self.against.items()]
         jobs += [Job(recipe, "cell") for recipe in (*self.cells, *self._added([recipe for recipe, _ in refused]))]
         if self.aa:
