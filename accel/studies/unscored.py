@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accel.core.environment import environment, provenance
 from accel.core.recipe import Recipe
@@ -10,10 +10,8 @@ from accel.errors import ConfigError, Refusals
 from accel.evaluation.score import EPOCH
 from accel.records import describe
 from accel.studies.evaluation import Evaluation
+from accel.studies.samples import Samples
 from accel.suites.base import Suite
-
-if TYPE_CHECKING:
-    from accel.studies.runner import Runner
 
 
 def check_unscored(suite: Suite, evaluation: Evaluation, aa: bool) -> None:
@@ -31,7 +29,7 @@ def deciding(recipe: Recipe) -> list[str]:
     return [f"{axis} {method.label}" for axis, method in axes if method is not None and method.varies]
 
 
-def cost_record(runner: Runner, recipe: Recipe, key: str, cost: dict[str, Any], setup: float) -> dict[str, Any]:
+def cost_record(runner: Samples, recipe: Recipe, key: str, cost: dict[str, Any], setup: float) -> dict[str, Any]:
     """The record of a cell without scores: N is 0, for no image is kept. A method that decides by thresholds is said to
     have decided by noise."""
     notes: dict[str, Any] = {"unscored": runner.suite.unscored}

@@ -56,13 +56,23 @@ def network(library: str, cls: str, config: Mapping[str, Any], device: Any, dtyp
         else:
             net = kind(kind.config_class.from_dict(dict(config)))
     net = net.to(torch.device(device))
-    kept = () if library != "diffusers" and dtype != torch.float16 else kind._keep_in_fp32_modules or ()
+    kept = _kept(net, library, dtype)
     with torch.no_grad():
         for name, tensor in _floating(net):
             wanted = torch.float32 if any(own in name.split(".") for own in kept) else dtype
             if tensor.dtype != wanted:
                 tensor.data = tensor.data.to(wanted)
     return net.eval().requires_grad_(False)
+
+
+def _kept(net: nn.Module, library: str, dtype: torch.dtype) -> set[str]:
+    """Parts of names of what stays in float32: for transformers some of it in float16 alone."""
+    own = net._keep_in_fp32_modules or ()
+    own = {own} if isinstance(own, str) else set(own)
+    if library == "diffusers":
+        return own
+    strict = set(getattr(net, "_keep_in_fp32_modules_strict", None) or ())
+    return own | strict if dtype == torch.float16 else strict
 
 
 def _floating(net: nn.Module) -> list[tuple[str, torch.Tensor]]:
