@@ -6,19 +6,17 @@ latents, without text encoders and autoencoder. Configurations are those publish
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._device import _device_constructors
 
 from accel.benches.architectures import ARCHITECTURES, Architecture
 from accel.core.denoiser import first_output, mapped
+from accel.core.random_weights import random_weights
 
 
 @dataclass(frozen=True)
@@ -110,36 +108,6 @@ class ShapesPipeline(DiffusionPipeline):
         output = first_output(self.denoiser(inputs, timestep=t, **conditions, return_dict=False))
         learned = output.shape[1] == 2 * inputs.shape[1]  # a variance, which the pipelines drop
         return output.chunk(2, dim=1)[0] if learned else output
-
-
-class _Made(TorchFunctionMode):
-    """Tensors that are made without a device are made on this one.
-
-    Unlike torch's own `with device:` it is asked before a pretended device is (accel.testing.elsewhere).
-    """
-
-    def __init__(self, device: torch.device | str) -> None:
-        super().__init__()
-        self.device, self.makers = torch.device(device), _device_constructors()
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func in self.makers and kwargs.get("device") is None:
-            kwargs = kwargs | {"device": self.device}
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def random_weights(device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Iterator[None]:
-    """Within the context modules are made on `device` in `dtype`, by their own initialisation from `seed`."""
-    before = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]), _Made(device):
-        torch.manual_seed(seed)
-        torch.set_default_dtype(dtype)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
 
 
 def _latent_ids(side: int) -> torch.Tensor:

@@ -66,7 +66,7 @@ def _model(measured: Measured, words: Sequence[str], count: int, device: str) ->
             f"the row was measured on another model than that of suite {suite.name!r} as it is here: "
             f"{'; '.join(said)}. Name the suite as it was measured: suite=... suite.model=..., or add --without-model."
         )
-    pipe, models = suite.on(suite.pipeline(), device), suite.networks().to(device)
+    pipe, models = suite.ready(device), suite.networks().to(device)
     found = {"pipe": pipe, "models": models, "suite": words}
     if count:
         seed = measured.said["seeds"][0]

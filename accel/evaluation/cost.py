@@ -71,7 +71,7 @@ def counted_cost(
     A cache that decides while sampling has its `hits`, the share of evaluations that it reused.
 
     NFE, MACs, bit operations and hits are means over the first VARYING samples where a method evaluates less for some
-    than for others.
+    than for others (of a suite whose images say nothing: of one call).
     """
     nets = recipe.nets(pipe, models)
     size = sum(map(plain_bytes, nets.values()))
@@ -87,7 +87,7 @@ def counted_cost(
             generate(pipe, suite, recipe, seed=0, start=0, stop=count, batch=count)
         found, vram, held = [_counts(recipe, run, bits, count)], _peak(pipe.device), max(kept) / count
         steps, strip = run.clock.num_steps, run.strip
-        if any(method.varies for method in recipe.methods()):
+        if suite.unscored is None and any(method.varies for method in recipe.methods()):
             for start in range(count, VARYING, count):
                 with bit_operations(nets.values()) as bits:
                     generate(pipe, suite, recipe, seed=0, start=start, stop=start + count, batch=count)

@@ -55,8 +55,7 @@ def main_columns(study: Comparison, group: tuple) -> list[Column]:
         Column("rank", place, "rank"),
         recipe_column(group),
         Column(f"{name} [95 %]", value(metric, interval), name, value(metric, plus_minus)),
-        _change(study, metric),
-        Column(ALL, lambda row: all_values(study, row), "verdict", lambda row: _worst(study, row, metric)),
+        *((_change(study, metric), _verdict(study, metric)) if metric else ()),
         Column("accuracy %", value("accuracy", lambda x: plus_minus(x, 100))),
         *(
             column
@@ -241,6 +240,10 @@ def all_values(study: Comparison, row: Row, other: Row | None = None) -> str | N
     order = ("worse", UNDECIDED, UNKNOWN)
     own = [(word, [metric_name(k) for k, w in lost.items() if w == word]) for word in order]
     return "; ".join(f"{word} in {', '.join(names)}" for word, names in own if names)
+
+
+def _verdict(study: Comparison, metric: str | None) -> Column:
+    return Column(ALL, lambda row: all_values(study, row), "verdict", lambda row: _worst(study, row, metric))
 
 
 def _worst(study: Comparison, row: Row, metric: str | None) -> str | None:

@@ -14,6 +14,7 @@ from accel.results.headline import sentences
 from accel.results.students import students_section
 from accel.results.text import POINTS, comma, device_text, devices_text, listed, metric_name, short_hash
 from accel.results.timing_notes import timing_notes
+from accel.results.unscored import unscored
 
 CONTROLS = (
     "Each accelerated recipe against the plain sampler given the same cost. Δ = recipe − control, paired on common "
@@ -62,7 +63,8 @@ def head_text(study: Comparison) -> str:
     """How a study was made, in one sentence."""
     records = [row.quality for row in study.competing]
     made = [f"Suite {study.suite}"]
-    if records:
+    scored = not unscored(study)
+    if records and scored:
         made[0] += f", N = {listed(r['n'] for r in records)}, seed {listed(seed_of(r) for r in records)}"
     references = [r["reference"] for r in records if (r.get("reference") or {}).get("sha256")]
     if references:
@@ -75,7 +77,8 @@ def head_text(study: Comparison) -> str:
     torches = sorted({t for row in study.done for t in (torch_of(row.quality), torch_of(row.timing or {})) if t})
     made += [f"torch {listed(torches)}"] if torches else []
     counts = sorted({len(x["replicates"]) for r in records for x in r["values"].values()}) or [20]
-    made.append(f"95 % intervals: {listed(counts)}-group delete-group jackknife{_rule(records)}")
+    if scored:
+        made.append(f"95 % intervals: {listed(counts)}-group delete-group jackknife{_rule(records)}")
     return "; ".join([*made, *([f"margins: {margins}"] if (margins := margins_text(study)) else [])]) + "."
 
 
@@ -116,7 +119,7 @@ def notes_of(study: Comparison) -> list[str]:
     """What has to be known to read the tables of a study, a sentence each."""
     names = ", ".join(metric_name(key) for key in study.gates)
     where = f" in that of these values in which most are: {names}" if len(study.gates) > 1 else ""
-    notes = [
+    notes = (without := unscored(study)) or [
         "Rank: 1 + the number of recipes that are better than it (the 95 % interval of their paired difference on "
         f"common seeds excludes 0){where}. `=`: shared."
     ]
@@ -162,7 +165,7 @@ def notes_of(study: Comparison) -> list[str]:
             f"Simulated precision (rounded as in the real kernel, but not faster) is never timed: {comma(simulated)}."
         )
     served = {cell.label for cell, _ in study.controls()}
-    if lonely := [row.label for row in study.done if row.accelerated and row.label not in served]:
+    if not without and (lonely := [row.label for row in study.done if row.accelerated and row.label not in served]):
         notes.append(f"Without an equal-cost control: {comma(lonely)}.")
     return notes
 

@@ -11,6 +11,7 @@ from accel.results.columns import Column, control_columns, main_columns, recipe_
 from accel.results.comparison import COMPETES, HOCHBERG, HOLM, UNKNOWN, Comparison, Row
 from accel.results.markdown import margins_text
 from accel.results.text import device_text, devices_text
+from accel.results.unscored import unscored
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,10 +31,12 @@ def print_study(results: Results, study: str, console: Console | None = None) ->
     from rich.markup import escape
 
     console, loaded = console or Console(), Comparison.load(results, study)
+    without = unscored(loaded)
     narrow = next((left_out for width, left_out in NARROW if console.width < width), ())
     for group in loaded.groups:
         devices = f"; {devices_text(loaded.side_by_side)}" if loaded.side_by_side else ""
-        title = f"{escape(loaded.title)}\n[not bold dim]N = {group[1]}, seed {group[2]}{devices}[/]"
+        drawn = "no scores" if without else f"N = {group[1]}, seed {group[2]}"
+        title = f"{escape(loaded.title)}\n[not bold dim]{drawn}{devices}[/]"
         columns = [
             column for column in main_columns(loaded, group) if (column.brief or "").partition("@")[0] not in narrow
         ]
@@ -43,7 +46,9 @@ def print_study(results: Results, study: str, console: Console | None = None) ->
         console.print(_terminal(f"Speed on {device_text(device)}", columns, timed(loaded, device)))
     if loaded.controls():
         console.print(_terminal("Equal-cost controls", control_columns(loaded), loaded.controls()))
-    if loaded.baseline:
+    for said in without:
+        console.print(f"[dim]{escape(said)}[/]", highlight=False)
+    if loaded.baseline and not without:
         margins = f" Margins: {stated}." if (stated := margins_text(loaded)) else ""
         console.print(f"[dim]{escape(READ + margins)}[/]", highlight=False)
     for row in loaded.rows:

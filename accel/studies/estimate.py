@@ -20,7 +20,7 @@ def seconds_per_row(runner: Runner) -> float:
     """Seconds of one denoiser row on this device now, from two short plain trajectories."""
     recipe = runner.suite.converged(None)
     recipe = replace(recipe, sampler=replace(recipe.sampler, steps=2))
-    batch = min(runner.evaluation.batch, runner.evaluation.n)
+    batch = 1 if runner.suite.unscored else min(runner.evaluation.batch, runner.evaluation.n)
 
     def once() -> None:
         with accelerate(runner.pipe, recipe):

@@ -26,6 +26,7 @@ from accel.results.comparison import timed_against
 from accel.studies.evaluation import Evaluation
 from accel.studies.plain import PlainFront, controls
 from accel.studies.samples import Samples, quiet
+from accel.studies.unscored import cost_record
 from accel.suites.base import Suite
 from accel.suites.students import bill_of
 
@@ -36,6 +37,8 @@ PICTURE = 256  # its height at most
 
 def _reference_metrics(suite: Suite, similarity: Similarity | None) -> dict[str, Any]:
     """What identifies the reference metrics, nothing without any; ConfigError if they cannot be computed."""
+    if similarity and suite.unscored:
+        raise ConfigError(f"evaluation.reference_metrics compare pictures, and {suite.unscored}; leave them out.")
     if similarity and not suite.pictures:
         raise ConfigError(
             f"evaluation.reference_metrics compare pictures, and suite {suite.name!r} makes none; leave them out."
@@ -48,6 +51,8 @@ def _held_out(suite: Suite, asked: bool) -> dict[str, Any]:
     ConfigError if there are none."""
     if not asked:
         return {}
+    if suite.unscored:
+        raise ConfigError(f"evaluation.held_out is the FID to held-out images, and {suite.unscored}; leave it out.")
     if suite.feature_space is None or (found := suite.held_out()) is None:
         raise ConfigError(
             f"evaluation.held_out is the FID to held-out images, and suite {suite.name!r} has none, or no features; "
@@ -81,6 +86,8 @@ class Runner(Samples):
     def quality_id(self, recipe: Recipe, epoch: int = EPOCH) -> str:
         """Id of the scores: the samples, their number, the reference and what they are compared with; `epoch`: of how
         they are computed."""
+        if self.suite.unscored:
+            return digest({"cost": self.generation_id(recipe, 0), "epoch": epoch})
         converged = self.suite.converged(recipe.exact_guidance)
         own = {"samples": self.samples_id(recipe), "n": self.evaluation.n, "epoch": epoch,
                "reference": self.suite.reference_identity(), "compared": self.evaluation.compared,
@@ -127,6 +134,11 @@ class Runner(Samples):
         e = self.evaluation
         artefacts, setup = self.artefacts(recipe)
         cost = counted_cost(self.pipe, self.suite, recipe, self.models, artefacts)
+        if self.suite.unscored:
+            record = cost_record(self, recipe, key, cost, setup)
+            self._warn(record["notes"].get("warnings", ()))
+            self.results.save(record)
+            return record
         shards = self.shards(recipe, e.n, artefacts)
         itself = self.generation_id(recipe) == self.generation_id(self.suite.converged(recipe.exact_guidance))
         steps = recipe.sampler.steps if recipe.sampler else 0  # none: what follows no trajectory needs a sampler

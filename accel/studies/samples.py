@@ -69,7 +69,7 @@ class Samples:
 
     @cached_property
     def pipe(self) -> Any:
-        return self.suite.on(self.suite.pipeline(), self.device)
+        return self.suite.ready(self.device)
 
     @cached_property
     def models(self) -> Networks:
@@ -170,7 +170,7 @@ class Samples:
             made.append(count)
             self.on_samples(count)
 
-        for seed in self.evaluation.seeds:
+        for seed in () if self.suite.unscored else self.evaluation.seeds:
             store = self._store(recipe, seed)
             with store.kept():
                 if missing := store.absent(self.evaluation.n, self.evaluation.shard):
@@ -218,6 +218,8 @@ class Samples:
     def missing_samples(self, recipe: Recipe) -> int:
         """How many of the run's samples are still to be generated."""
         e = self.evaluation
+        if self.suite.unscored:
+            return 0
         left = [(b, b - a, seed) for seed in e.seeds for a, b in self._store(recipe, seed).missing(e.n, e.shard)]
         return sum(count for stop, count, seed in left if stop > self.shipped(recipe, seed))
 

@@ -35,6 +35,7 @@ from accel.studies.plain import own_front
 from accel.studies.pool import Pool
 from accel.studies.request import Request
 from accel.studies.runner import FAILURES, Runner
+from accel.studies.unscored import check_unscored
 from accel.studies.worker import Work
 
 UNTIMED = ("reference", "aa")  # roles of rows that are there to be compared with, not to be chosen
@@ -68,6 +69,8 @@ class Study(Request):
         super().__post_init__()
         check_int("workers", self.workers, 1)
         self.devices = check_devices(self.devices)
+        if self.suite.unscored:
+            check_unscored(self.suite, self.evaluation, self.aa)
         if self.parts and not any(recipe.combined for recipe in self.cells):
             self._nothing_combined()
         named: dict[str, Recipe] = {}
@@ -135,7 +138,7 @@ class Study(Request):
                 else:
                     self._ahead(pool, runner, twin, jobs)
                     job = jobs.pop(0)
-                    progress.begin(self.evaluation.samples)
+                    progress.begin(0 if self.suite.unscored else self.evaluation.samples)
                     progress.update(bar, description=job.recipe.label[:WIDTH])
                     measured = self._measured(twin if job.role == "aa" else runner, job, pool)
                     if measured is None:  # another process computes this cell: come back to it
@@ -246,21 +249,21 @@ class Study(Request):
             todo = 0 if runner.find("quality", runner.quality_id(job.recipe)) else runner.missing_samples(job.recipe)
             seconds = todo * rows_per_image(job.recipe) * rate + self._timing_seconds(runner, job, rate, together)
             total += seconds
-            done = self.evaluation.samples - todo
-            table.add_row(
-                job.recipe.label, job.role, f"{done}/{self.evaluation.samples}", str(todo), f"{seconds:.0f} s"
-            )
+            done = "–" if self.suite.unscored else f"{self.evaluation.samples - todo}/{self.evaluation.samples}"
+            table.add_row(job.recipe.label, job.role, done, str(todo), f"{seconds:.0f} s")
         for recipe, reason in refused:
             table.add_row(recipe.label, "refused", "", "", reason)
         self.console.print(table)
-        more = ", plus up to two equal-cost controls for each accelerated cell" if self.evaluation.controls else ""
+        controlled = self.evaluation.controls and not self.suite.unscored
+        more = ", plus up to two equal-cost controls for each accelerated cell" if controlled else ""
         self.console.print(
             f"At most about {total:.0f} s of sampling and timing (caching, stitching and interval guidance not "
             f"deducted){more}. Nothing was run or written."
         )
         if self.workers > 1:
             self.say(f"workers={self.workers} share the sampling, not the timing; the estimate is that of one process.")
-        self.console.print(needs_text(self.results, self.suite.name, self.margins, self.name), highlight=False)
+        if not self.suite.unscored:
+            self.console.print(needs_text(self.results, self.suite.name, self.margins, self.name), highlight=False)
 
     def explain(self) -> None:
         """Show for each cell which network does what at which step, by one run of one image; score nothing."""
@@ -289,12 +292,11 @@ class Study(Request):
 
     def _jobs(self, runner: Runner, refused: list[tuple[Recipe, str]]) -> list[Job]:
         seen = {(again, runner.generation_id(recipe)) for recipe, _ in refused for again in (False, True)}
-        converged = self.suite.converged(self.baseline.exact_guidance)
-        jobs = [Job(converged, "reference"), Job(self.baseline, "baseline")]
-        if runner.generation_id(converged) == runner.generation_id(self.baseline):
-            del jobs[0]  # the table needs its baseline
-        elif not self.evaluation.converged:
-            del jobs[0]
+        jobs = [Job(self.baseline, "baseline")]
+        if self.evaluation.converged and not self.suite.unscored:
+            converged = self.suite.converged(self.baseline.exact_guidance)
+            if runner.generation_id(converged) != runner.generation_id(self.baseline):  # the table needs its baseline
+                jobs.insert(0, Job(converged, "reference"))
         jobs += [Job(recipe, role) for role, recipe in self.against.items()]
         jobs += [Job(recipe, "cell") for recipe in (*self.cells, *self._added([recipe for recipe, _ in refused]))]
         if self.aa:
@@ -334,8 +336,8 @@ class Study(Request):
         return self._jobs(runner, self._refusals(runner))
 
     def controls(self, runner: Runner, job: Job, quality: dict[str, Any], timing: dict[str, Any] | None) -> list[Job]:
-        if job.role != "cell" or job.recipe.plain or not self.evaluation.controls:
-            return []
+        if job.role != "cell" or job.recipe.plain or not self.evaluation.controls or self.suite.unscored:
+            return []  # a control compares scores
         front = self.front or own_front(job.recipe)
         found = runner.controls(job.recipe, quality["cost"], timing, self.baseline, front)
         jobs = []

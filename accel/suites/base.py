@@ -106,6 +106,7 @@ class Suite(ABC):
     period: ClassVar[int] = 1  # after so many samples the conditions repeat
     fid_margin: ClassVar[float | None] = None  # the least margin of FID, where 10 % of a FID near 0 tell nothing
     pictures: ClassVar[bool] = True  # whether images are to be looked at, so that PSNR and the like mean something
+    unscored: ClassVar[str | None] = None  # why nothing can be said of its images; such a suite has cost and times
     frames: int | None = (
         None  # of each sample, where samples are videos: images are (B, F, C, H, W), features (B, F, D)
     )
@@ -122,6 +123,10 @@ class Suite(ABC):
     def on(self, pipe: Any, device: str) -> Any:
         """A pipeline that `pipeline` gave, on `device`, as the suite runs it there."""
         return pipe.to(device)
+
+    def ready(self, device: str) -> Any:
+        """A freshly loaded pipeline on `device`; suites that make their weights make them there."""
+        return self.on(self.pipeline(), device)
 
     def check_device(self, device: str) -> None:  # noqa: B027 (most suites run anywhere)
         """Raise ConfigError now if the suite's settings are not for this device."""

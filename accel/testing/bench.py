@@ -32,7 +32,7 @@ class Bench:
 
     @cached_property
     def pipe(self) -> Any:
-        return self.suite.on(self.suite.pipeline(), self.device)
+        return self.suite.ready(self.device)
 
     @cached_property
     def models(self) -> Networks:

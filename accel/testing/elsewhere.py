@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from accel.testing.waits import WAITING, line_of_caller
 
 DEVICE = "cuda:1"
+FREE = 24 * 2**30  # bytes that it says it has
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
 WHOLE = (torch.int64, torch.int32, torch.bool, torch.uint8)
 READS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__complex__", "equal", "is_nonzero")
@@ -280,4 +281,5 @@ def _cuda(there: Elsewhere) -> dict[str, Any]:
         "max_memory_reserved": lambda device=None: 0,
         "reset_peak_memory_stats": lambda device=None: None,
         "memory_allocated": lambda device=None: 0,
+        "mem_get_info": lambda device=None: (FREE, FREE),
     }

@@ -11,11 +11,12 @@ from device_tiny import tiny
 
 from accel.benches import device, device_contract, device_overhead, device_speed, device_stack, schedulers
 from accel.benches.device_job import KIND, OUT_OF_MEMORY, Job
-from accel.benches.device_networks import NETWORKS, random_weights
+from accel.benches.device_networks import NETWORKS
 from accel.benches.device_stack import Variant
 from accel.benches.device_table import page, write_device
 from accel.benches.schedulers import BASE
 from accel.cli.rebuild import TABLES
+from accel.core.random_weights import random_weights
 from accel.errors import ConfigError
 from accel.records import Results
 from accel.testing.elsewhere import DEVICE, Elsewhere

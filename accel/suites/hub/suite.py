@@ -136,7 +136,11 @@ class HubSuite(Shown):
         if self.controlnet:
             options[CONTROLNET] = hub_control.load(self.controlnet, DTYPES[self.dtype], self.variant)
         pipe = load_pipeline(kind.cls(), self.folder, torch_dtype=DTYPES[self.dtype], **options)
-        if not kind.settled:
+        return self._prepared(pipe)
+
+    def _prepared(self, pipe: Any) -> Any:
+        """The pipeline of the model's files as the settings want it."""
+        if not self.kind.settled:
             hub_control.settle(pipe.vae)
         hub_lora.add(pipe, self.lora, self.lora_fused)
         pipe = hub_models.prepared(pipe, self.vae_slicing, self.channels_last, self.compile)
