@@ -70,6 +70,8 @@ class SearchStudy(Request):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.suite.unscored:
+            raise ConfigError(f"a search compares scores, and {self.suite.unscored}; leave search= out.")
         for cell in self.cells:
             cell.search.check_seed(self.evaluation)
         if len(self.cells) > 1 and any(cell.search.several for cell in self.cells):

@@ -14,6 +14,7 @@ from accel.records import Results
 from accel.registry import method
 from accel.results.comparison import Comparison
 from accel.results.markdown import markdown
+from accel.search.study import SearchStudy
 from accel.studies.evaluation import Evaluation
 from accel.studies.runner import Runner
 from accel.studies.study import Study
@@ -102,6 +103,8 @@ def test_n_seed_and_comparisons_change_no_id(done):
 
 def test_what_compares_scores_is_refused(tmp_path):
     results = Results(tmp_path)
+    with pytest.raises(ConfigError, match=f"a search compares scores, and {WHY}"):
+        SearchStudy("noise", "Noise", Noise(), TIMED, results, sampler(4), [])
     with pytest.raises(ConfigError, match=f"aa=true compares scores, and {WHY}"):
         study(results, aa=True)
     with pytest.raises(ConfigError, match=f"evaluation.n=auto asks what scores need, and {WHY}"):

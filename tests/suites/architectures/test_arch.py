@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import re
+import shlex
 from dataclasses import replace
 
 import pytest
 import torch
 
-from accel.config import compose, instantiate
+from accel.config import CONF, compose, expand_cells, instantiate, recipe_by, recipe_of
 from accel.core.random_weights import random_weights
 from accel.core.recipe import Recipe, accelerate
 from accel.core.stages import stage_seconds
@@ -194,3 +196,14 @@ def test_the_preset_is_the_suite():
     assert pickle.loads(pickle.dumps(suite)) == suite
     assert replace(suite, layers=0.5).name == "arch_sdxl_layers0.5"
     assert replace(replace(suite, layers=0.5), dtype="float32").name == "arch_sdxl_layers0.5"
+
+
+def test_the_commands_of_the_page_make_recipes_of_their_architecture():
+    page = (CONF.parent / "docs/architectures.md").read_text()
+    commands = re.findall(r"^python -m accel -m (.*)$", page.replace("\\\n", " "), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        for cell in expand_cells([shlex.split(command)]):
+            cfg = compose(cell)
+            assert instantiate(cfg.suite).name == f"arch_{cfg.suite.arch}"
+            assert recipe_of(cfg).sampler.steps == recipe_by(list(cfg.baseline)).sampler.steps
