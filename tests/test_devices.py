@@ -11,9 +11,10 @@ import torch
 from accel import __main__ as cli
 from accel.caching import DeepCache
 from accel.config import compose, instantiate
+from accel.core.amdahl import REST
 from accel.core.devices import device_lock
 from accel.core.recipe import Recipe
-from accel.core.stages import REST, stage_seconds
+from accel.core.stages import stage_seconds
 from accel.evaluation.timing import interleave, stopwatch
 from accel.guidance import CFG, ClassifierGuidance
 from accel.locks import locked

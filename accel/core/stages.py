@@ -1,7 +1,6 @@
 """Where the time of a pipeline's call goes: text encoders, denoiser, scheduler, autoencoder, and the rest.
 
-What a method does to the denoiser leaves the other stages as they are, which bounds every speed-up: of a call of T
-seconds with t_d of them in the denoiser, T / (T - t_d) at most (Amdahl 1967).
+What a method does to the denoiser leaves the other stages as they are, which bounds every speed-up (accel.core.amdahl).
 """
 
 from __future__ import annotations
@@ -14,12 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.core.amdahl import DENOISER, REST, STAGES
 from accel.core.denoiser import denoiser_name
 from accel.core.pipelines import further_denoisers
 
-DENOISER = "denoiser"
-REST = "rest"  # of the call: preparation, callbacks, what no stage has
-STAGES = ("text encoder", DENOISER, "scheduler", "encoder", "decoder", REST)
 _METHODS = {"scheduler": {"step": "scheduler"}, "vae": {"encode": "encoder", "decode": "decoder"}}
 _METHODS |= dict.fromkeys(("movq", "vqvae", "vqgan"), _METHODS["vae"])
 
@@ -79,12 +76,6 @@ def stage_seconds(pipe: Any, run: Callable[[], Any]) -> dict[str, float]:
     whole = begin.elapsed_time(end) / 1000 if device.type == "cuda" else end - begin
     found[REST] = max(0.0, whole - sum(found.values()))
     return {stage: found[stage] for stage in STAGES if stage in found}
-
-
-def bound(stages: dict[str, float]) -> float:
-    """T / (T - t_denoiser) of the stages of one call, in any unit."""
-    whole = sum(stages.values())
-    return whole / (whole - stages.get(DENOISER, 0.0))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from accel.core.stages import DENOISER, STAGES, bound
+from accel.core.amdahl import DENOISER, STAGES, bound
 from accel.metrics.verdicts import NON_INFERIOR, UNDECIDED
 from accel.results.comparison import (
     APART,

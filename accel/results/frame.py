@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from accel.core.stages import STAGES
+from accel.core.amdahl import STAGES
 from accel.errors import joined
 from accel.metrics.verdicts import p_value
 from accel.records import Results

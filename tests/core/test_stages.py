@@ -10,8 +10,9 @@ from torch import nn
 
 from accel.caching import DeepCache
 from accel.core import stages
+from accel.core.amdahl import REST, STAGES, bound
 from accel.core.recipe import Recipe, accelerate
-from accel.core.stages import REST, bound, stage_seconds
+from accel.core.stages import stage_seconds
 from accel.samplers import DiffusersSampler
 from accel.testing import TinySuite
 
@@ -72,7 +73,7 @@ def test_every_stage_has_its_time_and_the_rest_is_left(clock, steps):
     assert found == {
         "text encoder": 1.5, "denoiser": 3.0 * steps, "scheduler": 0.25 * steps, "decoder": 6.0, REST: 0.125
     }  # fmt: skip
-    assert list(found) == [stage for stage in stages.STAGES if stage in found]
+    assert list(found) == [stage for stage in STAGES if stage in found]
     assert bound(found) == pytest.approx((7.625 + 3.25 * steps) / (7.625 + 0.25 * steps))
     assert {name: dict(vars(part)) for name, part in pipe.components.items()} == before, "the pipeline is as it was"
 
