@@ -10,7 +10,7 @@ STAGES = ("text encoder", DENOISER, "scheduler", "encoder", "decoder", REST)
 
 
 def bound(stages: Mapping[str, float]) -> float:
-    """T / (T - t_denoiser) of the stages of one call, in any unit: the most that a denoiser without any cost would speed
+    """T / (T - t_denoiser) of the stages of one call, in any unit: the most that a denoiser without cost would speed
     it up by (Amdahl 1967)."""
     whole = sum(stages.values())
     return whole / (whole - stages.get(DENOISER, 0.0))
