@@ -69,6 +69,7 @@ def test_every_column_is_explained():
     # FID of any features, and in the section of controls a value, its verdict and its difference.
     general = {re.sub(r"\((?:digits|shapes|clip)\)", "(...)", name) for name in found}
     plain = {re.sub(r"^Δ|, control$| verdict$| \[95 %\]$| vs baseline$", "", name) for name in general}
+    plain = {re.sub(r", batch \d+$", "", name) for name in plain}
     plain = {name.removesuffix(" (...)").replace(" (M)", " (G)") for name in plain}
     missing = {name for name in plain if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", READING, re.IGNORECASE)}
     assert missing == set()

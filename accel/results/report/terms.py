@@ -152,6 +152,16 @@ TERMS = (
         "told apart*: its interval reaches 1, or what baseline or recipe show against themselves (the A/A floor).",
     ),
     Term(
+        "outside the denoiser %",
+        r"outside the denoiser",
+        "What part of a call's time is not the denoiser's: text encoders, scheduler, autoencoder and the rest.",
+    ),
+    Term(
+        "bound",
+        r"^bound$",
+        "The speed-up over the baseline that a denoiser without any cost would give this row: its other stages stay.",
+    ),
+    Term(
         "bit operations ÷ float",
         r"bit operations",
         "Multiplications of single bits over those of the same network in 32-bit floating point.",
