@@ -24,7 +24,12 @@ def weights_digest(net: nn.Module) -> torch.Tensor:
 
 def weights_hex(net: nn.Module) -> str:
     """The same in hex, by which files and records know a network."""
-    return bytes(weights_digest(net).tolist()).hex()
+    return in_hex(weights_digest(net))
+
+
+def in_hex(digest: torch.Tensor) -> str:
+    """A digest (uint8) as text."""
+    return bytes(digest.tolist()).hex()
 
 
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

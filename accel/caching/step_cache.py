@@ -201,6 +201,11 @@ class _Deciding:
         """A trajectory begins."""
         self.at = None
 
+    @property
+    def _evaluation(self) -> tuple[int, int, int]:
+        clock = self.node.clock
+        return clock.runs, clock.step, clock.stage
+
     def _before(self, inputs: Inputs) -> tuple[torch.Tensor, int]:
         if self.node.count_macs and self.signal.costs:
             return count_macs(lambda: self.signal.before(inputs))
@@ -214,7 +219,7 @@ class _Deciding:
             rows = [(clock.slot, clock.call, part, m) for part in inputs.parts for m in held]
             self.told(rows, total.tolist())
             return list(range(inputs.rows))
-        first = self.at != (clock.runs, clock.step, clock.stage)
+        first = self.at != self._evaluation
         below = self._followed(inputs, (total < self.cache.threshold).tolist() if first else None)
         if reused := [m for m, hit in zip(held, below, strict=False) if hit]:
             clock.mark(REUSED, reused)
@@ -223,11 +228,10 @@ class _Deciding:
     def _followed(self, inputs: Inputs, below: list[bool] | None) -> list[bool]:
         """Whether each row is reused: as `below` says in the first call of an evaluation (None: in a later one), as it
         was then in later ones."""
-        clock, size = self.node.clock, inputs.rows // len(inputs.parts)
+        size = inputs.rows // len(inputs.parts)
         held = list(range(size) if inputs.members is None else inputs.members) * len(inputs.parts)
-        at = (clock.runs, clock.step, clock.stage)
-        if self.at != at:
-            self.at, self.ran = at, {}
+        if self.at != self._evaluation:
+            self.at, self.ran = self._evaluation, {}
         for member, hit in zip(held, below or (), strict=False):
             self.ran.setdefault(member, not hit)
         return [not self.ran.get(member, True) for member in held]

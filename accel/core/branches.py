@@ -152,8 +152,9 @@ class TwoCalls:
         self._returned = []
 
 
-def classifier_free(u: torch.Tensor, c: torch.Tensor, scale: float) -> torch.Tensor:
-    """u + s (c - u) of the unconditional and the conditional prediction, of one shape; s = 1 is c, s = 0 is u.
+def classifier_free(u: torch.Tensor, c: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
+    """u + s (c - u) of the unconditional and the conditional prediction, of one shape; s = 1 is c, s = 0 is u. `scale`:
+    s, or what goes with that shape, such as one for each row (B, 1, ...).
 
     Ho & Salimans 2022 (arXiv:2207.12598), eq. 6 with s = 1 + w.
     """

@@ -308,15 +308,20 @@ def forward_beneath(net: nn.Module) -> Callable[..., Any]:
     return getattr(net.forward, "beneath", net.forward)
 
 
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> AbstractContextManager[None]:
     """`module.forward` is another function until the context ends, then what it was."""
-    had, before = "forward" in module.__dict__, module.forward
-    module.forward = forward
+    return replaced(module, "forward", forward)
+
+
+@contextmanager
+def replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """The method `name` of an object is another function until the context ends, then what it was."""
+    had, before = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, function)
     try:
         yield
     finally:
         if had:
-            module.forward = before
+            setattr(owner, name, before)
         else:
-            del module.forward
+            delattr(owner, name)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from accel.core.amdahl import DENOISER, REST, STAGES
-from accel.core.denoiser import denoiser_name
+from accel.core.denoiser import denoiser_name, replaced
 from accel.core.pipelines import further_denoisers
 
 _METHODS = {"scheduler": {"step": "scheduler"}, "vae": {"encode": "encoder", "decode": "decoder"}}
@@ -54,9 +54,12 @@ class _Spans:
         if self._cuda:
             torch.cuda.synchronize(self._device)
         for stage, begin, end in self._marks:
-            taken = begin.elapsed_time(end) / 1000 if self._cuda else end - begin
-            found[stage] = found.get(stage, 0.0) + taken
+            found[stage] = found.get(stage, 0.0) + self.between(begin, end)
         return found
+
+    def between(self, begin: Any, end: Any) -> float:
+        """Seconds from one `now` to another, both of them over."""
+        return begin.elapsed_time(end) / 1000 if self._cuda else end - begin
 
 
 def stage_seconds(pipe: Any, run: Callable[[], Any]) -> dict[str, float]:
@@ -73,8 +76,7 @@ def stage_seconds(pipe: Any, run: Callable[[], Any]) -> dict[str, float]:
         run()
         end = spans.now()
     found = spans.seconds()
-    whole = begin.elapsed_time(end) / 1000 if device.type == "cuda" else end - begin
-    found[REST] = max(0.0, whole - sum(found.values()))
+    found[REST] = max(0.0, spans.between(begin, end) - sum(found.values()))
     return {stage: found[stage] for stage in STAGES if stage in found}
 
 
@@ -91,7 +93,7 @@ def _watched(pipe: Any, spans: _Spans) -> Iterator[None]:
             owner = getattr(pipe, name, None)
             for method, stage in methods.items() if owner is not None else ():
                 if hasattr(owner, method):
-                    stack.enter_context(_shadowed(owner, method, stage, spans))
+                    stack.enter_context(replaced(owner, method, _timed(getattr(owner, method), stage, spans)))
         yield
 
 
@@ -102,12 +104,7 @@ def _networks(pipe: Any) -> dict[str, str]:
     return found | {name: "text encoder" for name in encoders if isinstance(getattr(pipe, name), nn.Module)}
 
 
-@contextmanager
-def _shadowed(owner: Any, method: str, stage: str, spans: _Spans) -> Iterator[None]:
-    """`owner.method` is timed; afterwards the object is what it was."""
-    own = vars(owner).get(method)
-    inner = getattr(owner, method)
-
+def _timed(inner: Callable[..., Any], stage: str, spans: _Spans) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Any:
         spans.enter()
         try:
@@ -115,11 +112,4 @@ def _shadowed(owner: Any, method: str, stage: str, spans: _Spans) -> Iterator[No
         finally:
             spans.leave(stage)
 
-    object.__setattr__(owner, method, timed)
-    try:
-        yield
-    finally:
-        if own is None:
-            object.__delattr__(owner, method)
-        else:
-            object.__setattr__(owner, method, own)
+    return timed

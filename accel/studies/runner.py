@@ -12,7 +12,7 @@ import torch
 
 from accel.core.environment import environment, instruction_set, provenance, threads_wait
 from accel.core.recipe import Recipe
-from accel.digests import tensors_digest
+from accel.digests import in_hex, tensors_digest
 from accel.errors import AccelError, ConfigError, Refusals
 from accel.evaluation.cost import counted_cost
 from accel.evaluation.score import EPOCH, HELD_OUT, held_out_fid, score, similarities
@@ -21,7 +21,7 @@ from accel.files import write_atomic
 from accel.locks import locked
 from accel.metrics.similarity import PAIRED, Similarity
 from accel.metrics.statistics import Estimate
-from accel.records import Results, describe, digest
+from accel.records import Results, digest
 from accel.results.comparison import timed_against
 from accel.studies.evaluation import Evaluation
 from accel.studies.plain import PlainFront, controls
@@ -58,7 +58,7 @@ def _held_out(suite: Suite, asked: bool) -> dict[str, Any]:
             f"evaluation.held_out is the FID to held-out images, and suite {suite.name!r} has none, or no features; "
             "leave it out."
         )
-    return {"held_out": {"n": len(found[0]), "digest": bytes(tensors_digest({"images": found[0]}).tolist()).hex()}}
+    return {"held_out": {"n": len(found[0]), "digest": in_hex(tensors_digest({"images": found[0]}))}}
 
 
 class Runner(Samples):
@@ -150,28 +150,15 @@ class Runner(Samples):
             more |= {HELD_OUT: held_out_fid(shards["features"], self._held_out_features, self.suite.period)}
         values = score(self.suite, shards, exact, more, len(e.seeds))
         self.picture(key, shards["images"])
-        record = {
-            "kind": "quality",
-            "id": key,
-            "label": recipe.label,
-            "axes": recipe.axes(),
-            "suite": self.suite.name,
+        record = self.about(recipe, key, cost, setup) | {
             "n": e.samples,
-            "seed": e.seeds[0],
             **({"seeds": list(e.seeds)} if len(e.seeds) > 1 else {}),
             "compared": e.compared * len(e.seeds),
-            "epoch": EPOCH,
-            "simulated": recipe.simulated,
-            "recipe": describe(recipe),
             "values": {k: v.to_dict() for k, v in values.items()},
-            "cost": {k: v for k, v in cost.items() if k != "strip"} | {"setup_s": round(setup, 3)},
-            "strip": cost["strip"],
-            "samples": self.samples_id(recipe),
             "converged": self.samples_id(self.suite.converged(recipe.exact_guidance)),
-            "weights": self._fingerprint,
             "reference": self.suite.reference_identity(),
-            "environment": environment(self.device) | provenance() | self.suite.execution() | {"batch": e.batch},
         }
+        record["environment"]["batch"] = e.batch
         record |= self._similar | self._beyond
         if recipe.student:
             record["student"] = bill_of(self.suite.students()[recipe.student.model].contract)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from accel.core.devices import device_lock
+from accel.core.environment import environment, provenance
 from accel.core.recipe import Recipe, accelerate
 from accel.digests import weights_hex
 from accel.errors import ConfigError, IncompatibleError, IntegrityError, Refusals
 from accel.evaluation.generate import generate
-from accel.evaluation.score import score_images
+from accel.evaluation.score import EPOCH, score_images
 from accel.evaluation.shards import ShardStore
 from accel.files import load_tensors
 from accel.locks import locked
@@ -97,6 +98,25 @@ class Samples:
         except IncompatibleError as error:
             return str(error)
         return None
+
+    def about(self, recipe: Recipe, key: str, cost: Mapping[str, Any], setup: float) -> dict[str, Any]:
+        """What every record `key` of a recipe says beside its scores: what ran, on what, and its cost."""
+        return {
+            "kind": "quality",
+            "id": key,
+            "label": recipe.label,
+            "axes": recipe.axes(),
+            "suite": self.suite.name,
+            "seed": self.evaluation.seeds[0],
+            "epoch": EPOCH,
+            "simulated": recipe.simulated,
+            "recipe": describe(recipe),
+            "cost": {k: v for k, v in cost.items() if k != "strip"} | {"setup_s": round(setup, 3)},
+            "strip": cost["strip"],
+            "samples": self.samples_id(recipe),
+            "weights": self._fingerprint,
+            "environment": environment(self.device) | provenance() | self.suite.execution(),
+        }
 
     def generation_id(self, recipe: Recipe, seed: int | None = None) -> str:
         """Id of the samples of one base seed (None: the first): everything that changes them but their number. Device

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from accel.core.environment import environment, provenance
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError, Refusals
-from accel.evaluation.score import EPOCH
-from accel.records import describe
 from accel.studies.evaluation import Evaluation
 from accel.studies.samples import Samples
 from accel.suites.base import Suite
@@ -38,24 +35,5 @@ def cost_record(runner: Samples, recipe: Recipe, key: str, cost: dict[str, Any],
             f"{', '.join(found)} decides while sampling by what the network returns, which is noise here: how often it "
             "reuses or skips, and so its cost and speed, says nothing of the trained network."
         ]
-    return {
-        "kind": "quality",
-        "id": key,
-        "label": recipe.label,
-        "axes": recipe.axes(),
-        "suite": runner.suite.name,
-        "n": 0,
-        "seed": runner.evaluation.seeds[0],
-        "compared": 0,
-        "epoch": EPOCH,
-        "simulated": recipe.simulated,
-        "recipe": describe(recipe),
-        "values": {},
-        "cost": {k: v for k, v in cost.items() if k != "strip"} | {"setup_s": round(setup, 3)},
-        "strip": cost["strip"],
-        "samples": runner.samples_id(recipe),
-        "weights": runner._fingerprint,
-        "reference": None,
-        "environment": environment(runner.device) | provenance() | runner.suite.execution(),
-        "notes": notes,
-    }
+    own = {"n": 0, "compared": 0, "values": {}, "reference": None, "notes": notes}
+    return runner.about(recipe, key, cost, setup) | own

@@ -169,7 +169,7 @@ def test_records_say_what_made_them_and_ids_do_not_change(machine, digits, tmp_p
     made = {}
     for commit in ("abc", "def-dirty"):
         told = {"accel": "0.1.0", "commit": commit}
-        for room in ("runner", "floor"):
+        for room in ("runner", "samples", "floor"):
             monkeypatch.setattr(f"accel.studies.{room}.provenance", lambda told=told: told)
         runner = Runner(digits, how, Results(tmp_path / commit))
         made[commit] = [floor(runner), runner.quality(recipes[0]), runner.timing(*recipes)]

@@ -29,7 +29,6 @@ from accel.records import Results
 from accel.samplers import DiffusersSampler
 from accel.samplers.ode import initial_latents
 from accel.search.study import Cell, SearchStudy
-from accel.studies import samples
 from accel.studies.calibration import Calibration
 from accel.studies.evaluation import Evaluation
 from accel.studies.study import Study
@@ -172,21 +171,12 @@ def test_a_command_whose_disk_is_full_ends_and_the_others_go_on(together, tmp_pa
     assert manifest(root) == ["euler-20", "euler-4", "euler-6", "euler-2", "euler-5"]
 
 
-def test_commands_share_the_shards_of_one_cell(together, tmp_path, monkeypatch):
+def test_commands_share_the_shards_of_one_cell(together, tmp_path, makers):
     """Each is on a machine of its own, and none but the one that has the cell waits without helping."""
-    makers, generate = tmp_path / "makers", samples.generate
-
-    def slow(*args):
-        with makers.open("a") as file:
-            file.write(f"{args[2].label} {args[4]} {os.getpid()}\n")
-        time.sleep(0.1)
-        return generate(*args)
-
-    monkeypatch.setattr(samples, "generate", slow)
     root, alone = tmp_path / "many", tmp_path / "alone"
     works = [study(root, "s", [], merge=False, locks="lease").run for _ in range(3)]
     assert together(*works) == [0] * 3
-    made = [line.split() for line in makers.read_text().splitlines()]
+    made = makers()
     shares = {label: Counter(pid for one, _, pid in made if one == label) for label in ("euler-20", "euler-4")}
     assert all(sum(share.values()) == 4 for share in shares.values()), "each shard once"
     assert len({pid for share in shares.values() for pid in share}) == 3

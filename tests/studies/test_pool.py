@@ -82,18 +82,9 @@ def test_workers_give_what_one_process_gives(study):
     assert not study.log.exists(), "no worker is started where nothing is missing"
 
 
-def test_a_worker_without_a_cell_helps_with_another_s(study, tmp_path, monkeypatch):
-    makers, generate = tmp_path / "makers", samples.generate
-
-    def slow(*args):
-        with makers.open("a") as file:
-            file.write(f"{args[2].label} {args[4]} {os.getpid()}\n")
-        time.sleep(0.1)
-        return generate(*args)
-
-    monkeypatch.setattr(samples, "generate", slow)
+def test_a_worker_without_a_cell_helps_with_another_s(study, makers):
     assert study("s", [], evaluation=replace(EVALUATION, n=160, converged=False)).run() == 0
-    lines = [line.split() for line in makers.read_text().splitlines()]
+    lines = makers()
     assert Counter(label for label, _, _ in lines) == {"euler-4": 10}, "each shard once"
     shares = Counter(int(pid) for _, _, pid in lines)
     assert len(shares) == 2

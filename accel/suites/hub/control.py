@@ -156,7 +156,7 @@ def lines(kind: Kind, source: str | None, variant: str | None, dtype: torch.dtyp
 
 
 def _from_hub(source: str) -> Path:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+    if not hub_files.is_id(source):
         raise ConfigError(f"there is no folder {source} (suite.controlnet); give one, or a hub id (owner/name).")
     from huggingface_hub import snapshot_download
 

@@ -149,8 +149,13 @@ def _variant(file: str) -> str | None:
     return (match["a"] or match["b"]) if match else None
 
 
+def is_id(source: str) -> bool:
+    """Whether it has the form of a hub id, owner/name."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source)) and not source.startswith(".")
+
+
 def _from_hub(model: str, revision: str | None, variant: str | None, denoiser: bool) -> Path:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
+    if not is_id(model):
         raise ConfigError(f"there is no folder {model}; give a folder that exists, or a hub id (owner/name).")
     from huggingface_hub import snapshot_download
 

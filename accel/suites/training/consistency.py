@@ -41,7 +41,7 @@ import torch
 from accel.errors import ConfigError, check_float, check_int, unknown
 from accel.students.told import guidance_embedding, width_of
 from accel.suites.training.learner import Kept
-from accel.suites.training.noising import END, Levels, clean, column
+from accel.suites.training.noising import END, Levels, clean, renoised
 from accel.suites.training.segments import check_times, solve
 from accel.suites.training.task import BACKWARD, Lesson, Predict, Turn, guided, predicting
 
@@ -215,14 +215,9 @@ def consistency_loss(task: Consistency, lesson: Lesson, stage: int, generator: t
         scale = drawn_scales(task.guidance, len(x0), generator)
         told = {**condition, "timestep_cond": guidance_embedding(scale, width_of(lesson.student))}
 
-    def at(time: np.ndarray) -> torch.Tensor:
-        alpha, sigma = levels.at(time)
-        return (column(alpha, x0) * x0 + column(sigma, x0) * noise).to(device)
-
-    x = at(t)
+    x, x_r = (renoised(x0, noise, levels.at(time)).to(device) for time in (t, r))
     own = predicting(lesson.student, device, told)
     with torch.no_grad():
-        x_r = at(r)
         if task.teacher:
             teacher = guided(lesson.teacher, device, condition, absent, scale)
             x_r = solve(teacher, x, np.stack([t, r]), levels, order=1)

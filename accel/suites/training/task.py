@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from accel.core.branches import classifier_free
 from accel.samplers.noise_schedule import NoiseSchedule
 from accel.suites.training.learner import Kept, Learner, TrainConfig
 
@@ -96,8 +97,7 @@ def guided(
     uncond = predicting(net, device, absent)
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        u = uncond(x, t)
         s = torch.as_tensor(scale).to(x).reshape(-1, *[1] * (x.dim() - 1))
-        return u + s * (cond(x, t) - u)
+        return classifier_free(uncond(x, t), cond(x, t), s)
 
     return predict
