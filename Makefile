@@ -64,10 +64,11 @@ tables: $(READY) ## rebuild the tables of every study from its records
 figures: $(READY) ## rebuild the figures of every study from its records
 	$(PY) -m accel rebuild figures --results $(RESULTS)
 
-STUDIES := plain_digits plain_digits_dit plain_digits_flow plain_shapes headline_digits headline_shapes demo axes judge judge_cfg \
+STUDIES := plain_digits plain_digits_dit plain_digits_flow plain_shapes headline_digits headline_shapes demo judge judge_cfg \
   samplers_digits samplers_digits_cfg2 samplers_digits_cfg4 flow_digits reference_digits dmcmc guidance_digits \
-  caching_digits caching_ddim_digits stitching_digits composition_digits caching_dit stitching_dit \
-  samplers_shapes guidance_shapes caching_shapes stitching_shapes overview_shapes \
+  caching_digits caching_fresh_digits caching_ddim_digits stitching_digits times_digits composition_digits \
+  caching_dit caching_fresh_dit steps_by_cache stitching_dit times_dit \
+  samplers_shapes guidance_shapes caching_shapes stitching_shapes times_shapes composition_shapes overview_shapes \
   students_digits step_search_digits step_search_shapes autodiffusion_digits recipe_search_digits recipe_search_shapes recipe_search_shapes_adherence \
   precision_digits precision_shapes executed_digits
 

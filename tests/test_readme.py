@@ -130,7 +130,7 @@ def test_tracked_tables_are_those_of_the_records(tmp_path):
     for part in ("records", "studies"):
         shutil.copytree(ROOT / "results" / part, tmp_path / part)
     results = Results(tmp_path)
-    assert {"demo", "axes", "judge", "judge_cfg"} <= set(results.studies())
+    assert {"demo", "judge", "judge_cfg"} <= set(results.studies())
     for study in results.studies():
         for path in write_tables(results, study):
             assert path.read_bytes() == (ROOT / "results/tables" / path.name).read_bytes(), path.name
@@ -178,3 +178,10 @@ def test_make_targets_of_the_readme_exist():
     assert {"demo", "test", "train"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_make_results_computes_every_tracked_study():
+    studies = re.search(r"^STUDIES := (.*?)\n\n", (ROOT / "Makefile").read_text(), re.MULTILINE | re.DOTALL)[1]
+    named = studies.replace("\\\n", " ").split()
+    assert len(named) == len(set(named))
+    assert set(named) == {path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")} - {"none"}
