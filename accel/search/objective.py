@@ -25,7 +25,7 @@ from accel.search.pareto import order
 from accel.search.spaces import Space, Vector
 from accel.studies.estimate import rows_per_image
 
-STALLED = 100  # batches without a new candidate that may be run, after which a search counts as exhausted
+STALLED = 100  # batches without a new candidate after which a search counts as exhausted; one where all have been tried
 OVER = 1e9  # above any score: of candidates over the limit
 
 
@@ -110,6 +110,7 @@ class Objective:
         self.limit = math.inf if limit is None else limit
         self.trials: dict[Vector, Trial] = {}
         self._stalled = 0
+        self._candidates = math.prod(high - low + 1 for low, high in space.bounds)  # at most, as some have two names
         space.check()
         first = space.canonical(space.seeds[0])
         self.reference = self._trial(first) if reference is None else Trial((), reference)
@@ -136,7 +137,7 @@ class Objective:
             if more is not None:
                 batch = self._affordable(self._best(batch, n), more - n)
         self.on_trial(self)
-        if spent or self._stalled > STALLED:
+        if spent or self._stalled > (STALLED if len(self.trials) < self._candidates else 0):
             raise BudgetSpent
         return [self.point(self.trials[v]) for v in vectors]
 

@@ -57,7 +57,7 @@ def restores_the_pipeline(case: Case) -> None:
     before = on.untouched()
     state = snapshot(on.pipe, on.models.values())
     on.images(case.recipe)
-    assert_same(state, snapshot(on.pipe, on.models.values()))
+    assert_same(state, snapshot(on.pipe, on.models.values(), copy=False))
     last = [module for module in on.net.modules() if not list(module.children())][-1]
 
     def interrupt(*args):
@@ -73,7 +73,7 @@ def restores_the_pipeline(case: Case) -> None:
                 handle.remove()
     except _Interrupted:
         pass
-    assert_same(state, snapshot(on.pipe, on.models.values()))
+    assert_same(state, snapshot(on.pipe, on.models.values(), copy=False))
     assert torch.equal(before, on.plain()), f"after {case.label} the pipeline makes other images than before"
 
 
@@ -113,7 +113,7 @@ def refuses_with_a_reason(case: Case) -> None:
             with accelerate(on.pipe, case.recipe, models=on.models):
                 raise AssertionError(f"check() of {case.label} refuses, but accelerate() does not: {reason}")
         except (ConfigError, IncompatibleError):
-            assert_same(state, snapshot(on.pipe, on.models.values()))
+            assert_same(state, snapshot(on.pipe, on.models.values(), copy=False))
 
 
 COMMON = {

@@ -105,6 +105,18 @@ def test_a_search_that_finds_nothing_new_ends():
         all(own([(50,)]) for _ in range(STALLED + 1))
 
 
+def test_a_space_whose_every_candidate_has_been_tried_ends_the_search():
+    class Short(Line):
+        bounds = ((50, 52),)
+
+    own = Objective(Short(), Scores(), HALVING, 10_000)
+    own([(51,)])
+    own([(51,)]), own([(51,)])
+    assert own([(52,), (51,)]) == [(2.0,), (1.0,)], "what is new is told"
+    with pytest.raises(BudgetSpent):
+        own([(50,), (52,)])
+
+
 def test_budget_below_one_candidate_is_refused():
     with pytest.raises(ConfigError, match=r"budget of 31 network evaluations, but .* takes 32 \(1 for each of 32 samp"):
         objective(budget=31)

@@ -63,6 +63,8 @@ def test_inductor_gives_the_plain_numbers_with_packed_weights(small, monkeypatch
     """One compilation serves all timesteps; the weights are constants in it, which is what `freezing` does."""
     # Not which of the processor's vector instructions the compiler knows: eight seconds of trial compilations.
     monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", False)
+    # Nor headers compiled beforehand, which pay for themselves from the second kernel on; an older torch has no such.
+    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False, raising=False)
     from torch._dynamo.utils import counters
     from torch._inductor.utils import run_and_get_code
 
