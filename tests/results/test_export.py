@@ -194,6 +194,9 @@ def test_figures_of_every_format_are_whole_and_the_same_again(small, kind):
     if kind == "pdf":
         assert all(data.startswith(b"%PDF-") and data.rstrip().endswith(b"%%EOF") for data in first)
         assert b"/Image" in first[1]
+        for data in first:
+            assert b"/Type3" not in data, "publishers refuse such fonts"
+            assert b"/TrueType" in data or b"/CIDFontType2" in data
     if kind == "svg":
         for path, data in zip(paths, first, strict=True):
             root = ElementTree.fromstring(data)
