@@ -117,6 +117,7 @@ class Taken(NamedTuple):
     narrow: bool
 
 
+OnRound = Callable[[int, int, int, int], None]  # kept, expected, at least, at most
 Ratio = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # seconds of arms -> one value a round
 
 
@@ -133,6 +134,16 @@ def enough(taken: Sequence[Round], ratio: Ratio, least: int, most: int, precisio
     seconds = {name: np.array([r.seconds[name] for r in taken])[kept] for name in taken[0].seconds}
     narrow = half_width(ratio(seconds)) <= precision
     return Taken(seconds, int((~kept).sum()), tolerated, narrow) if narrow or kept.sum() >= most else None
+
+
+def expected(taken: Sequence[Round], ratio: Ratio, least: int, most: int, precision: float) -> tuple[int, int]:
+    """(kept, in all): how many of these rounds are kept, and how many will probably have been when they are enough: the
+    width of an interval goes with 1 / sqrt(rounds)."""
+    kept = calm(taken)[0]
+    width = half_width(ratio({name: np.array([r.seconds[name] for r in taken])[kept] for name in taken[0].seconds}))
+    count = int(kept.sum())
+    needed = count * min(1e3, width / precision if precision else 1e3) ** 2 if width > precision else 0
+    return count, max(count, min(most, max(least, math.ceil(needed))))
 
 
 def warmed(
@@ -206,6 +217,7 @@ def time_recipes(
     repetitions: int = 9,
     most_repetitions: int = 25,
     precision: float = 0.05,
+    on_round: OnRound = lambda kept, expected, least, most: None,
 ) -> list[dict[str, Any]]:
     """Times of `recipes` and `baseline` in one process, each twice a round: baseline, recipes, baseline, recipes.
     Simulated recipes are refused. `artefacts`: of each recipe.
@@ -218,6 +230,8 @@ def time_recipes(
     as many are thrown away as are kept; `together`: how many recipes the first round had. A recipe leaves the rounds
     when it has enough of them, and only its own arms and the baseline's tell which of its rounds are disturbed.
     `stages`: ms an image of each stage (accel.core.stages), medians of further calls, outside the rounds.
+    `on_round` is told at the beginning and after each round how many were kept and how many it will probably be in all,
+    of the recipe that takes most.
     """
     if simulated := [r.label for r in (*recipes, baseline) if r.simulated]:
         raise ConfigError(
@@ -239,15 +253,21 @@ def time_recipes(
         arms |= {name: arm(baseline, None), **dict(zip(names, own, strict=True))}
     taken: list[Round] = []
     ended: dict[int, dict[str, Any]] = {}
+    on_round(0, repetitions, repetitions, most_repetitions)
     with closing(rounds(arms, pipe.device)) as timed:
         while len(ended) < len(recipes):
             taken.append(next(timed))
+            outlook = []
             for i in set(range(len(recipes))) - set(ended):
                 names = {"baseline": "baseline", "again": "again", first[i]: "recipe", again[i]: "recipe again"}
                 seen = [_renamed(one, names) for one in taken]
                 if (end := enough(seen, _speedup, repetitions, most_repetitions, precision)) is not None:
                     ended[i] = _measured(end, batch) | {"together": len(recipes)}
                     del arms[first[i]], arms[again[i]]
+                else:
+                    outlook.append(expected(seen, _speedup, repetitions, most_repetitions, precision))
+            if len(ended) < len(recipes):
+                on_round(*max(outlook, key=lambda one: one[1] - one[0]), repetitions, most_repetitions)
     with locked(device_lock(pipe.device)):
         return [ended[i] | {"stages": _stages(pipe, own[i], batch)} for i in range(len(recipes))]
 

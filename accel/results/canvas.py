@@ -41,6 +41,7 @@ def rendered(figure: Figure, kind: str = "png") -> bytes:
     if kind not in FORMATS:
         raise unknown("format of figures", kind, FORMATS)
     file = io.BytesIO()
-    with rc_context({"svg.hashsalt": "accel"}):  # else the names within an SVG are drawn by chance
+    # Names within an SVG would be drawn by chance; publishers refuse the fonts of type 3 that are the default.
+    with rc_context({"svg.hashsalt": "accel", "pdf.fonttype": 42}):
         figure.savefig(file, format=kind, dpi=DPI, metadata=dict.fromkeys(FORMATS[kind]))
     return file.getvalue()

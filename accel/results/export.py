@@ -32,14 +32,17 @@ LATEX = {
     "\n": " ", "→": r"$\to$",
 }  # fmt: skip
 WORDS = ("recipe", "role", "label", "of", "refused", "all values", "all_values", "verdict", "strip")
+LETTERS, LINES = 115, 38  # of a line and a page of LaTeX: more are another table
 
 
 class Part(NamedTuple):
-    """Rows that stand in one table, because they compare: what they are, headings, and texts of each row."""
+    """Rows that stand in one table, because they compare: what they are, headings, texts of each row, and whether
+    somebody chose the columns."""
 
     name: str
     headings: list[str]
     lines: list[list[str]]
+    chosen: bool
 
 
 def export(results: Results, name: str, kind: str, columns: Sequence[str] = ()) -> str:
@@ -104,7 +107,7 @@ def _parts(study: Comparison, names: Sequence[str], frame: Mapping[str, Callable
         rows, shown = study.members(group), chosen or list(own.values())
         lines = [[_text(column, row) for column in shown] for row in rows]
         title = f"{metric_name(group[3])}, N = {group[1]}, seed {group[2]}" if len(study.groups) > 1 else ""
-        parts.append(Part(title, [column.name for column in shown], lines))
+        parts.append(Part(title, [column.name for column in shown], lines, bool(chosen)))
     return parts
 
 
@@ -156,17 +159,41 @@ def _cell(heading: str, text: str) -> str:
 
 
 def _latex(study: Comparison, parts: Sequence[Part]) -> str:
-    """A `table` with the rules of booktabs, which the document must load."""
-    text = "% needs \\usepackage{booktabs}\n"
-    for i, part in enumerate(parts):
-        align = "".join("l" if name in WORDS else "r" for name in part.headings)
-        label = study.name + (f"-{i + 1}" if len(parts) > 1 else "")
-        text += "\\begin{table}\n\\centering\n"
-        text += f"\\caption{{{latex(_caption(study, part))}}}\n\\label{{tab:{label}}}\n"
-        text += f"\\begin{{tabular}}{{{align}}}\n\\toprule\n{_row(part.headings)}\\midrule\n"
-        text += "".join(_row(cell or ABSENT for cell in line) for line in part.lines)
-        text += "\\bottomrule\n\\end{tabular}\n\\end{table}\n"
+    """Each part as a `table` with the rules of booktabs, made narrower where it is wider than a line; as several of
+    them where a page has no room."""
+    pieces = [(part, piece) for part in parts for piece in _pieces(part)]
+    text = "% needs \\usepackage{booktabs,graphicx}\n"
+    for i, (part, (columns, lines)) in enumerate(pieces, 1):
+        of = [own for own in pieces if own[0] is part]
+        nth = 1 + of.index((part, (columns, lines)))
+        several = f" (table {nth} of {len(of)})" if len(of) > 1 else ""
+        caption = _title(study, part) + several + "." + (f" {head_text(study)}" if nth == 1 else "")
+        align = "".join("l" if part.headings[c] in WORDS else "r" for c in columns)
+        label = study.name + (f"-{i}" if len(pieces) > 1 else "")
+        text += "\\begin{table}[htbp]\n\\centering\n"
+        text += f"\\caption{{{latex(caption)}}}\n\\label{{tab:{label}}}\n\\smallskip\n"
+        text += (
+            f"\\sbox0{{\\begin{{tabular}}{{{align}}}\n\\toprule\n{_row(part.headings[c] for c in columns)}\\midrule\n"
+        )
+        text += "".join(_row(line[c] or ABSENT for c in columns) for line in lines)
+        text += "\\bottomrule\n\\end{tabular}}%\n"
+        text += "\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi\n\\end{table}\n"
     return text
+
+
+def _pieces(part: Part) -> list[tuple[list[int], list[list[str]]]]:
+    """Columns and rows that a page has room for, recipes in each of them. Columns that were chosen stay together."""
+    wide = [2 + max(len(line[c]) for line in [part.headings, *part.lines]) for c in range(len(part.headings))]
+    key = [part.headings.index("recipe")] if "recipe" in part.headings else []
+    columns: list[list[int]] = [[]]
+    for c in range(len(part.headings)):
+        own = columns[-1]
+        if not part.chosen and len(own) > len(key) and sum(wide[o] for o in {*own, c}) > LETTERS:
+            columns.append([*key])
+        if c not in columns[-1]:
+            columns[-1].append(c)
+    rows = [part.lines[i : i + LINES] for i in range(0, len(part.lines), LINES)]
+    return [(own, lines) for own in columns for lines in rows]
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -179,8 +206,12 @@ def latex(text: str) -> str:
     return f"{{{text}}}" if text.startswith(("[", "*")) else text
 
 
+def _title(study: Comparison, part: Part) -> str:
+    return f"{study.title}{part.name and f': {part.name}'}"
+
+
 def _caption(study: Comparison, part: Part) -> str:
-    return f"{study.title}{part.name and f': {part.name}'}. {head_text(study)}"
+    return f"{_title(study, part)}. {head_text(study)}"
 
 
 FORMATS: dict[str, Callable[[Comparison, Sequence[Part]], str]] = {

@@ -24,7 +24,7 @@ class Bars(Progress):
         columns = (TextColumn(f"{{task.description:<{WIDTH}}}"), BarColumn(24), MofNCompleteColumn(),
                    TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
         super().__init__(*columns, console=console)
-        self.places, self._own = places, {}
+        self.places, self._own, self._begun = places, {}, 0.0
 
     def __enter__(self) -> Bars:
         super().__enter__()
@@ -77,6 +77,26 @@ class Bars(Progress):
         yield
         self.update(self.cells, **before)
 
+    @contextmanager
+    def timing(self, cells: int) -> Iterator[None]:
+        """Meanwhile rounds are timed, `cells` of them together: they are counted in place of samples, and the time left
+        is that of these rounds."""
+        self.update(self.cells, description="timing", of=f"these {cells} cells" if cells > 1 else "this cell")
+        yield
+        self.update(self.cells, until=None)
+        self.end(0)
+
+    def rounds(self, kept: int, expected: int, least: int, most: int) -> None:
+        """So many of about so many rounds are timed; with none of them others begin."""
+        now = self.get_time()
+        if not kept:
+            self._begun = now
+            self.reset(self.samples[0], total=expected, description=f"rounds ({least} to {most})", visible=True)
+        # The first round comes after one that warms up.
+        left = (now - self._begun) / (kept + 1) * (expected - kept)
+        self.update(self.samples[0], completed=kept, total=expected)
+        self.update(self.cells, until=now + left if kept else None)
+
     def listeners(self, place: int = 0) -> dict[str, Callable[..., Any]]:
         """What `accel.studies.runner.Runner` tells about the work of a place, by its arguments' names."""
         return {
@@ -84,4 +104,5 @@ class Bars(Progress):
             "on_samples": lambda count: self.advance(self.samples[place], count),
             "on_search": partial(self.aside, place, "search"),
             "on_converged": partial(self.aside, place, "of the converged trajectory"),
+            "on_round": self.rounds,
         }

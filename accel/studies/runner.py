@@ -16,7 +16,7 @@ from accel.digests import in_hex, tensors_digest
 from accel.errors import AccelError, ConfigError, Refusals
 from accel.evaluation.cost import counted_cost
 from accel.evaluation.score import EPOCH, HELD_OUT, held_out_fid, score, similarities
-from accel.evaluation.timing import DISTURBED, PROTOCOL, calmest, disturbed, time_recipes
+from accel.evaluation.timing import DISTURBED, PROTOCOL, OnRound, calmest, disturbed, time_recipes
 from accel.files import write_atomic
 from accel.locks import locked
 from accel.metrics.similarity import PAIRED, Similarity
@@ -73,7 +73,9 @@ class Runner(Samples):
         on_samples: Callable[[int], None] = lambda count: None,
         on_search: Callable[[int, int], None] = lambda done, total: None,
         on_converged: Callable[[int, int], None] = lambda done, total: None,
+        on_round: OnRound = lambda kept, expected, least, most: None,
     ) -> None:
+        self.on_round = on_round
         self._similarity = evaluation.similarity
         with Refusals() as refusals:
             refusals.ask(super().__init__, suite, evaluation, results, say, on_samples, on_search, on_converged)
@@ -267,8 +269,9 @@ class Runner(Samples):
             some = [keys[place] for place in places]
             own, given = [recipes[key] for key in some], [artefacts[key] for key in some]
             return time_recipes(
-                self.pipe, self.suite, own, baseline, models=self.models, artefacts=given, batch=batch, **rounds
-            )
+                self.pipe, self.suite, own, baseline, models=self.models, artefacts=given, batch=batch,
+                on_round=self.on_round, **rounds,
+            )  # fmt: skip
 
         about = {
             "kind": "timing",

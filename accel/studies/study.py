@@ -133,8 +133,8 @@ class Study(Request):
             untracked: list[tuple[dict[str, Any], dict[str, Any] | None]] = []  # until the manifest has the baseline
             while jobs or waiting:
                 if len(waiting) == TOGETHER or not jobs:
-                    progress.update(bar, description="timing")
-                    ended, waiting = self._timed(runner, waiting), []
+                    with progress.timing(len(waiting)):
+                        ended, waiting = self._timed(runner, waiting), []
                 else:
                     self._ahead(pool, runner, twin, jobs)
                     job = jobs.pop(0)

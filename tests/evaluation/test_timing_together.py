@@ -47,6 +47,26 @@ def by_steps(which, n):
     return which.sampler.steps / 8
 
 
+def test_how_many_rounds_there_will_be_is_told(times):
+    """At least as many as are asked for; more where an interval is wide, and never more than most."""
+    told = []
+    times([FAST, FASTER], by_steps, repetitions=6, on_round=lambda *said: told.append(said))
+    assert told == [(kept, 6, 6, 25) for kept in range(6)], "the last round needs no outlook"
+
+    def noisy(which, n):
+        return by_steps(which, n) * (1.2 if which == FAST and n % 3 else 1.0)
+
+    told.clear()
+    [_, found] = times(
+        [FASTER, FAST], noisy, repetitions=6, most_repetitions=20, precision=0.01, on_round=lambda *s: told.append(s)
+    )[0]
+    assert found["repetitions"] == 20
+    assert [kept for kept, *_ in told] == [*range(20)]
+    assert told[0] == (0, 6, 6, 20)
+    assert {expected for kept, expected, *_ in told if kept >= 10} == {20}
+    assert all(kept < expected <= 20 for kept, expected, *_ in told)
+
+
 def test_recipes_share_the_baseline_of_a_round(times):
     found, calls = times([FAST, FASTER], by_steps, repetitions=6)
     there = [BASE, FAST, FASTER] * 2

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pandas
 import pytest
 
 from accel import __main__ as cli
 from accel.errors import ConfigError
+from accel.records import Results
 from accel.results.canvas import FORMATS
 from accel.results.comparison import Comparison
 from accel.results.export import export, headings, latex
@@ -78,7 +82,7 @@ def test_what_a_format_would_take_for_its_own_is_escaped(fabric):
     assert r"a\_5\% \& \#1 \{x\} \$y\$ \textasciitilde{}z\textasciicircum{}2 \textbackslash{}w $<$b$>$$|$c" in text
     assert r"\caption{50 \% of \textbackslash{}LaTeX \& $<$b$>$" in text
     assert text.isascii()
-    assert text.count("\\begin") == text.count("\\end") == 2
+    assert len(re.findall(r"\\begin\b", text)) == len(re.findall(r"\\end\b", text)) == 2
     assert latex("[0.1, 2] ± 3") == r"{[0.1, 2] $\pm$ 3}"
     for kind in ("html", "csv"):
         assert label in {line[0] for line in cells(export(fabric.results, "demo", kind, ["recipe"]), kind)}
@@ -123,6 +127,53 @@ def test_a_study_of_searches_is_refused_with_where_its_table_is(fabric):
         export(fabric.results, "stps", "md")
 
 
+# --- LaTeX, compiled
+
+ROOT = Path(__file__).parents[2]
+needs_latex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
+
+
+def compiled(folder, *tables):
+    """What pdflatex says of a document of these tables: the log of a run without an error."""
+    packages = "\\documentclass{article}\\usepackage{booktabs,graphicx}"
+    (folder / "t.tex").write_text(f"{packages}\\begin{{document}}\n{''.join(tables)}\\end{{document}}\n", "utf-8")
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    for _ in range(2):  # the second time no reference is unknown
+        ended = subprocess.run(words, cwd=folder, capture_output=True, text=True, errors="replace", timeout=120)
+        assert ended.returncode == 0, ended.stdout[-2000:]
+    assert (folder / "t.pdf").stat().st_size > 10_000
+    return (folder / "t.log").read_text(errors="replace")
+
+
+@needs_latex
+@pytest.mark.latex
+@pytest.mark.parametrize("name", ["headline_digits", "samplers_digits", "guidance_shapes", "students_digits"])
+def test_tracked_tables_fit_their_pages(name, tmp_path):
+    """Wide ones and long ones, with every mark and label; and the columns that somebody chose."""
+    results = Results(ROOT / "results")
+    study = Comparison.load(results, name)
+    whole = export(results, name, "latex")
+    chosen = export(results, name, "latex", headings(study)[:7])
+    log = compiled(tmp_path, whole, chosen.replace("\\label{tab:", "\\label{tab:chosen-"))
+    assert not re.findall(r"Overfull|too large|undefined|multiply", log)
+    rows = {latex(row.label) for row in study.done}
+    assert all(row in whole for row in rows)
+
+
+@needs_latex
+@pytest.mark.latex
+def test_every_character_is_printed(fabric, tmp_path):
+    label = r"a_5% & #1 {x} $y$ ~z^2 \w <b>|c @karras -- `q' \"r\" ‡ † ± → Δ − × ÷ ≥ ≤ ↑ ↓ · é […] 7→9"
+    fabric.line("baseline", fabric.quality("base", 2.0, macs=1e9))
+    fabric.line("cell", fabric.quality(label, 3.0, macs=1e8))
+    fabric.save(title=r"50 % of \LaTeX & <b>")
+    log = compiled(tmp_path, export(fabric.results, "demo", "latex", ["recipe", "ΔFID (digits) vs baseline"]))
+    assert "Missing character" not in log
+    if tool := shutil.which("pdftotext"):
+        text = subprocess.run([tool, "t.pdf", "-"], cwd=tmp_path, capture_output=True, text=True).stdout
+        assert all(word in text for word in ("#1", "{x}", "$y$", "<b>|c", "@karras", "±", "→", "≥", "50 %"))
+
+
 # --- figures
 
 
@@ -143,6 +194,9 @@ def test_figures_of_every_format_are_whole_and_the_same_again(small, kind):
     if kind == "pdf":
         assert all(data.startswith(b"%PDF-") and data.rstrip().endswith(b"%%EOF") for data in first)
         assert b"/Image" in first[1]
+        for data in first:
+            assert b"/Type3" not in data, "publishers refuse such fonts"
+            assert b"/TrueType" in data or b"/CIDFontType2" in data
     if kind == "svg":
         for path, data in zip(paths, first, strict=True):
             root = ElementTree.fromstring(data)

@@ -109,3 +109,38 @@ def test_what_goes_on_at_the_same_time_adds_up(shown):
     now[0] += 30
     bars.look()  # one of four cells is done, as two halves
     assert lines()[0].endswith("0:00:30 elapsed, about 0:01:30 left")
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_while_rounds_are_timed_the_time_left_is_told(places):
+    """On the terminal's bar and in the log, with workers and without."""
+    file, now = io.StringIO(), [100.0]
+    bars = Bars(Console(file=file, width=40), places=places)
+    bars.get_time = lambda: now[0]
+    with bars:
+        bars._over.set()
+        bars.open("held out", 9)
+        bars.begin(64, 0, "ddim-5")
+        bars.end(0)
+        with bars.timing(6):
+            told = bars.listeners()["on_round"]
+            told(0, 9, 9, 25)
+            now[0] += 20
+            bars.look()
+            told(1, 9, 9, 25)  # after the warm-up: two rounds in 20 s
+            assert bars.tasks[0].description == "rounds (9 to 25)"
+            now[0] += 30
+            bars.look()
+            told(4, 16, 9, 25)
+            now[0] += 30
+            bars.look()
+        assert not bars.tasks[0].visible
+        bars.begin(64, 0)
+        bars.update(bars.cells, description="ddim-7")
+        bars.look()
+    assert file.getvalue().splitlines() == [
+        "timing: 0/9 cells, 0/9 rounds (9 to 25), 0:00:20 elapsed",
+        "timing: 0/9 cells, 1/9 rounds (9 to 25), 0:00:50 elapsed, about 0:00:50 left of these 6 cells",
+        "timing: 0/9 cells, 4/16 rounds (9 to 25), 0:01:20 elapsed, about 0:01:30 left of these 6 cells",
+        "ddim-7: 0/9 cells, 0/64 samples, 0:01:20 elapsed",
+    ]

@@ -169,7 +169,7 @@ const Report = (() => {
 
   function detail(point) {
     const rows = point.said.map(([name, value, change]) => `<tr><th scope="row">${esc(name)}</th><td>${esc(value)}</td><td>${esc(change)}</td></tr>`);
-    return `<p><strong>${esc(point.label)}</strong>, ${esc(point.what)}</p><div class="box" role="region" tabindex="0" aria-label="${esc(`Values of ${point.label}`)}"><table><caption>Its values, and differences to the baseline</caption>
+    return `<p><strong>${esc(point.label)}</strong>, ${esc(point.what)}</p><div class="box" role="region" tabindex="0" aria-label="${esc(`Values of ${point.label}`)}"><table><caption><span>Its values, and differences to the baseline</span></caption>
 <thead><tr><th scope="col">value</th><th scope="col">measured</th><th scope="col">difference</th></tr></thead><tbody>${rows.join("")}</tbody></table></div>`;
   }
 

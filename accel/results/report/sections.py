@@ -29,6 +29,7 @@ TEXT = (
     "recipe", "control", "reason", "parts", "of", "all values", "at equal", "device", "instructions", "system",
     "made with",
 )  # fmt: skip
+LONG = 32  # letters that a column of words has on one line
 
 
 class Cell(NamedTuple):
@@ -46,7 +47,7 @@ class Line(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of the page; `rule` says how to read it, `text` which of its columns are words."""
+    """A table of the page; `rule` says how to read it."""
 
     title: str
     caption: str
@@ -55,8 +56,13 @@ class Table(NamedTuple):
     rule: str = ""
 
     @property
-    def text(self) -> list[bool]:
-        return [heading in TEXT for heading in self.headings]
+    def classes(self) -> list[str]:
+        """How each column is shown: recipes stay in sight, words stand on the left, and only long ones are broken."""
+        most = [max((len(line.cells[i].text) for line in self.lines), default=0) for i in range(len(self.headings))]
+        return [
+            "recipe" if heading == "recipe" else "" if heading not in TEXT else "text" if n <= LONG else "text long"
+            for heading, n in zip(self.headings, most, strict=True)
+        ]
 
 
 def table(title: str, caption: str, columns: Sequence[Column], rows: Sequence[Any], rule: str = "") -> Table:
