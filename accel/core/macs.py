@@ -4,7 +4,7 @@ included)."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -69,6 +69,26 @@ def _flops(formula: Callable[..., int], args: tuple, kwargs: dict[str, Any], res
 
 def _shape(value: Any) -> Any:
     return value.shape if isinstance(value, torch.Tensor) else value
+
+
+def tensors(made: Any) -> list[torch.Tensor]:
+    """The tensors of what an operation takes or gives, in whatever nesting of tuples, lists and dicts: sooner than
+    torch's `tree_leaves`, which asks of every number what kind of container it is."""
+    if isinstance(made, torch.Tensor):
+        return [made]
+    found: list[torch.Tensor] = []
+    _collect((made,), found)
+    return found
+
+
+def _collect(values: Iterable[Any], found: list[torch.Tensor]) -> None:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            _collect(value, found)
+        elif isinstance(value, dict):
+            _collect(value.values(), found)
 
 
 def count_macs(run: Callable[[], T]) -> tuple[T, int]:
