@@ -70,6 +70,11 @@ def test_answers_that_need_neither_torch_nor_hydra(arguments, code, said):
     assert "Traceback" not in printed
 
 
+def test_the_package_is_a_program():
+    done = subprocess.run([sys.executable, "-m", "accel", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"accel {accel.__version__}\n", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
