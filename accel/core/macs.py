@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 T = TypeVar("T")
 
@@ -21,16 +21,23 @@ def _eager() -> AbstractContextManager:
     return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
 
 
-def _cpu_sdpa_flops(query, key, value, *args, out_shape=None, **kwargs) -> int:
-    # torch counts the fused attention of CUDA only; on CPU it would be 0.
-    return sdpa_flop_count(query, key, value)
+def _sdpa_flops(query, key, value, *args, out_shape=None, **kwargs) -> int:
+    """q k^T and its product with v: torch counts the fused attention of CUDA only; on CPU it would be 0."""
+    batch, heads, rows, width = query
+    return 2 * batch * heads * rows * key[-2] * (width + value[-1])
+
+
+def _addmm_flops(bias, a, b, out_shape=None, **kwargs) -> int:
+    """As torch's, which asks the shapes of a and b for their shapes once more."""
+    (rows, inner), columns = a, b[-1]
+    return 2 * rows * inner * columns
 
 
 @lru_cache(maxsize=1)
 def _formulas() -> dict[Any, Callable[..., int]]:
     """FLOPs of an operation by its packet, from its arguments and (`out_val`) its result."""
     packet = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-    own = {} if packet is None else {packet: _cpu_sdpa_flops}
+    own = {torch.ops.aten.addmm: _addmm_flops} | ({} if packet is None else {packet: _sdpa_flops})
     return FlopCounterMode(display=False, custom_mapping=own).flop_registry
 
 
