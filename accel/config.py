@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
+import pickle
 import re
 import sys
 from contextlib import nullcontext
@@ -181,7 +181,8 @@ def _key(override: str) -> str:
 
 def _shared(overrides: list[str]) -> Any:
     """`_composed(overrides)`, faster: Hydra composes a set of choices once (a fifth of a second), and settings are put
-    into a copy of it, as Hydra puts them there after all choices."""
+    into a copy of it, as Hydra puts them there after all choices. Copies are made from bytes, in a fifth of the time
+    that `deepcopy` takes."""
     known = groups()
     settings = [o for o in overrides if SETTING.match(o) and _key(o) not in known and not o.startswith("hydra.")]
     choices = tuple(o for o in overrides if o not in settings)
@@ -198,19 +199,19 @@ class _Unlike(Exception):
 
 
 @lru_cache(maxsize=64)
-def _choices(choices: tuple[str, ...], folders: tuple[tuple[str, int, int], ...]) -> Any:
-    """`_composed(choices)`. The cells of an experiment are many that differ in methods alone: Hydra composes the rest
-    once, and the methods' own files are put in their places."""
+def _choices(choices: tuple[str, ...], folders: tuple[tuple[str, int, int], ...]) -> bytes:
+    """`_composed(choices)`, pickled. The cells of an experiment are many that differ in methods alone: Hydra composes
+    the rest once, and the methods' own files are put in their places."""
     words = [o.partition("=") for o in choices]
     own = {axis: choice for axis, _, choice in words if axis in PLACED}
     rest = tuple("".join(word) for word in words if word[0] not in own)
     cell = own and len(own) + len(rest) == len(choices) and any(key == "experiment" for key, *_ in words)
     if not cell or not own.keys() <= _lone(rest, folders):
-        return _composed(list(choices))
-    cfg = copy.deepcopy(_choices(rest, folders))
+        return pickle.dumps(_composed(list(choices)))
+    cfg = pickle.loads(_choices(rest, folders))
     for axis, choice in own.items():
         cfg[axis] = registry.unresolved(axis, choice)
-    return cfg
+    return pickle.dumps(cfg)
 
 
 @lru_cache(maxsize=16)
@@ -232,11 +233,11 @@ def _state(folder: registry.Folder) -> tuple[str, int, int]:
     return str(folder), len(written), max(written, default=0)
 
 
-def _with(shared: Any, settings: list[str]) -> Any:
+def _with(shared: bytes, settings: list[str]) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    cfg = copy.deepcopy(shared)
+    cfg = pickle.loads(shared)
     try:
         for override in _parsed(settings):
             OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)

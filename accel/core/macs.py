@@ -4,14 +4,14 @@ included)."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 T = TypeVar("T")
 
@@ -21,16 +21,23 @@ def _eager() -> AbstractContextManager:
     return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
 
 
-def _cpu_sdpa_flops(query, key, value, *args, out_shape=None, **kwargs) -> int:
-    # torch counts the fused attention of CUDA only; on CPU it would be 0.
-    return sdpa_flop_count(query, key, value)
+def _sdpa_flops(query, key, value, *args, out_shape=None, **kwargs) -> int:
+    """q k^T and its product with v: torch counts the fused attention of CUDA only; on CPU it would be 0."""
+    batch, heads, rows, width = query
+    return 2 * batch * heads * rows * key[-2] * (width + value[-1])
+
+
+def _addmm_flops(bias, a, b, out_shape=None, **kwargs) -> int:
+    """As torch's, which asks the shapes of a and b for their shapes once more."""
+    (rows, inner), columns = a, b[-1]
+    return 2 * rows * inner * columns
 
 
 @lru_cache(maxsize=1)
 def _formulas() -> dict[Any, Callable[..., int]]:
     """FLOPs of an operation by its packet, from its arguments and (`out_val`) its result."""
     packet = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-    own = {} if packet is None else {packet: _cpu_sdpa_flops}
+    own = {torch.ops.aten.addmm: _addmm_flops} | ({} if packet is None else {packet: _sdpa_flops})
     return FlopCounterMode(display=False, custom_mapping=own).flop_registry
 
 
@@ -69,6 +76,26 @@ def _flops(formula: Callable[..., int], args: tuple, kwargs: dict[str, Any], res
 
 def _shape(value: Any) -> Any:
     return value.shape if isinstance(value, torch.Tensor) else value
+
+
+def tensors(made: Any) -> list[torch.Tensor]:
+    """The tensors of what an operation takes or gives, in whatever nesting of tuples, lists and dicts: sooner than
+    torch's `tree_leaves`, which asks of every number what kind of container it is."""
+    if isinstance(made, torch.Tensor):
+        return [made]
+    found: list[torch.Tensor] = []
+    _collect((made,), found)
+    return found
+
+
+def _collect(values: Iterable[Any], found: list[torch.Tensor]) -> None:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            _collect(value, found)
+        elif isinstance(value, dict):
+            _collect(value.values(), found)
 
 
 def count_macs(run: Callable[[], T]) -> tuple[T, int]:

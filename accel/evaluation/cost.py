@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from accel.core.macs import tensors
 from accel.core.precision import plain_bytes
 from accel.core.recipe import Recipe, accelerate
 from accel.core.run import Run
@@ -35,10 +35,9 @@ class PeakTensorMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._track(tensor.untyped_storage(), known)
+        known = {tensor.untyped_storage()._cdata for tensor in tensors((args, kwargs))}
+        for tensor in tensors(result):
+            self._track(tensor.untyped_storage(), known)
         return result
 
     def _track(self, storage: torch.UntypedStorage, known: set[int]) -> None:

@@ -30,6 +30,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from accel.core.macs import tensors
 from accel.testing.waits import WAITING, line_of_caller
 
 DEVICE = "cuda:1"
@@ -75,13 +76,17 @@ class Elsewhere(ExitStack):
 
     def put(self, made: Any, place: str) -> Any:
         """`made`, with its tensors in `place`."""
-        for tensor in _tensors(made):
-            if _stored(tensor) and self.place(tensor) != place:
-                storage = tensor.untyped_storage()
-                self._places.pop(storage._cdata, None)
+        places = self._places
+        for tensor in tensors(made):
+            if not _stored(tensor):
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if places.get(key, "cpu") != place:
+                places.pop(key, None)
                 if place != "cpu":
-                    self._places[storage._cdata] = place
-                    weakref.finalize(storage, self._places.pop, storage._cdata, None)
+                    places[key] = place
+                    weakref.finalize(storage, places.pop, key, None)
         return made
 
     def note(self, kind: str) -> None:
@@ -96,17 +101,6 @@ class Elsewhere(ExitStack):
         return sum(self.waits.values())
 
 
-def _tensors(made: Any) -> list[torch.Tensor]:
-    """The tensors of what an operation takes or gives."""
-    if isinstance(made, torch.Tensor):
-        return [made]
-    if isinstance(made, dict):
-        made = made.values()
-    elif not isinstance(made, (tuple, list)):
-        return []
-    return [tensor for own in made for tensor in _tensors(own)]
-
-
 def _stored(tensor: torch.Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_meta
 
@@ -119,7 +113,7 @@ class _Said(TorchFunctionMode):
         self.there = device
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs, name, there = dict(kwargs or {}), getattr(func, "__name__", ""), self.there
+        kwargs, name, there = kwargs or {}, getattr(func, "__name__", ""), self.there
         first = args[0] if args and isinstance(args[0], torch.Tensor) else None
         place = "cpu" if first is None else there.place(first)
         if func == torch.Tensor.device.__get__:
@@ -191,25 +185,22 @@ class _Done(TorchDispatchMode):
         self.there = device
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs, name, there = kwargs or {}, func._schema.name.partition("::")[2], self.there
-        tensors = _tensors([args, kwargs])
-        places = {there.place(x) for x in tensors}
-        if places <= {"cpu"}:
+        kwargs, there = kwargs or {}, self.there
+        own = [(x, there.place(x)) for x in tensors((args, kwargs))]
+        place = next((p for _, p in own if p != "cpu"), None)
+        if place is None:
             return func(*args, **kwargs)
+        name = func._schema.name.partition("::")[2]
         if name == "copy_" and torch._C._current_graph_task_id() == -1:
             self._copied(*args[:2])
             return func(*args, **kwargs)
-        place = next(p for x in tensors if (p := there.place(x)) != "cpu")
         if torch._C._current_graph_task_id() != -1:  # gradients: torch itself makes tensors, with the options of others
             return there.put(func(*args, **kwargs), place)
-        for x in tensors:
-            own = there.place(x)
-            index = name in INDEXING and x.dtype in WHOLE and x is not tensors[0]
-            if own != place and (own != "cpu" or x.dim()) and not (index and own == "cpu"):
-                raise RuntimeError(
-                    f"Expected all tensors to be on the same device, but found {place} and {own}: {name}"
-                )
-            if index and own == "cpu" and x.dim():
+        for x, at in own:
+            index = name in INDEXING and x.dtype in WHOLE and x is not own[0][0]
+            if at != place and (at != "cpu" or x.dim()) and not (index and at == "cpu"):
+                raise RuntimeError(f"Expected all tensors to be on the same device, but found {place} and {at}: {name}")
+            if index and at == "cpu" and x.dim():
                 there.note("send")
             elif index and x.dtype in (torch.bool, torch.uint8):
                 there.note("size")

@@ -10,6 +10,7 @@ import pytest
 
 import accel
 from accel import __main__ as cli
+from accel import registry
 from accel.cli import listing, words
 from accel.config import AXES, groups
 from accel.errors import ConfigError
@@ -69,6 +70,11 @@ def test_answers_that_need_neither_torch_nor_hydra(arguments, code, said):
     assert "Traceback" not in printed
 
 
+def test_the_package_is_a_program():
+    done = subprocess.run([sys.executable, "-m", "accel", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"accel {accel.__version__}\n", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -118,9 +124,9 @@ def test_several_typos_are_one_list(monkeypatch, capsys):
     assert "cache.interval" not in said, "a setting of a cache that is misspelt is not known to be wrong"
 
 
-def test_importing_accel_loads_neither_torch_nor_diffusers():
+def test_importing_accel_loads_neither_torch_nor_diffusers_and_methods_need_no_hydra():
     """And a recipe loads neither transformers, which takes seconds, nor torchvision, which may not be there; diffusers
-    may import what is installed."""
+    may import what is installed. One process shows all of it, for a start takes seconds, too."""
     script = (
         "import sys, accel, accel.__main__, accel.errors, accel.config, accel.cli.build\n"
         "assert not {'torch', 'diffusers', 'hydra'} & set(sys.modules), sorted(sys.modules)\n"
@@ -134,9 +140,15 @@ def test_importing_accel_loads_neither_torch_nor_diffusers():
         "assert accel.samplers.DiffusersSampler.__name__ == 'DiffusersSampler'\n"
         "try:\n    accel.smaplers\nexcept AttributeError as error:\n    assert 'smaplers' in str(error)\n"
         "else:\n    raise SystemExit('an attribute that does not exist')\n"
+        "assert 'hydra' not in sys.modules, 'loaded for a recipe'\n"
+        "sys.modules.update(hydra=None, omegaconf=None)\n"  # an import of them would raise
+        "import accel.registry, accel.suites.hub\n"
+        "print(accel.registry.method('cache', 'deepcache', interval=3).label)\n"
+        "print(accel.registry.method('sampler', 'dmcmc', sampler={'steps': 4}).label)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["deepcache3b1", registry.method("sampler", "dmcmc", sampler={"steps": 4}).label]
 
 
 def test_the_help_names_every_group_and_runs_what_it_shows(capsys):

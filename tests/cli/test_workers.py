@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from forks import started
 
 from accel import __main__ as cli
 from accel.studies.pool import Pool
@@ -59,23 +59,29 @@ def hears_interrupts(process: Path) -> bool:
     return not int(blocked.split()[1], 16) >> signal.SIGINT - 1 & 1
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_an_interrupt_keeps_finished_shards_and_leaves_no_process(tmp_path):
     """The whole group hears it, as at a terminal; afterwards no process is left. Libraries of a worker are loaded with
-    its share of the threads."""
-    root = tmp_path / "results"
+    its share of the threads. The command is forked, for torch is loaded here; its workers start as ever."""
+    root, out, wrong = (tmp_path / name for name in ("results", "out", "wrong"))
     # Many shards, of which a few are made, and no exact solution, which takes longer than all of them.
     words = [*QUICK, CELLS, f"results={root}", "evaluation.n=400", "evaluation.converged=false"]
-    process = subprocess.Popen([sys.executable, "-m", "accel", *words, "workers=2", "threads=2"], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
-    while len(shards(root)) < 10 and process.poll() is None:
+
+    def command():
+        sys.modules["__main__"] = cli  # as `python -m accel` has it, and as workers import it
+        sys.argv = ["accel", *words, "workers=2", "threads=2"]
+        cli.main()
+
+    process = started(command, out, wrong)
+    while len(shards(root)) < 10 and process.is_alive():
         time.sleep(0.05)
     workers = [p for p in running(process.pid) if b"spawn_main" in (p / "cmdline").read_bytes()]
     assert [hears_interrupts(p) for p in (Path(f"/proc/{process.pid}"), *workers)] == [True, False, False]
     assert all(b"OMP_NUM_THREADS=1" in (p / "environ").read_bytes().split(b"\0") for p in workers)
     os.killpg(process.pid, signal.SIGINT)
-    printed, wrong = process.communicate()
-    assert process.returncode == 130, printed + wrong
-    assert wrong == "\ninterrupted: finished shards are kept; run the same command again to resume.\n"
+    process.join()
+    assert process.exitcode == 130, out.read_text() + wrong.read_text()
+    assert wrong.read_text() == "\ninterrupted: finished shards are kept; run the same command again to resume.\n"
     while running(process.pid):  # the tracker of multiprocessing follows the command
         time.sleep(0.02)
     assert 10 <= len(shards(root)) < 400, "it must come in the middle"

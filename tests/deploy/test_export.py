@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -46,22 +44,12 @@ def run_here(script: Path, words: list[str], plain: bool = True) -> list[torch.T
     return [pixels(path) for path in sorted(folder.glob("*.png"))]
 
 
-def run(script: Path, words: list[str]) -> list[torch.Tensor]:
-    """The same in a process of its own, with accel."""
-    own = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    folder = script.parent / "run"
-    folder.mkdir()
-    done = subprocess.run([sys.executable, str(script), *words], cwd=folder, env=own, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return [pixels(path) for path in sorted(folder.glob("*.png"))]
-
-
-def same(folder: Path, words: list[str], tmp_path: Path, run=run_here) -> str:
+def same(folder: Path, words: list[str], tmp_path: Path, plain: bool = True) -> str:
     """The text of the recipe's script, whose pictures are those of `accel generate`."""
     script = tmp_path / "generate.py"
     assert cli.main([str(folder), "--to", "code", "--output", str(script)]) == 0
     assert generate.main([str(folder), *words, "--to", str(tmp_path / "own")]) == 0
-    made, own = run(script, words), [pixels(path) for path in sorted((tmp_path / "own").glob("*.png"))]
+    made, own = run_here(script, words, plain), [pixels(path) for path in sorted((tmp_path / "own").glob("*.png"))]
     assert len(made) == len(own) == len(words)
     assert all(torch.equal(a, b) for a, b in zip(made, own, strict=True))
     return script.read_text()
@@ -155,7 +143,7 @@ def test_executed_precisions_of_a_transformer_are_plain(line, dit_words, tmp_pat
 
 
 def test_what_needs_accel_is_three_lines_with_it_and_says_for_what(fast, tmp_path, capsys):
-    text = same(fast, ["3", "5"], tmp_path, run)
+    text = same(fast, ["3", "5"], tmp_path, plain=False)  # accel in a process of its own: tests/recommend/test_road.py
     assert "the pipeline, a PixelPipeline of accel; cache deepcache2b1." in text
     assert f"pipe = open_recipe({str(fast)!r}).apply().pipe" in text
     assert "needs accel for the pipeline, a PixelPipeline of accel; cache deepcache2b1" in capsys.readouterr().out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 
@@ -194,19 +193,6 @@ def test_a_wrong_name_or_setting_is_answered(asked, said):
     with pytest.raises(ConfigError) as error:
         asked()
     assert said in str(error.value)
-
-
-def test_methods_need_no_hydra():
-    code = (
-        "import sys\n"
-        "sys.modules.update(hydra=None, omegaconf=None)\n"
-        "import accel.registry, accel.suites.hub\n"
-        "print(accel.registry.method('cache', 'deepcache', interval=3).label)\n"
-        "print(accel.registry.method('sampler', 'dmcmc', sampler={'steps': 4}).label)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["deepcache3b1", registry.method("sampler", "dmcmc", sampler={"steps": 4}).label]
 
 
 def test_the_registry_imports_neither_torch_nor_hydra():

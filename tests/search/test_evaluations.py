@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
 
 from accel.core.recipe import Recipe
 from accel.errors import ConfigError
@@ -102,15 +105,25 @@ def test_memory_sees_what_others_append(tmp_path):
     assert one.known == {"k": {"value": 1}}
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_workers_change_nothing(root, monkeypatch):
-    """Another process scores as this one does (the first candidate of all is scored here). Of the two one is started:
-    each loads torch."""
-    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda workers, *how: ProcessPoolExecutor(workers - 1, *how))
+    """Another process scores as this one does (the first candidate of all is scored here). It is forked, with what a
+    spawned one would be sent: that would load torch again."""
+
+    def forked(workers, context, *sent):
+        assert context.get_start_method() == "spawn"
+        begin, arguments = pickle.loads(pickle.dumps(sent))
+        torch.set_num_threads(1)  # threads that have worked do not survive a fork
+        return ProcessPoolExecutor(workers - 1, get_context("fork"), begin, arguments)
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(module, "ProcessPoolExecutor", forked)
     recipes = [at(999, 500, 100 - i) for i in range(2)]
     alone = Evaluator(task(root("one")))(recipes, 16)
     with Evaluator(task(root("two")), workers=2) as evaluator:
         both = evaluator(recipes, 16)
         assert evaluator.computed == 2
+    torch.set_num_threads(threads)
     assert [s.value for s in both] == pytest.approx([s.value for s in alone], rel=1e-9)
 
 

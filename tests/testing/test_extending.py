@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import started
 
 from accel import __main__ as cli
 from accel import config, registry
@@ -50,14 +51,9 @@ def by_hand(target: Path) -> Path:
     return target
 
 
-def run(command: list[str], cwd: Path, site: Path | None = None) -> str:
-    path = os.pathsep.join(str(p) for p in (site, ROOT) if p)
-    environment = os.environ | {"PYTHONPATH": path, "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280, check=False
-    )  # fmt: skip
+def run(command: list[str], cwd: Path) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -119,7 +115,17 @@ def test_it_is_built_without_hydra(here, monkeypatch):
     assert registry.method("cache", "everyother", every=3).label == "everyother3"
 
 
-def test_its_own_test_passes(installed, tmp_path):
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_its_own_test_passes(here, tmp_path):
+    """By pytest in a process that is forked, for torch is loaded here."""
     shutil.copytree(EXAMPLE / "tests", tmp_path / "tests")
-    printed = run([sys.executable, "-m", "pytest", "-q", "tests"], tmp_path, installed)
+
+    def own():
+        os.chdir(tmp_path)
+        sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests"]))
+
+    process = started(own, tmp_path / "printed", tmp_path / "printed")
+    process.join()
+    printed = (tmp_path / "printed").read_text()
+    assert process.exitcode == 0, printed
     assert f"{len(CHECKS['cache']) + 2} passed" in printed
