@@ -60,8 +60,8 @@ def main(words: Sequence[str]) -> int:
     if args.what == "plain":
         if not any(name.startswith(PREFIX) for name in results.studies()):
             raise ConfigError(
-                f"no study {PREFIX}<suite> in {args.results}/studies, from which fronts of plain samplers are made; run "
-                "one first, e.g. accel experiment=plain_digits."
+                f"no study {PREFIX}<suite> in {args.results}/studies, from which fronts of plain samplers are made; "
+                "run one first, e.g. accel experiment=plain_digits."
             )
         for path in write_plain(results):
             print(path)
