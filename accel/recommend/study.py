@@ -17,6 +17,11 @@ from accel.studies.evaluation import MIN_N
 from accel.studies.runner import Runner
 from accel.suites.base import Suite
 
+# What the division decides; where the request does, its words hold.
+DIVIDED = (
+    "evaluation.n=", "evaluation.distance_n=", "evaluation.controls=", "evaluation.timing", "evaluation.repetitions=",
+    "evaluation.most_repetitions=", "search.budget=", "search.front=", "search.halving.first=",
+)  # fmt: skip
 DISTANCE = 0.04  # on -1..1: five grey levels of 255, root mean square
 
 
@@ -129,6 +134,8 @@ def plan_text(wanted: Wanted, offered: Proposal, plan: Division, study: Any, kno
     ]
     lines.append(f"Margins: {', '.join(f'{key} {value:g}' for key, value in margins.items()) or 'none'}.")
     lines.append(f"At most about {_minutes(plan.seconds)} in all, beside scoring.")
+    if own := [word for word in wanted.others if word.startswith(DIVIDED)]:
+        lines.append(f"In place of what is said above, by the request: {', '.join(own)}.")
     return "\n".join(lines)
 
 

@@ -92,8 +92,9 @@ def test_a_plan_for_another_machine_says_evaluations_images_and_minutes(tmp_path
     folder, prompts = hub_tiny.save("sd", tmp_path / "model"), tmp_path / "prompts.txt"
     prompts.write_text("".join(f"picture {i}\n" for i in range(300)))
     words = [f"model={folder}", f"prompts={prompts}", f"results={tmp_path / 'out'}", "evaluation.device=cpu"]
-    assert recommend.main([*words, "plan=true", "ms=10.8"]) == 0
+    assert recommend.main([*words, "plan=true", "ms=10.8", "search.budget=900"]) == 0
     said = capsys.readouterr().out
+    assert said.rstrip().splitlines()[-2] == "In place of what is said above, by the request: search.budget=900."
     assert "Today: pndm-50 + cfg7.5" in said or "Today: ddim-50 + cfg7.5" in said
     assert "image: 10.8 ms (as given)." in said
     searched, validated = (
