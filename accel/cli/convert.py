@@ -31,6 +31,8 @@ def main(words: Sequence[str]) -> int:
 
 def convert(folder: Path) -> list[Path]:
     """The files written. Raises ConfigError if there are no pickles, or one that holds more than tensors."""
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder}; give that of a pipeline, as save_pretrained writes it.")
     found = [p for p in sorted(folder.rglob("*.bin")) if p.name.partition(".")[0] in TWINS]
     if not found:
         raise ConfigError(f"{folder} has no pytorch_model.bin or diffusion_pytorch_model.bin; nothing to convert.")

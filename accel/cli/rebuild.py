@@ -15,7 +15,7 @@ from accel.benches.options import parser
 from accel.benches.overhead_table import write_deepcache, write_overhead, write_schedulers
 from accel.benches.precision_table import write_precision
 from accel.benches.scaling_table import write_scaling
-from accel.cli.plain import write_plain
+from accel.cli.plain import PREFIX, write_plain
 from accel.errors import ConfigError
 from accel.records import Results
 from accel.results.canvas import FORMATS
@@ -58,6 +58,11 @@ def main(words: Sequence[str]) -> int:
     if not results.studies():
         raise ConfigError(f"no study in {args.results}/studies; run one first, e.g. accel experiment=demo.")
     if args.what == "plain":
+        if not any(name.startswith(PREFIX) for name in results.studies()):
+            raise ConfigError(
+                f"no study {PREFIX}<suite> in {args.results}/studies, from which fronts of plain samplers are made; "
+                "run one first, e.g. accel experiment=plain_digits."
+            )
         for path in write_plain(results):
             print(path)
         return 0

@@ -12,6 +12,8 @@
   small=            a smaller model of the same kind, for stitching
   steps=, scale=    what you run today, where it is not the pipeline's own default
   budget=60m        the time for all of it (s, m, h): it decides N and how much is searched
+  plan=true         what would be done and how long it takes; ms=<number>: with so many milliseconds an evaluation of
+                    the denoiser for one image, in place of measuring them here: a plan for another machine
   to=recommended    the folder of the recipe file            results=outputs     where records and tables go
   suite.*, evaluation.*, search.*, optimiser.*, baseline=    have the last word
 
@@ -107,5 +109,5 @@ def _study(wanted: Wanted, say: Any) -> Any:
     words = overrides(wanted, offered, plan, known)
     study = build(compose(words), words)
     study.brief = True
-    say(plan_text(offered, plan, study, known))
+    say(plan_text(wanted, offered, plan, study, known))
     return study

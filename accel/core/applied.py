@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -129,12 +130,30 @@ class Applied:
             undo = ExitStack()
             try:
                 self._run = self._ready.attach(undo, place=self._place)
+                self._guard(self._run.scheduler)
             except BaseException:
                 undo.close()
                 raise
             self._attached = undo
             for shared in self._shared:
                 shared.tenant = self
+
+    def _guard(self, scheduler: Any) -> None:
+        """Have the recipe's scheduler refuse other pipelines, which would drive the recipe without its networks."""
+        begin = scheduler.set_timesteps
+
+        @functools.wraps(begin)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if self._caller != threading.get_ident():
+                raise ConfigError(
+                    f"this {type(scheduler).__name__} is the one that accel.apply() brought with the recipe "
+                    f"{self.recipe.label}, and works for that pipeline only; from_pipe() takes it along. Give "
+                    "from_pipe(..., scheduler=...) one of its own, and apply a recipe to what it makes if that is "
+                    "meant to be fast."
+                )
+            return begin(*args, **kwargs)
+
+        scheduler.set_timesteps = guarded
 
     @contextmanager
     def _place(self, net: nn.Module, forward: Any) -> Iterator[None]:

@@ -356,7 +356,8 @@ def check_outside(pipe: Any) -> None:
     """ConfigError if the pipeline is inside `accelerate`."""
     if "set_timesteps" in vars(pipe.scheduler):
         raise ConfigError(
-            "this pipeline is inside accelerate() already; leave that context first, or combine the recipes."
+            "this pipeline is inside accelerate() already, or from_pipe() took along the scheduler of one that a "
+            "recipe is applied to; leave that context first, or give from_pipe(..., scheduler=...) one of its own."
         )
 
 

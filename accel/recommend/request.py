@@ -23,7 +23,7 @@ MODEL = {
     "small": "+suite.stitch_models.small",
 }
 FILES = ("prompts", "reference")  # of them, what is never looked for on the hub
-OWN = ("budget", "steps", "scale", "to", "results", "plan")
+OWN = ("budget", "steps", "scale", "to", "results", "plan", "ms")
 UNITS = {"s": 1, "m": 60, "h": 3600}
 LEAST = 60  # seconds
 BATCH = 8  # samples in one call of a model of somebody's, whose size is not known
@@ -33,7 +33,8 @@ BATCH = 8  # samples in one call of a model of somebody's, whose size is not kno
 class Wanted:
     """`suite`: overrides that choose model and scoring. `budget`: seconds for all of it. `steps`, `scale`: what is run
     today (None: the pipeline's own defaults). `to`: the folder of the recipe file. `others`: further overrides, which
-    have the last word. `plan`: say what would be done, and do nothing."""
+    have the last word. `plan`: say what would be done, and do nothing; `ms`: milliseconds of an evaluation of the
+    denoiser for one image, with `plan` in place of measuring it here."""
 
     suite: tuple[str, ...]
     budget: float
@@ -43,6 +44,7 @@ class Wanted:
     results: str
     others: tuple[str, ...]
     plan: bool
+    ms: float | None = None
 
     def evaluation(self, name: str, default: str) -> str:
         """A setting of the evaluation, as text."""
@@ -90,6 +92,11 @@ def read(words: Sequence[str], further: Callable[[Wanted], None] | None = None) 
         steps = refusals.ask(_number, "steps", own.get("steps"), int)
         scale = refusals.ask(_number, "scale", own.get("scale"), float)
         plan = refusals.ask(_yes, own.get("plan", "false"))
+        ms = refusals.ask(_number, "ms", own.get("ms"), float)
+        if ms == 0:
+            refusals.add(ConfigError("ms is 0; allowed: a number > 0."))
+        if ms is not None and plan is False:
+            refusals.add(ConfigError("ms= is for a plan of another machine: add plan=true, or leave it out."))
         to = Path(own.get("to", "recommended"))
         if (to / NAME).exists() and not plan:
             refusals.add(ConfigError(f"{to / NAME} is there already; choose another folder, to=..., or delete it."))
@@ -97,7 +104,7 @@ def read(words: Sequence[str], further: Callable[[Wanted], None] | None = None) 
         # What was refused above is left out, or stands at its default: the rest is asked about all the same.
         wanted = Wanted(
             _suite(own, others), budget or 0.0, steps, scale, to, own.get("results") or "outputs", _rest(own, others),
-            bool(plan),
+            bool(plan), ms,
         )  # fmt: skip
         if further is not None and any(word.startswith("suite=") for word in wanted.suite):
             for reason in _asked(further, wanted):

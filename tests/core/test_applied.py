@@ -168,6 +168,25 @@ def test_diffusers_server_pattern():
     assert torch.equal(run_stable_diffusion(shared, 3.0, steps=6), expected)
 
 
+def test_from_pipe_does_not_take_the_recipes_scheduler_along():
+    """It would drive the recipe's guidance and caches without its networks."""
+    shared = stable_diffusion()
+    recipe = Recipe(DDIM, guidance=CFG(3.0))
+    applied = apply(shared, recipe)
+    expected = run_stable_diffusion(shared, 3.0, steps=6)
+    other = type(shared).from_pipe(shared)
+    assert other.scheduler is shared.scheduler
+    for _ in range(2):  # after its recipe is removed, too
+        with pytest.raises(ConfigError, match=r"from_pipe\(\.\.\., scheduler=\.\.\.\) one of its own"):
+            run_stable_diffusion(other, 3.0, steps=6)
+        with pytest.raises(ConfigError, match=r"from_pipe\(\.\.\., scheduler=\.\.\.\) one of its own"):
+            apply(other, recipe)
+        if applied is not None:
+            assert torch.equal(run_stable_diffusion(shared, 3.0, steps=6), expected)
+            applied.remove()
+            applied = None
+
+
 def test_a_recipe_that_nobody_holds_stays():
     pipe, other = unet_pipeline(), unet_pipeline()
     expected = measured(FAST)

@@ -55,6 +55,12 @@ def test_links_lead_somewhere(name):
             assert section in anchors(path.read_text()), (target, section)
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_no_table_has_a_bar_in_code(name):
+    """GitHub prints it as it is meant, the site with the backslash before it."""
+    assert re.findall(r"^\|.*`[^`|]*\\\|[^`]*`.*$", PAGES[name], re.MULTILINE) == []
+
+
 @pytest.mark.parametrize("name", ["accelerate.md", "running.md"])
 def test_blocks_of_python_run(name):
     blocks = re.findall(r"```python\n(.*?)```", PAGES[name], re.DOTALL)

@@ -12,7 +12,7 @@ from accel.errors import ConfigError
 from accel.metrics import features as module
 from accel.metrics.distributions import quality
 from accel.metrics.features import Reference
-from accel.metrics.fid import FrechetDistance, fid
+from accel.metrics.fid import FrechetDistance, Moments, fid
 from accel.metrics.kid import kid, kid_estimate
 from accel.metrics.precision_recall import precision_recall, precision_recall_estimate
 from accel.metrics.statistics import groups, jackknife, paired
@@ -48,6 +48,17 @@ def test_fid_is_the_closed_form_of_the_sample_moments(n):
 def test_fid_of_fewer_samples_than_dimensions():
     x, y = gaussian(8, seed=1, shift=0.3), gaussian(400, seed=2)
     assert fid(x, y) == pytest.approx(frechet_closed_form(*moments(x), *moments(y)), abs=1e-5)
+
+
+@pytest.mark.parametrize("known", ["features", "moments"])
+def test_fid_of_few_samples_is_that_of_torchmetrics(known):
+    """The small symmetric eigenvalue problem, beside the general one of the whole covariances."""
+    x, y = torch.randn(40, 64, dtype=torch.float64), 1.2 * torch.randn(300, 64, dtype=torch.float64) + 0.3
+    distance = FrechetDistance(y if known == "features" else Moments(y.mean(0), y.T.cov(), len(y)))
+    metric = distance._metric
+    metric.update(x, real=False)
+    assert distance(x) == pytest.approx(float(metric.compute()), rel=1e-5)
+    assert distance(x) == distance(x)
 
 
 def test_fid_of_a_pure_shift_is_its_squared_length():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import hub_tiny
@@ -83,6 +84,27 @@ def test_too_few_prompts_are_no_matter_of_time(tmp_path):
     with pytest.raises(ConfigError, match="has 2 prompts, and 60 samples are wanted") as error:
         recommend.main([f"model={folder}", f"prompts={prompts}", "evaluation.device=cpu"])
     assert "budget" not in str(error.value)
+
+
+def test_a_plan_for_another_machine_says_evaluations_images_and_minutes(tmp_path, capsys, monkeypatch):
+    """Stable Diffusion's pipeline with its own defaults, at the rate of a GPU that is not here."""
+    monkeypatch.setattr(study_of, "seconds_per_row", lambda runner: pytest.fail("it is given"))
+    folder, prompts = hub_tiny.save("sd", tmp_path / "model"), tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"picture {i}\n" for i in range(300)))
+    words = [f"model={folder}", f"prompts={prompts}", f"results={tmp_path / 'out'}", "evaluation.device=cpu"]
+    assert recommend.main([*words, "plan=true", "ms=10.8", "search.budget=900"]) == 0
+    said = capsys.readouterr().out
+    assert said.rstrip().splitlines()[-2] == "In place of what is said above, by the request: search.budget=900."
+    assert "Today: pndm-50 + cfg7.5" in said or "Today: ddim-50 + cfg7.5" in said
+    assert "image: 10.8 ms (as given)." in said
+    searched, validated = (
+        int(re.search(rf"{what} ([\d,]+) evaluations", said)[1].replace(",", "")) for what in ("Search:", "about")
+    )
+    rounds, batch = (int(number) for number in re.search(r"to (\d+) rounds at batch (\d+)", said).groups())
+    timed = (rounds + 1) * 2 * batch * 100 * (2 + 12 * 0.4)
+    assert 0.8 < (searched + validated + timed) * 10.8e-3 / 3600 <= 1
+    assert int(re.search(r"At most about (\d+) minutes", said)[1]) <= 60
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_commands_that_follow_can_be_typed():

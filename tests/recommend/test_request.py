@@ -27,6 +27,18 @@ def test_a_model_is_one_of_suite_hub(tmp_path):
     assert (wanted.budget, wanted.scale, wanted.steps, wanted.name) == (7200, 5.0, None, "recommend_1")
 
 
+def test_a_time_that_is_given_is_for_a_plan():
+    assert read(["suite=shapes", "ms=10.8", "plan=true"]).ms == 10.8
+    assert read(["suite=shapes"]).ms is None
+    for words, said in (
+        (["ms=10.8"], "add plan=true"),
+        (["ms=fast", "plan=true"], "ms is 'fast'"),
+        (["ms=0", "plan=true"], "ms is 0"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            read(["suite=shapes", *words])
+
+
 def test_a_suite_that_ships_keeps_its_batch():
     wanted = read(["suite=shapes", "steps=20", "evaluation.device=cpu"])
     assert (wanted.suite, wanted.others, wanted.name) == (

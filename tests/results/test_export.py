@@ -225,3 +225,6 @@ def test_rebuild_writes_them(small, monkeypatch, capsys):
     code, _, err = ran("tables", "--format", "svg")
     assert code == 2
     assert err.startswith("error: --format svg is of figures: accel rebuild figures --format svg.")
+    code, out, err = ran("plain")
+    assert (code, out) == (2, ""), "nothing is made of no study"
+    assert "no study plain_<suite> in" in err
