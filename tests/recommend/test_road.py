@@ -8,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hub_tiny
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from saved import pixels
 
 from accel.cli import export, generate, recommend, verify
+from accel.suites.shapes import ShapesSuite
 
 ROOT = Path(__file__).parents[2]
 SERVE = """
@@ -38,8 +38,15 @@ PROMPTS = ["a red circle", "a small blue square"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A tiny Stable Diffusion, as save_pretrained writes it."""
-    return hub_tiny.save("sd", tmp_path_factory.mktemp("road") / "model")
+    """The pipeline of `shapes` with its small network, each weight changed a little, as save_pretrained writes it."""
+    suite = ShapesSuite()
+    pipe, noise = suite.pipeline(), torch.Generator().manual_seed(0)
+    pipe.unet = suite.models()["small"]
+    with torch.no_grad():
+        for weight in pipe.unet.parameters():
+            weight += 0.01 * weight.abs().mean() * torch.randn(weight.shape, generator=noise)
+    pipe.save_pretrained(folder := tmp_path_factory.mktemp("road") / "model")
+    return folder
 
 
 @pytest.fixture(scope="module")
