@@ -61,7 +61,7 @@ def test_sampler_table_is_that_of_the_tracked_studies():
     for row in shown:
         name, _, guidance = row.pop("distance to converged").partition(" + ")
         for steps, cell in row.items():
-            assert tracked[f"{name}-{steps}" + (f" + {guidance}" if guidance else "")] == cell, (name, steps)
+            assert tracked.get(f"{name}-{steps}" + (f" + {guidance}" if guidance else ""), "–") == cell, (name, steps)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_search_table_is_the_tracked_one():
     text = (ROOT / "results/tables/step_search_digits.md").read_text()
     tracked = {row["schedule"]: row for row in rows(text, "## Side by side")}
     shown = rows(FINDINGS, "## Search")
-    assert len(shown) >= 8
+    assert [row["schedule"] for row in shown] == list(tracked)
     for row in shown:
         assert row == {column: tracked[row["schedule"]][column] for column in row}
 

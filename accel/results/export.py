@@ -32,7 +32,7 @@ LATEX = {
     "\n": " ", "→": r"$\to$",
 }  # fmt: skip
 WORDS = ("recipe", "role", "label", "of", "refused", "all values", "all_values", "verdict", "strip")
-LETTERS, LINES = 115, 38  # of a line and a page of LaTeX: more are another table
+LETTERS, LINES = 115, 34  # of a line and a page of LaTeX: more are another table
 
 
 class Part(NamedTuple):

@@ -18,7 +18,7 @@ from accel.records import Results, canonical, describe
 from accel.results.comparison import Comparison
 
 ROOT = Path(__file__).parents[2] / "results"
-STUDY, ROW = "axes", "dpmpp_2m-10 + bf16"  # tracked with times
+STUDY, ROW = "demo", "dpmpp_2m-10@t_quadratic + bf16"  # tracked with times
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_what_was_measured_is_what_the_table_says(saved, results):
     study = Comparison.load(results, STUDY)
     row = next(row for row in study.done if row.label == ROW)
     said = saved.measured
-    assert (said["study"], said["row"], said["n"], said["seeds"]) == (STUDY, ROW, 512, [0])
+    assert (said["study"], said["row"], said["n"], said["seeds"]) == (STUDY, ROW, 500, [0])
     for key, value in row.quality["values"].items():
         assert said["values"][key] == {end: value[end] for end in ("value", "lo", "hi", "n")}
     assert said["against"]["baseline"] == study.baseline.label
