@@ -16,12 +16,7 @@ from accel.studies.runner import Runner
 TRACKED = Results(Path(__file__).parents[2] / "results")
 EXPERIMENTS = [name for name in config.groups()["experiment"] if name != "none"]
 # Experiments that compose, and whose records are not tracked yet, each with the reason.
-NOT_RUN = {
-    "composition_shapes": "written after the last studies of shapes; a run takes ten minutes",
-    "times_digits": "needs a quiet machine for some minutes; its samples are those of tracked studies",
-    "times_dit": "needs a quiet machine for some minutes; its samples are those of tracked studies",
-    "times_shapes": "needs a quiet machine for a quarter of an hour; its samples are those of tracked studies",
-}
+NOT_RUN: dict[str, str] = {}
 
 
 def each_alternative_once(cells) -> list[list[str]]:
