@@ -69,7 +69,7 @@ STUDIES := plain_digits plain_digits_dit plain_digits_flow plain_shapes headline
   caching_digits caching_fresh_digits caching_ddim_digits stitching_digits times_digits composition_digits \
   caching_dit caching_fresh_dit steps_by_cache stitching_dit times_dit \
   samplers_shapes guidance_shapes caching_shapes stitching_shapes times_shapes composition_shapes overview_shapes \
-  students_digits step_search_digits step_search_shapes autodiffusion_digits recipe_search_digits recipe_search_shapes recipe_search_shapes_adherence \
+  students_digits step_search_digits step_search_shapes autodiffusion_digits recipe_search_digits recipe_search_fresh_digits recipe_search_shapes recipe_search_shapes_adherence \
   precision_digits precision_shapes executed_digits
 
 results: $(READY) ## compute the tracked tables in results/ (all studies, extras search, torchao, openvino; about eight hours)
