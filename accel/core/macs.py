@@ -79,8 +79,9 @@ def _shape(value: Any) -> Any:
 
 
 def tensors(made: Any) -> list[torch.Tensor]:
-    """The tensors of what an operation takes or gives, in whatever nesting of tuples, lists and dicts: sooner than
-    torch's `tree_leaves`, which asks of every number what kind of container it is."""
+    """The tensors of what an operation takes or gives, in whatever nesting of tuples, lists and dicts, in the order in
+    which `denoiser.mapped` meets them: sooner than torch's `tree_leaves`, which asks of every number what kind of
+    container it is."""
     if isinstance(made, torch.Tensor):
         return [made]
     found: list[torch.Tensor] = []

@@ -131,7 +131,7 @@ def enough(taken: Sequence[Round], ratio: Ratio, least: int, most: int, precisio
     kept, tolerated = calm(taken)
     if kept.sum() < least:
         return None
-    seconds = {name: np.array([r.seconds[name] for r in taken])[kept] for name in taken[0].seconds}
+    seconds = _seconds(taken, kept)
     narrow = half_width(ratio(seconds)) <= precision
     return Taken(seconds, int((~kept).sum()), tolerated, narrow) if narrow or kept.sum() >= most else None
 
@@ -140,10 +140,15 @@ def expected(taken: Sequence[Round], ratio: Ratio, least: int, most: int, precis
     """(kept, in all): how many of these rounds are kept, and how many will probably have been when they are enough: the
     width of an interval goes with 1 / sqrt(rounds)."""
     kept = calm(taken)[0]
-    width = half_width(ratio({name: np.array([r.seconds[name] for r in taken])[kept] for name in taken[0].seconds}))
+    width = half_width(ratio(_seconds(taken, kept)))
     count = int(kept.sum())
     needed = count * min(1e3, width / precision if precision else 1e3) ** 2 if width > precision else 0
     return count, max(count, min(most, max(least, math.ceil(needed))))
+
+
+def _seconds(taken: Sequence[Round], kept: np.ndarray) -> dict[str, np.ndarray]:
+    """Seconds of each arm in the rounds that are kept."""
+    return {name: np.array([r.seconds[name] for r in taken])[kept] for name in taken[0].seconds}
 
 
 def warmed(

@@ -161,13 +161,15 @@ def _cell(heading: str, text: str) -> str:
 def _latex(study: Comparison, parts: Sequence[Part]) -> str:
     """Each part as a `table` with the rules of booktabs, made narrower where it is wider than a line; as several of
     them where a page has no room."""
-    pieces = [(part, piece) for part in parts for piece in _pieces(part)]
+    pieces = [
+        (part, f" (table {nth} of {len(own)})" if len(own) > 1 else "", nth == 1, columns, lines)
+        for part in parts
+        for own in (_pieces(part),)
+        for nth, (columns, lines) in enumerate(own, 1)
+    ]
     text = "% needs \\usepackage{booktabs,graphicx}\n"
-    for i, (part, (columns, lines)) in enumerate(pieces, 1):
-        of = [own for own in pieces if own[0] is part]
-        nth = 1 + of.index((part, (columns, lines)))
-        several = f" (table {nth} of {len(of)})" if len(of) > 1 else ""
-        caption = _title(study, part) + several + "." + (f" {head_text(study)}" if nth == 1 else "")
+    for i, (part, several, first, columns, lines) in enumerate(pieces, 1):
+        caption = _title(study, part) + several + "." + (f" {head_text(study)}" if first else "")
         align = "".join("l" if part.headings[c] in WORDS else "r" for c in columns)
         label = study.name + (f"-{i}" if len(pieces) > 1 else "")
         text += "\\begin{table}[htbp]\n\\centering\n"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.core.macs import tensors
 from accel.errors import IncompatibleError, unknown
 from accel.precision.executed.cast import DTYPES, SHORT, cast_bytes
 from accel.precision.executed.hardware import require_cpu, require_package
@@ -27,7 +28,7 @@ from accel.precision.executed.openvino_model import (
     quantised,
     without_reports,
 )
-from accel.precision.executed.recorded_inputs import Positional, tensors
+from accel.precision.executed.recorded_inputs import Positional
 from accel.precision.executed.whole import Forward, Whole
 from accel.precision.layers import KEEP, left_float, quantisable
 from accel.precision.simulated.calibration_sets import StridedSteps

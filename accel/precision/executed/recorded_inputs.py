@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from accel.core.denoiser import Node, first_output, mapped
+from accel.core.macs import tensors
 from accel.core.precision import Calibrating
 from accel.core.trajectory import Trajectory
 from accel.errors import ConfigError
@@ -81,13 +82,6 @@ def ordered(kwargs: dict[str, Any]) -> dict[str, Any]:
         device = next(t.device for t in tensors(kwargs))
         kwargs = kwargs | {"timestep": torch.as_tensor(time, device=device)}
     return dict(sorted(kwargs.items()))
-
-
-def tensors(value: Any) -> list[torch.Tensor]:
-    """All tensors in `value`, in the order in which `mapped` meets them."""
-    found: list[torch.Tensor] = []
-    mapped(value, lambda tensor: found.append(tensor) or tensor)
-    return found
 
 
 def _filled(kwargs: dict[str, Any], values: Sequence[torch.Tensor]) -> dict[str, Any]:

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from accel.core.environment import instruction_set
+from accel.core.macs import tensors
 from accel.core.precision import plain_bytes
 from accel.errors import IncompatibleError
 from accel.precision.executed.compiled import check_backend, compiled, how_compiled
 from accel.precision.executed.hardware import require_cpu, require_package
-from accel.precision.executed.recorded_inputs import Positional, tensors
+from accel.precision.executed.recorded_inputs import Positional
 from accel.precision.executed.whole import Forward, Whole
 from accel.precision.layers import KEEP, left_float, quantisable
 from accel.precision.simulated.calibration_sets import StridedSteps

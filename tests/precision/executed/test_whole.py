@@ -12,11 +12,12 @@ from snapshots import assert_same, snapshot
 
 from accel.caching import DeepCache
 from accel.caching.skip_tuning import SkipTuning
+from accel.core.macs import tensors
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
 from accel.guidance import CFG
 from accel.precision import StaticInt8
-from accel.precision.executed.recorded_inputs import ordered, replayed, tensors
+from accel.precision.executed.recorded_inputs import ordered, replayed
 from accel.precision.executed.whole import Whole, conversions
 from accel.precision.simulated.calibration_sets import StridedSteps
 from accel.samplers import DiffusersSampler
