@@ -193,7 +193,7 @@ class SearchStudy(Request):
                    "name": name, "kind": kind, "quality": runner.quality_id(recipe),
                    "search": record["id"] if record else None}  # fmt: skip
             if row not in rows:
-                self.say(f"evaluating {recipe.label}") if runner.find("quality", row["quality"]) is None else None
+                self.say(f"evaluating {recipe.label}") if runner.scored(recipe) is None else None
                 runner.quality(recipe)
                 rows.append(row)
                 self._save(rows)

@@ -27,12 +27,15 @@ class Ahead:
     def missing(self, jobs: Iterable[Job]) -> list[Task]:
         """These cells, where their scores are not there."""
         tasks = [Task(self._runner(job).quality_id(job.recipe), job) for job in jobs]
-        return [one for one in tasks if one.key not in self.failed and self.runner.find("quality", one.key) is None]
+        return [one for one in tasks if one.key not in self.failed and self._scored(one) is None]
 
     def follow(self, done: Task) -> list[Task]:
         """The controls of equal MACs of a cell whose scores are there; those of equal time follow from times."""
-        quality = self.runner.find("quality", done.key)
+        quality = self._scored(done)
         return self.missing(self.controls(self.runner, done.job, quality, None)) if quality else []
+
+    def _scored(self, task: Task) -> dict | None:
+        return self._runner(task.job).scored(task.job.recipe)
 
     def _runner(self, job: Job) -> Runner:
         return self.twin if job.role == "aa" else self.runner

@@ -17,6 +17,7 @@ from accel.errors import AccelError, ConfigError, Refusals
 from accel.evaluation.cost import counted_cost
 from accel.evaluation.score import EPOCH, HELD_OUT, held_out_fid, score, similarities
 from accel.evaluation.timing import DISTURBED, PROTOCOL, OnRound, calmest, disturbed, time_recipes
+from accel.evaluation.upgrade import upgraded
 from accel.files import write_atomic
 from accel.locks import locked
 from accel.metrics.similarity import PAIRED, Similarity
@@ -113,7 +114,7 @@ class Runner(Samples):
         While another process computes it: help with its shards and wait for the rest, or without `wait` return None.
         """
         key = self.quality_id(recipe)
-        if record := self.find("quality", key):
+        if record := self.scored(recipe):
             return record
         with ExitStack() as stack:
             if not self._alone(stack, recipe, wait=False):
@@ -126,6 +127,18 @@ class Runner(Samples):
             if record := self.find("quality", key):  # another process was faster
                 return record
             return self._compute_quality(recipe, key)
+
+    def scored(self, recipe: Recipe) -> dict[str, Any] | None:
+        """The quality record of `recipe`, None if it is not there; one of the epoch before is brought up to this."""
+        key, before = self.quality_id(recipe), self.quality_id(recipe, EPOCH - 1)
+        if (found := self.find("quality", key)) or (older := self.find("quality", before)) is None:
+            return found
+        record = upgraded(older, key)
+        old, new = (self.results.path("quality", one).with_suffix(".png") for one in (before, key))
+        if old.exists():
+            write_atomic(new, old.read_bytes())
+        self.results.save(record)
+        return record
 
     def _alone(self, stack: ExitStack, recipe: Recipe, wait: bool) -> bool:
         """Hold the locks of a cell until `stack` ends; whether they are held."""
@@ -188,7 +201,7 @@ class Runner(Samples):
 
     def plain_macs(self, recipe: Recipe) -> float:
         """MACs an image of a plain recipe: from its record, or counted now."""
-        if record := self.find("quality", self.quality_id(recipe)):
+        if record := self.scored(recipe):
             return record["cost"]["macs"]
         return counted_cost(self.pipe, self.suite, recipe, self.models, self.artefacts(recipe)[0])["macs"]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from accel.errors import ConfigError
-from accel.metrics.half_samples import ORDERS, halves_estimate, order, splits
+from accel.metrics.half_samples import ORDERS, halves_estimate, order, splits, widened, widening
 from accel.metrics.precision_recall import precision_recall, precision_recall_estimate
 from accel.metrics.statistics import groups, mean_estimate
 
@@ -79,7 +79,33 @@ def test_recall_of_each_half_is_that_of_its_samples_alone(block, monkeypatch):
     halves = [[precision_recall(x[torch.isin(group, torch.from_numpy(np.flatnonzero(s == side)))], y)[1]
                for side in (1, -1)] for s in splits(8)]  # fmt: skip
     recall = precision_recall_estimate(x, y, count=8, period=5)[1]
-    assert recall == halves_estimate(precision_recall(x, y)[1], halves, 83, 5)
+    assert recall == halves_estimate(precision_recall(x, y)[1], halves, 83, 5, 90)
+
+
+def test_of_a_share_of_points_the_variance_falls_less_than_as_1_over_n():
+    """V(n) / V(n / 2) of V(n) = 1 / n + 3 / M, doubled: 1 of a mean, 2 of what no longer falls."""
+    for n, points in ((100, 50), (100, 10**7), (10**7, 100)):
+        variance = [1 / m + 3 / points for m in (n, n / 2)]
+        assert widening(n, points) ** 2 == pytest.approx(2 * variance[0] / variance[1], rel=1e-12)
+    assert widening(100, 10**7) == pytest.approx(1, abs=1e-5)
+    assert widening(10**7, 100) == pytest.approx(2**0.5, abs=1e-5)
+    x = np.random.default_rng(3).exponential(size=60)
+    narrow = of_halves(lambda kept: float(np.median(x[kept])), 60, 20)
+    wide = widened(narrow, 120)
+    assert (wide.value, wide.n, wide.corrected) == (narrow.value, 60, pytest.approx(narrow.corrected))
+    assert wide.se == pytest.approx(narrow.se * widening(60, 120), rel=1e-12)
+
+
+@pytest.mark.parametrize(("n", "points"), [(400, 60), (120, 400)])
+def test_recalls_interval_is_as_wide_as_recall_spreads_whatever_the_reference(n, points):
+    """More samples than points of the reference, and fewer; without widening the first is 0.6."""
+    generator = torch.Generator().manual_seed(4)
+    scale = torch.arange(1, 17, dtype=torch.float64) ** -0.5
+    reference = scale * torch.randn(points, 16, generator=generator, dtype=torch.float64)
+    drawn = (scale * torch.randn(n, 16, generator=generator, dtype=torch.float64) for _ in range(80))
+    found = [precision_recall_estimate(x, reference)[1] for x in drawn]
+    ratio = np.sqrt(np.mean([e.se**2 for e in found])) / np.std([e.value for e in found], ddof=1)
+    assert 0.75 < ratio < 1.3
 
 
 def test_recalls_interval_is_as_wide_as_recall_spreads():
