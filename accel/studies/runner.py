@@ -128,12 +128,15 @@ class Runner(Samples):
                 return record
             return self._compute_quality(recipe, key)
 
-    def scored(self, recipe: Recipe) -> dict[str, Any] | None:
-        """The quality record of `recipe`, None if it is not there; one of the epoch before is brought up to this."""
+    def scored(self, recipe: Recipe, keep: bool = True) -> dict[str, Any] | None:
+        """The quality record of `recipe`, None if it is not there; one of the epoch before is brought up to this, and
+        with `keep` saved."""
         key, before = self.quality_id(recipe), self.quality_id(recipe, EPOCH - 1)
         if (found := self.find("quality", key)) or (older := self.find("quality", before)) is None:
             return found
         record = upgraded(older, key)
+        if not keep:
+            return record
         old, new = (self.results.path("quality", one).with_suffix(".png") for one in (before, key))
         if old.exists():
             write_atomic(new, old.read_bytes())

@@ -246,7 +246,7 @@ class Study(Request):
         timed = sum(map(self._to_be_timed, jobs))
         together = timed / max(1, math.ceil(timed / TOGETHER)) or 1  # cells a round, on average
         for job in jobs:
-            todo = 0 if runner.scored(job.recipe) else runner.missing_samples(job.recipe)
+            todo = 0 if runner.scored(job.recipe, keep=False) else runner.missing_samples(job.recipe)
             seconds = todo * rows_per_image(job.recipe) * rate + self._timing_seconds(runner, job, rate, together)
             total += seconds
             done = "–" if self.suite.unscored else f"{self.evaluation.samples - todo}/{self.evaluation.samples}"

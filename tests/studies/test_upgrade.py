@@ -29,6 +29,8 @@ def test_it_is_what_computing_anew_gives_and_makes_no_sample(tmp_path, digits, m
     before = as_before(runner, monkeypatch)
     anew = Runner(digits, Evaluation(**SMALL), Results(tmp_path / "other")).quality(RECIPE)
     monkeypatch.setattr(Runner, "shards", None)
+    assert runner.scored(RECIPE, keep=False)["id"] == anew["id"]
+    assert runner.results.load("quality", anew["id"]) is None, "a plan writes nothing"
     found = runner.quality(RECIPE)
     assert (found["id"], found["epoch"]) == (anew["id"], EPOCH)
     assert found["values"].keys() == anew["values"].keys()
