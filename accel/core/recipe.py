@@ -254,8 +254,9 @@ class Prepared:
         undo.enter_context(room_to_compile(plain.values()))
         if recipe.precision:
             recipe.precision.prepare_pipeline(pipe, undo, artefacts)
+        uneven = all(m.uneven for m in (self.cache, recipe.stitch, recipe.skip, recipe.student) if m)
         for key, net in plain.items():
-            node = Node(key, net, clock, undo, count_macs, (artefacts or {}).get(key), layout)
+            node = Node(key, net, clock, undo, count_macs, (artefacts or {}).get(key), layout, uneven=uneven)
             forward = forward_beneath(net)
             if recipe.precision:
                 recipe.precision.prepare(node)
