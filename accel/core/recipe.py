@@ -26,6 +26,7 @@ from accel.core.denoiser import (
     shadow_forward,
 )
 from accel.core.guidance import CLASSIFIER, Guidance
+from accel.core.guiders import check_guiders, put_plain
 from accel.core.method import LATER, Method, Stitch
 from accel.core.pipelines import further_denoisers
 from accel.core.precision import Precision, check_stored
@@ -144,6 +145,7 @@ class Recipe:
         machine: also ask whether this machine has the packages and devices that its methods need.
         """
         models = models or {}
+        pipelines.check_kind(pipe)
         nets, own = self.nets(pipe, models), getattr(pipe, denoiser_name(pipe))
         check_students(self, own, nets)
         self._check_further(pipe, own)
@@ -156,6 +158,7 @@ class Recipe:
             ready = self.sampler if self.sampler.calibrated else self.sampler.prepared(pipe, self)
             scheduler = ready.build(pipe.scheduler.config, self.grid)
         pipelines.check(pipe, own, self.guidance_scale, scheduler, self.sampler.steps if self.sampler else 1)
+        check_guiders(pipe, self)
         if self.guidance:
             pipelines.check_branches(pipe, self.guidance, self.cache)
         inside = any(method is not None for method in (self.cache, self.precision, self.skip))
@@ -280,6 +283,7 @@ class Prepared:
             nodes["base"].guides = {name: denoisers[name] for name in self.guidance.models}
             nodes["base"].classifier = (self.models or {}).get(CLASSIFIER)
             denoise = self.guidance.attach(nodes["base"], denoise)
+            put_plain(pipe, self.guidance.pipeline_scale, undo)
         for key, net in own.items():
             enter = denoise if len(own) == 1 else _calling(key, called, denoise)
             undo.enter_context(shadow_forward(net, enter, clock, place))
