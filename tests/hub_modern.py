@@ -75,7 +75,9 @@ EDITS = {"sd_pix2pix": Small(sequence=None), "sdxl_pix2pix": Small(sequence=None
 CONTROLS = {"flux_control": Small()}
 CONTROL_NETS = {
     "sd": "sd_control_net", "sdxl": "sdxl_control_net", "sd3": "sd3_control_net", "flux": "flux_control_net",
+    "sdxl_union": "sdxl_union_net", "flux_union": "flux_union_net",
 }  # fmt: skip
+MODE = 2  # the kind of the conditions where there are several
 
 # Those that make videos, tests of which load the first two from disk: others ask for accelerate, or know no sampler.
 VIDEOS = {
@@ -460,6 +462,22 @@ def sdxl_control_net():
     )  # fmt: skip
 
 
+def sdxl_union_net():
+    """For six kinds of conditions."""
+    own = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 16,
+           "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "attention_head_dim": 4,
+           "conditioning_embedding_out_channels": (8, 16), "num_trans_channel": 8, "num_trans_head": 2,
+           "num_proj_channel": 8, "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
+           "projection_class_embeddings_input_dim": 6 * 4 + 8}  # fmt: skip
+    net = d.ControlNetUnionModel(**own)
+    torch.nn.init.normal_(net.task_embedding)
+    return _drawn(net)
+
+
+def flux_union_net():
+    return flux_control_net(num_mode=4)
+
+
 def sd3_control_net():
     return _drawn(d.SD3ControlNetModel(
         sample_size=8, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=4, num_attention_heads=2,
@@ -468,10 +486,10 @@ def sd3_control_net():
     ))  # fmt: skip
 
 
-def flux_control_net():
+def flux_control_net(**changes: Any):
     return _drawn(d.FluxControlNetModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=[4, 4, 8], guidance_embeds=True,
+        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=[4, 4, 8], guidance_embeds=True, **changes,
     ))  # fmt: skip
 
 

@@ -44,6 +44,7 @@ class Kind:
     together: bool = True  # image i of a batch goes with prompt i; else all are of one prompt, and a batch is one
     control: str | None = None  # the argument of its calls that takes the images of a condition
     control_scale: float | None = None  # how much a ControlNet adds where nothing is said; None: there is none
+    modes: int | None = None  # kinds of conditions that it was trained for, one of which is said; None: of one
     settled: bool = True  # false: its calls draw a condition's latents by no generator that a caller gives
     area: bool = False  # takes the product of height and width, too
     signed: bool = False  # output_type="pt" is -1..1, not clipped; else 0..1
@@ -126,7 +127,8 @@ UNABLE = {
 PACKAGES = {"PRXPipeline": "ftfy"}  # that a class asks for when it runs
 FRAMES = "num_frames"
 SECOND = "transformer_2"  # to which a pipeline changes by itself, below a noise level (Wan 2.2)
-CONTROLNET, CONTROL_SCALE = "controlnet", "controlnet_conditioning_scale"
+CONTROLNET, CONTROL_SCALE, CONTROL_MODE = "controlnet", "controlnet_conditioning_scale", "control_mode"
+UNION = "ControlNetUnion"  # in the names of classes whose ControlNet was trained for several kinds of conditions
 FED = ("self", "prompt", "class_labels", "image", "mask_image", "control_image")
 NEEDED = ("num_inference_steps", "generator", "output_type")
 # An argument, or a part, of a class that suite hub does not feed: what it stands for.
@@ -207,8 +209,6 @@ def lacking(cls: type) -> str | None:
     if missing := [name for name in NEEDED if name not in asked]:
         return f"its calls take no {missing[0]}"
     image, control = {"image", "strength"} <= set(asked), _control(asked, parts)
-    if control and "control_mode" in asked and "control_image" in asked and "Union" in cls.__name__:
-        return "it needs the kinds of its conditions (control_mode)"
     if "prompt" in asked and not control and "image" not in asked and not {"height", "width"} <= set(asked):
         return "its calls take no height and width"
     if "prompt" in asked and not {SCALE, TRUE_SCALE} & set(asked):
@@ -263,10 +263,11 @@ def _control(asked: Collection[str], parts: Collection[str]) -> str | None:
     return "image" if CONTROLNET in parts and "image" in asked and "strength" not in asked else None
 
 
-def controlled(name: str) -> str:
+def controlled(name: str, union: bool = False) -> str:
     """The class that diffusers has for a pipeline class under a ControlNet: StableDiffusionImg2ImgPipeline ->
-    StableDiffusionControlNetImg2ImgPipeline."""
-    return re.sub(r"((PAG)?(Img2Img|Inpaint)?Pipeline)$", r"ControlNet\1", name, count=1)
+    StableDiffusionControlNetImg2ImgPipeline; `union`: under one for several kinds of conditions."""
+    own = UNION if union else "ControlNet"
+    return re.sub(r"((PAG)?(Img2Img|Inpaint)?Pipeline)$", rf"{own}\1", name, count=1)
 
 
 def _own(name: str) -> dict[str, Any]:

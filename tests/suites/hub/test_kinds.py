@@ -26,7 +26,6 @@ REFUSED = {
     "WuerstchenCombinedPipeline": "a cascade, whose part prior_",
     "StableCascadeCombinedPipeline": "a cascade, whose part prior_",
     "Ideogram4Pipeline": "a further denoiser, unconditional_transformer",
-    "StableDiffusionXLControlNetUnionPipeline": "the kinds of its conditions",
     "StableDiffusionControlNetXSPipeline": "evaluated as one",
     "ZImageControlNetPipeline": "runs layers of its transformer",
     "ZImageControlNetInpaintPipeline": "runs layers of its transformer",
