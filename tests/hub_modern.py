@@ -90,6 +90,14 @@ VIDEOS = {
 }
 
 
+# Those that make videos of images.
+OF_IMAGES = {
+    "ltx_i2v": Small(32, 24, 9),
+    "cogvideox_i2v": Small(16, 16, 9),
+    "wan_i2v": Small(16, 24, 5),
+}
+
+
 def _tokenizer(words: bool = False, **settings: Any):
     """In the place of those of language models: a tokenizer of letters, or of the `words` of the prompts."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
@@ -531,10 +539,10 @@ def ltx():
     return d.LTXPipeline(_flow(), vae, tiny._t5_encoder(), tiny._t5_tokenizer(), net)
 
 
-def wan(networks: int = 1):
+def wan(networks: int = 1, channels: int = 4):
     def net():
         return d.WanTransformer3DModel(
-            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=channels, out_channels=4,
             text_dim=8, freq_dim=16, ffn_dim=32, num_layers=2, rope_max_seq_len=32,
         )  # fmt: skip
 
@@ -551,11 +559,24 @@ def wan22():
     return wan(2)
 
 
-def cogvideox():
+def ltx_i2v():
+    return _with(d.LTXImageToVideoPipeline, ltx())
+
+
+def wan_i2v():
+    """Its network sees noise, the image's latents and a mask of the frames that are given."""
+    return _with(d.WanImageToVideoPipeline, wan(channels=4 + 4 + 4))
+
+
+def cogvideox_i2v():
+    return _with(d.CogVideoXImageToVideoPipeline, cogvideox(8))
+
+
+def cogvideox(channels: int = 4):
     net = d.CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2, text_embed_dim=8,
-        num_layers=2, sample_width=2, sample_height=2, sample_frames=9, patch_size=2, temporal_compression_ratio=4,
-        max_text_seq_length=16,
+        num_attention_heads=2, attention_head_dim=16, in_channels=channels, out_channels=4, time_embed_dim=2,
+        text_embed_dim=8, num_layers=2, sample_width=2, sample_height=2, sample_frames=9, patch_size=2,
+        temporal_compression_ratio=4, max_text_seq_length=16,
     )  # fmt: skip
     vae = d.AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,

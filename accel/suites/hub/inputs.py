@@ -65,7 +65,8 @@ class Inputs:
             elif kind.image:
                 refusals.add(ConfigError(f"a {name} begins at images, and suite.inputs.path is empty; give a folder."))
             elif kind.edits == "always":
-                refusals.add(ConfigError(f"a {name} edits images, and suite.inputs.path is empty; give a folder."))
+                does = "makes videos of" if kind.frames else "edits"
+                refusals.add(ConfigError(f"a {name} {does} images, and suite.inputs.path is empty; give a folder."))
             if kind.mask and not self.masks:
                 refusals.add(
                     ConfigError(f"a {name} inpaints, and suite.inputs.masks is empty; give a folder of masks.")
@@ -161,7 +162,7 @@ class Inputs:
             return {"image": self._read(self.path, indices, height, width)}
         if len(indices) > 1:
             raise ConfigError(
-                f"calls of a {kind.name} edit one image: several would all go with each prompt; use evaluation.batch=1 "
+                f"calls of a {kind.name} take one image: several would all go with each prompt; use evaluation.batch=1 "
                 "and evaluation.timing_batch=1."
             )
         file = _at(image_folder.files(self.path, None, 1), indices[0])

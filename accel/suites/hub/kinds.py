@@ -39,7 +39,7 @@ class Kind:
     negative: bool = True  # takes negative prompts
     image: bool = False  # begins in the middle, at an input image
     mask: bool = False  # and replaces what is white in a mask
-    edits: str | None = None  # an image by a prompt, from noise alone: `always`, or `asked`, where there is one
+    edits: str | None = None  # shown an image, from noise alone, which it edits, or makes a video of: `always`, `asked`
     image_scale: bool = False  # its guidance towards that image has a scale of its own
     together: bool = True  # image i of a batch goes with prompt i; else all are of one prompt, and a batch is one
     control: str | None = None  # the argument of its calls that takes the images of a condition
@@ -96,12 +96,17 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "QwenImageEditPlusPipeline": {"side": 1024},
     "LongCatImageEditPipeline": {"sized": False, "side": 1024},
     "Kandinsky5I2IPipeline": {"sized": False, "told_size": False, "side": 1024},
+    "WanImageToVideoPipeline": {"load": {"image_encoder": None, "image_processor": None}},
 }
 # Classes that make images from prompts alone, too; all others with an argument `image` need one.
 WITHOUT_IMAGE = ("FluxKontextPipeline", "Flux2Pipeline", "Flux2KleinPipeline", "QwenImage21Pipeline")
-# Of those that edit, the classes whose calls take an image for each prompt: to the others several are one prompt's.
+# Those that make videos of images, by networks that need no other encoder for them than the autoencoder.
+OF_IMAGES = ("CogVideoXImageToVideoPipeline", "LTXImageToVideoPipeline", "WanImageToVideoPipeline")
+# Of those that edit, or begin at, images the classes whose calls take one for each prompt: to the others several are
+# one prompt's.
 TOGETHER = (
     "FluxKontextPipeline", "StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline",
+    "CogVideoXImageToVideoPipeline", "LTXImageToVideoPipeline",
 )  # fmt: skip
 SHARING = "its ControlNet runs layers of its transformer, which caches and precisions change"
 MERGED = "its network and its ControlNet are evaluated as one, layer by layer"
@@ -124,7 +129,7 @@ UNABLE = {
         for task in ("", "Img2Img", "Inpainting")
     },
 }
-PACKAGES = {"PRXPipeline": "ftfy"}  # that a class asks for when it runs
+PACKAGES = {"PRXPipeline": "ftfy", "WanImageToVideoPipeline": "ftfy"}  # that a class asks for when it runs
 FRAMES = "num_frames"
 SECOND = "transformer_2"  # to which a pipeline changes by itself, below a noise level (Wan 2.2)
 CONTROLNET, CONTROL_SCALE, CONTROL_MODE = "controlnet", "controlnet_conditioning_scale", "control_mode"
@@ -204,8 +209,8 @@ def lacking(cls: type) -> str | None:
         return "its calls take no prompt"
     if not {"unet", "transformer"} & set(parts):
         return "it has no part unet or transformer to accelerate"
-    if FRAMES in asked and "image" in asked:
-        return "it makes videos of images"
+    if FRAMES in asked and "image" in asked and cls.__name__ not in OF_IMAGES:
+        return f"it makes videos of images, of which suite hub knows {', '.join(OF_IMAGES)}"
     if missing := [name for name in NEEDED if name not in asked]:
         return f"its calls take no {missing[0]}"
     image, control = {"image", "strength"} <= set(asked), _control(asked, parts)

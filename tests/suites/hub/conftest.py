@@ -65,6 +65,7 @@ def shown_suite(hub_suite, control_folder, pictures):
             return hub_suite(base.removesuffix("_union"), controlnet=net, inputs=inputs)
         if kind in hub_modern.CONTROLS:
             return hub_suite(kind, inputs=Inputs(control=str(pictures)))
-        return hub_suite(kind, inputs=Inputs(str(pictures))) if kind in hub_modern.EDITS else hub_suite(kind)
+        shown = kind in hub_modern.EDITS or kind in hub_modern.OF_IMAGES
+        return hub_suite(kind, inputs=Inputs(str(pictures))) if shown else hub_suite(kind)
 
     return suite

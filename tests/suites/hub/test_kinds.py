@@ -33,7 +33,7 @@ REFUSED = {
     "AnimateDiffControlNetPipeline": "it makes videos",
     "HeliosPipeline": "it edits videos",
     "HeliosPyramidPipeline": "it edits videos",
-    "LTXImageToVideoPipeline": "it makes videos of images",
+    "HunyuanVideoImageToVideoPipeline": "it makes videos of images, of which suite hub knows",
     "LTX2Pipeline": "sound beside videos",
     "EasyAnimateControlPipeline": "frame by frame",
     "SkyReelsV2DiffusionForcingPipeline": "timesteps of their own",
