@@ -34,6 +34,7 @@ from accel.caching.polynomial import DEGREE, PUBLISHED, Polynomial, fit
 from accel.caching.step_cache import DECISIONS, Mean, Signal, StepCache, relative_change
 from accel.caching.step_reuse import AUTO, KEEPERS, resolved
 from accel.caching.step_rows import Rows
+from accel.core.artefacts import unlike
 from accel.core.denoiser import Block, Denoise, Inputs, Node, Sample, denoiser_name
 from accel.core.method import Method
 from accel.core.threshold import Learned
@@ -131,10 +132,8 @@ class TeaCache(StepCache):
         if not self.calibrated:
             return self
         made = self.with_numbers(artefact)
-        for name, wanted in self._made_for(pipe, recipe).items():
-            found = artefact.get(name)
-            if found is None or not torch.equal(found.cpu(), wanted):
-                raise ConfigError(f"the polynomial of {self.label} was fitted for another {name}; fit it again.")
+        if other := unlike(artefact, self._made_for(pipe, recipe)):
+            raise ConfigError(f"the polynomial of {self.label} was fitted for another {other}; fit it again.")
         return made
 
     def with_numbers(self, artefact: Learned) -> TeaCache:

@@ -13,6 +13,7 @@ from torch import nn
 
 import accel
 from accel.core import pipelines
+from accel.core.artefacts import moved
 from accel.core.calls import Fixed, told
 from accel.core.companions import companions, counted
 from accel.core.compiling import check_compiled, room_to_compile
@@ -248,7 +249,7 @@ class Prepared:
         """Put the recipe onto the pipeline; the way back goes on `undo`. `place`: see `shadow_forward`."""
         pipe, recipe, artefacts = self.pipe, self.recipe, self.artefacts
         clock = Trajectory(sign=pipelines.sign(pipe))
-        run = Run(recipe, clock, count_macs, pipe)
+        run = Run(recipe, clock, count_macs, pipe, transferred=moved(artefacts))
         layout = pipelines.layout(pipe)
         plain = recipe.nets(pipe, self.models)
         double = getattr(plain["base"], "dtype", None) == torch.float64
