@@ -75,7 +75,9 @@ EDITS = {"sd_pix2pix": Small(sequence=None), "sdxl_pix2pix": Small(sequence=None
 CONTROLS = {"flux_control": Small()}
 CONTROL_NETS = {
     "sd": "sd_control_net", "sdxl": "sdxl_control_net", "sd3": "sd3_control_net", "flux": "flux_control_net",
+    "sdxl_union": "sdxl_union_net", "flux_union": "flux_union_net",
 }  # fmt: skip
+MODE = 2  # the kind of the conditions where there are several
 
 # Those that make videos, tests of which load the first two from disk: others ask for accelerate, or know no sampler.
 VIDEOS = {
@@ -85,6 +87,14 @@ VIDEOS = {
     "wan22": Small(16, 24, 5),
     "hunyuan_video": Small(16, 24, 5),
     "cogvideox": Small(16, 16, 9),
+}
+
+
+# Those that make videos of images.
+OF_IMAGES = {
+    "ltx_i2v": Small(32, 24, 9),
+    "cogvideox_i2v": Small(16, 16, 9),
+    "wan_i2v": Small(16, 24, 5),
 }
 
 
@@ -460,6 +470,22 @@ def sdxl_control_net():
     )  # fmt: skip
 
 
+def sdxl_union_net():
+    """For six kinds of conditions."""
+    own = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 16,
+           "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "attention_head_dim": 4,
+           "conditioning_embedding_out_channels": (8, 16), "num_trans_channel": 8, "num_trans_head": 2,
+           "num_proj_channel": 8, "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
+           "projection_class_embeddings_input_dim": 6 * 4 + 8}  # fmt: skip
+    net = d.ControlNetUnionModel(**own)
+    torch.nn.init.normal_(net.task_embedding)
+    return _drawn(net)
+
+
+def flux_union_net():
+    return flux_control_net(num_mode=4)
+
+
 def sd3_control_net():
     return _drawn(d.SD3ControlNetModel(
         sample_size=8, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=4, num_attention_heads=2,
@@ -468,10 +494,10 @@ def sd3_control_net():
     ))  # fmt: skip
 
 
-def flux_control_net():
+def flux_control_net(**changes: Any):
     return _drawn(d.FluxControlNetModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=[4, 4, 8], guidance_embeds=True,
+        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=[4, 4, 8], guidance_embeds=True, **changes,
     ))  # fmt: skip
 
 
@@ -513,10 +539,10 @@ def ltx():
     return d.LTXPipeline(_flow(), vae, tiny._t5_encoder(), tiny._t5_tokenizer(), net)
 
 
-def wan(networks: int = 1):
+def wan(networks: int = 1, channels: int = 4):
     def net():
         return d.WanTransformer3DModel(
-            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=channels, out_channels=4,
             text_dim=8, freq_dim=16, ffn_dim=32, num_layers=2, rope_max_seq_len=32,
         )  # fmt: skip
 
@@ -533,11 +559,24 @@ def wan22():
     return wan(2)
 
 
-def cogvideox():
+def ltx_i2v():
+    return _with(d.LTXImageToVideoPipeline, ltx())
+
+
+def wan_i2v():
+    """Its network sees noise, the image's latents and a mask of the frames that are given."""
+    return _with(d.WanImageToVideoPipeline, wan(channels=4 + 4 + 4))
+
+
+def cogvideox_i2v():
+    return _with(d.CogVideoXImageToVideoPipeline, cogvideox(8))
+
+
+def cogvideox(channels: int = 4):
     net = d.CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2, text_embed_dim=8,
-        num_layers=2, sample_width=2, sample_height=2, sample_frames=9, patch_size=2, temporal_compression_ratio=4,
-        max_text_seq_length=16,
+        num_attention_heads=2, attention_head_dim=16, in_channels=channels, out_channels=4, time_embed_dim=2,
+        text_embed_dim=8, num_layers=2, sample_width=2, sample_height=2, sample_frames=9, patch_size=2,
+        temporal_compression_ratio=4, max_text_seq_length=16,
     )  # fmt: skip
     vae = d.AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,

@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -34,6 +35,8 @@ FULL = 0
 
 class BranchCache(Method):
     """What DeepCache's variants share: `plan` says for every step how many skips are live, or FULL."""
+
+    uneven: ClassVar[bool] = True
 
     @abstractmethod
     def plan(self, num_steps: int) -> Sequence[int]:

@@ -38,9 +38,11 @@ from torch import nn
 from accel.caching.diffusers_blocks import Ratios, blocks_of, refuse_between_blocks
 from accel.caching.diffusers_thresholds import RATIOS, RULES
 from accel.caching.learning import record
-from accel.core.denoiser import Denoise, Inputs, Node, Sample
+from accel.core.artefacts import unlike
+from accel.core.denoiser import Denoise, Inputs, Node, Sample, denoiser_name
 from accel.core.method import Method
 from accel.core.threshold import ThresholdRule
+from accel.digests import weights_digest
 from accel.errors import ConfigError, IncompatibleError, unknown
 
 HOOKS = {  # name: config class and function of diffusers.hooks, and whether it needs a transformer
@@ -55,6 +57,7 @@ NAMED = {
     "pab": "spatial_attention_block_identifiers and spatial_attention_block_skip_range",
 }
 SAMPLES = 16  # that they are measured on
+MODEL = "model"  # in an artefact the digest of the weights that it was made for
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,11 @@ class DiffusersCache(Method):
                 "the ratios of diffusers' MagCache are still to be measured; run the recipe through `python -m accel`, "
                 "or pass artefacts={'cache': cache.calibrate(...)}, or cache.options.mag_ratios=[...]."
             )
+        if MODEL in artefact and unlike(artefact, _made_for(pipe)):  # what was measured before this was kept has none
+            raise ConfigError(
+                "the ratios of diffusers' MagCache were measured on other weights than those of this pipeline; measure "
+                "them again."
+            )
         ratios = artefact[RATIOS].tolist()
         if recipe.sampler and recipe.sampler.steps != len(ratios):
             raise ConfigError(
@@ -185,7 +193,7 @@ class DiffusersCache(Method):
         measured = Ratios()
         record(pipe, recipe, artefacts, measured, sample, SAMPLES)
         on_step(1, 1)
-        return {RATIOS: torch.tensor(measured.means())}
+        return {RATIOS: torch.tensor(measured.means()), **_made_for(pipe)}
 
     def attach(self, node: Node, inner: Denoise) -> Denoise:
         import diffusers.hooks
@@ -231,6 +239,10 @@ class DiffusersCache(Method):
             return getattr(diffusers.hooks, HOOKS[self.hook][0])(**options)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"cache.options of diffusers' {self.hook} cache: {error}".rstrip(".") + ".") from error
+
+
+def _made_for(pipe: Any) -> dict[str, torch.Tensor]:
+    return {MODEL: weights_digest(getattr(pipe, denoiser_name(pipe)))}
 
 
 def is_list(value: Any) -> bool:

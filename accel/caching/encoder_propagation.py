@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -36,6 +37,7 @@ from accel.samplers.noise import adds_noise
 class EncoderPropagation(Method):
     """`schedule`: the key steps. `group`: decoder steps in one batch at most. `prior_noise`: alpha."""
 
+    uneven: ClassVar[bool] = True
     schedule: Schedule = field(default_factory=lambda: Uniform(4))
     group: int = 1
     prior_noise: float = 0.0

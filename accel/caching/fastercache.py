@@ -29,9 +29,9 @@ from torch import nn
 
 from accel.caching.module_cache import ModuleCache
 from accel.caching.parts import branches, layers, role
-from accel.caching.rows import Kept, rows_of
+from accel.caching.rows import Kept, selected
 from accel.core.denoiser import Denoise, Inputs, Node
-from accel.core.guidance import halves, joined
+from accel.core.guidance import by_part, halves, joined, spread
 from accel.errors import IncompatibleError, check_float, check_int
 
 _SELF = re.compile(r"(^|\.)attn1?$")
@@ -98,18 +98,19 @@ class FasterCache(ModuleCache):
         def denoise(inputs: Inputs) -> torch.Tensor:
             if set(inputs.parts) != {"uncond", "cond"}:
                 return cached(inputs)
-            key, cond = (clock.slot, clock.call), inputs.take("cond")
+            key, null = (clock.slot, clock.call), inputs.blocks[inputs.parts.index("uncond")]
             between = skips(clock.step, clock.num_steps, self.guidance_begin, self.guidance_interval)
             known = differences.get(key) if between else None
-            kept = None if known is None else rows_of([known], cond)
+            kept = None if known is None else selected(known, null.members, len(null.samples))
             if kept is not None:
-                low, high = amplified(*kept, self.factor, clock.step < self.turn * clock.num_steps)
-                differences[key] = Kept((low, high), inputs.members, cond.rows)
-                c = cached(cond)
-                return joined(c + low + high, c, inputs)
+                low, high = amplified(*kept.tensors, self.factor, clock.step < self.turn * clock.num_steps)
+                differences[key] = kept._replace(tensors=(low, high))
+                c = cached(inputs.take("cond"))
+                return joined(by_part(spread(c, inputs), inputs)["uncond"] + low + high, c, inputs)
             prediction = cached(inputs)
             u, c = halves(prediction, inputs)
-            differences[key] = Kept(split(u - c), inputs.members, cond.rows)
+            own = by_part(spread(c, inputs), inputs)["uncond"]
+            differences[key] = Kept(split(u - own), null.members, len(null.samples))
             return prediction
 
         return denoise

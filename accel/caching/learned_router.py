@@ -37,6 +37,7 @@ from torch import nn
 from accel.caching.inheritance import FeatureInheritance
 from accel.caching.learning import learned_on
 from accel.caching.module_cache import ModuleCache, Shape
+from accel.core.artefacts import unlike
 from accel.core.denoiser import Denoise, Inputs, Node, Sample, denoiser_name, replaced_forward
 from accel.core.guidance import guided
 from accel.core.method import Method
@@ -144,10 +145,8 @@ class LearnedRouter(ModuleCache):
                 f"the table of {self.label} is still to be learned; run the recipe through `python -m accel` (the "
                 "artefact is then below results/artefacts/), or pass artefacts={'cache': cache.calibrate(...)}."
             )
-        for name, wanted in self._made_for(pipe, recipe).items():
-            found = artefact.get(name)
-            if found is None or not torch.equal(found.cpu(), wanted):
-                raise ConfigError(f"the table of {self.label} was learned for another {name}; learn it again.")
+        if other := unlike(artefact, self._made_for(pipe, recipe)):
+            raise ConfigError(f"the table of {self.label} was learned for another {other}; learn it again.")
         names = tuple(self.modules(getattr(pipe, denoiser_name(pipe)), "base"))
         rows = tuple(tuple(row) for row in (artefact["scores"] > self.threshold).tolist())
         return replace(self, fitted=Table(names, rows))

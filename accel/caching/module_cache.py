@@ -18,13 +18,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from accel.caching.parts import share
-from accel.caching.rows import Kept, parted, rows_of
+from accel.caching.rows import Kept, parted, rows_of, selected
 from accel.core.denoiser import Denoise, Inputs, Node, replaced_forward
 from accel.core.method import Method
 from accel.errors import IncompatibleError
@@ -36,6 +36,7 @@ class ModuleCache(Method):
     """Base of caches whose plan names modules. `order` is that of the forecast (0: reuse). With a `weight` w the
     forecast is F + w (F - F of the run before), whatever lies between, in the place of a Taylor series of `order` 1."""
 
+    uneven: ClassVar[bool] = True
     order: int = 0
     weight: float | None = None
 
@@ -160,14 +161,18 @@ class History:
 
     def add(self, step: int, output: Kept, order: int) -> None:
         """Take the output of a run at `step`; the order grows by one with each run, up to `order`."""
-        same = (output.members, output.samples) == (self.members, self.rows)
-        follows = same and step > self.step >= 0
-        before = zip(*self.factors, strict=True) if follows else [()] * len(output.tensors)
+        before = self._of(output) if step > self.step >= 0 else [()] * len(output.tensors)
         pairs = zip(output.tensors, before, strict=True)
         gap = step - self.step if self.weight is None else 1
         new = [differences(tensor, old, gap, order) for tensor, old in pairs]
         self.step, self.rows, self.members = step, output.samples, output.members
         self.factors = list(zip(*new, strict=True))
+
+    def _of(self, output: Kept) -> list[tuple[torch.Tensor, ...]]:
+        """D_0, D_1, ... of each tensor, for the rows of `output`; none where some of them were not in the last run."""
+        kept = (Kept(factor, self.members, self.rows) for factor in self.factors)
+        found = [selected(own, output.members, output.samples) for own in kept]
+        return [()] * len(output.tensors) if None in found else list(zip(*(one.tensors for one in found), strict=True))
 
     def at(self, step: int) -> Kept:
         """The forecast for `step`."""

@@ -18,6 +18,7 @@ Nothing is scaled in place: caches may keep the tensors, which they take before 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -33,6 +34,7 @@ from accel.errors import check_float
 class SkipTuning(Method):
     """Factors `bottom` (deepest skip) to `top` (shallowest) within the steps from `begin` to `end`."""
 
+    uneven: ClassVar[bool] = True
     bottom: float = 0.9
     top: float = 1.0
     begin: float = 0.0

@@ -45,10 +45,31 @@ from accel.core.trajectory import REUSED
 from accel.errors import IncompatibleError, check_float, check_int, unknown
 
 Mean = Callable[[torch.Tensor], torch.Tensor]
-# Numbers of rows (B,), part after part, to their means over what is decided together, in each of its rows.
-DECISIONS: Mapping[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
-    "per_sample": lambda values, parts: values.reshape(parts, -1).mean(0).repeat(parts),
-    "batch": lambda values, parts: values.mean().expand(len(values)),
+
+
+def of_samples(inputs: Inputs) -> Mean:
+    """Over the rows of each sample."""
+    if not inputs.uneven:
+        count = len(inputs.parts)
+        return lambda values: values.reshape(count, -1).mean(0).repeat(count)
+    samples, device = inputs.samples, inputs.sample.device
+    place = {sample: i for i, sample in enumerate(dict.fromkeys(samples))}
+    own = [(block, send([place[sample] for sample in block.samples], device)) for block in inputs.blocks]
+    counts, rows = (send(v, device) for v in ([samples.count(s) for s in place], [place[s] for s in samples]))
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        total = values.new_zeros(len(place))
+        for block, places in own:  # each place once, so that the order of the sum is fixed
+            total = total.index_add(0, places, values[block.start : block.stop])
+        return (total / counts)[rows]
+
+    return mean
+
+
+# For a call: what makes of numbers of its rows (B,) the means over what is decided together, in each of its rows.
+DECISIONS: Mapping[str, Callable[[Inputs], Mean]] = {
+    "per_sample": of_samples,
+    "batch": lambda inputs: lambda values: values.mean().expand(len(values)),
 }
 
 
@@ -73,6 +94,7 @@ class StepCache(Method):
     """Base: a subclass says its signal, the indicator, and what else it keeps of a run."""
 
     varies: ClassVar[bool] = True
+    uneven: ClassVar[bool] = True
     threshold: float
     decision: str
     first: int
@@ -178,7 +200,7 @@ class _Deciding:
             )
         keys = [(clock.slot, clock.call, part) for part in inputs.parts]
         past = gathered(self.states, keys, inputs)
-        mean = lambda values: DECISIONS[cache.decision](values, len(keys))  # noqa: E731
+        mean = DECISIONS[cache.decision](inputs)
         if past is None or always_runs(clock.step, clock.num_steps, cache.first, cache.last):
             now, (prediction, kept) = self.signal.during(inputs, lambda: self.keep.run(inputs))
             rows = {"kept": kept} | cache.learned(past, now, prediction, mean)
@@ -213,23 +235,21 @@ class _Deciding:
 
     def _running(self, inputs: Inputs, total: torch.Tensor) -> list[int]:
         """The rows that run; samples that do not are in the events."""
-        clock, size = self.node.clock, inputs.rows // len(inputs.parts)
-        held = range(size) if inputs.members is None else inputs.members
+        clock = self.node.clock
         if self.told is not None:
-            rows = [(clock.slot, clock.call, part, m) for part in inputs.parts for m in held]
+            rows = [(clock.slot, clock.call, block.part, m) for block in inputs.blocks for m in block.samples]
             self.told(rows, total.tolist())
             return list(range(inputs.rows))
         first = self.at != self._evaluation
         below = self._followed(inputs, (total < self.cache.threshold).tolist() if first else None)
-        if reused := [m for m, hit in zip(held, below, strict=False) if hit]:
+        if reused := dict.fromkeys(m for m, hit in zip(inputs.samples, below, strict=True) if hit):
             clock.mark(REUSED, reused)
         return [row for row, hit in enumerate(below) if not hit]
 
     def _followed(self, inputs: Inputs, below: list[bool] | None) -> list[bool]:
         """Whether each row is reused: as `below` says in the first call of an evaluation (None: in a later one), as it
         was then in later ones."""
-        size = inputs.rows // len(inputs.parts)
-        held = list(range(size) if inputs.members is None else inputs.members) * len(inputs.parts)
+        held = inputs.samples
         if self.at != self._evaluation:
             self.at, self.ran = self._evaluation, {}
         for member, hit in zip(held, below or (), strict=False):
@@ -253,11 +273,11 @@ class _Deciding:
         reused = keep.reuse(picked(inputs, resting), chosen(past, resting)["kept"])
         before, node.mode = node.mode, "partial"
         try:
-            fresh, kept = keep.run(picked(inputs, running))
+            fresh, kept = keep.run(ran := picked(inputs, running))
         finally:
             node.mode = before
         own = now[send(running, now.device)]
-        new = {"kept": kept} | cache.learned(chosen(past, running), own, fresh, mean)
+        new = {"kept": kept} | cache.learned(chosen(past, running), own, fresh, DECISIONS[cache.decision](ran))
         prediction = fresh.new_empty(inputs.rows, *fresh.shape[1:])
         prediction = merged(merged(prediction, reused, resting), fresh, running)
         return prediction, {name: merged(old[name], new[name], running) for name in old}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -34,10 +34,9 @@ def gathered(states: dict[Key, Past], keys: Sequence[Key], inputs: Inputs) -> Ro
     found = [states.get(key) for key in keys]
     if None in found:
         return None
-    size, parts = inputs.rows // len(keys), []
-    wanted = range(size) if inputs.members is None else inputs.members
-    for past in found:
-        held = past.held()
+    parts = []
+    for past, block in zip(found, inputs.blocks, strict=True):
+        held, wanted = past.held(), block.samples
         if list(held) == list(wanted):
             parts.append(past.rows)
             continue
@@ -54,15 +53,13 @@ def _with_nan(rows: torch.Tensor, absent: list[int]) -> torch.Tensor:
 
 def parted(states: dict[Key, Past], keys: Sequence[Key], inputs: Inputs, rows: Rows) -> None:
     """Put `rows` of `inputs` into `states`, each part under its key."""
-    count = len(keys)
-    chunks = {name: tensor.chunk(count) if count > 1 else (tensor,) for name, tensor in rows.items()}
-    for part, key in enumerate(keys):
-        states[key] = Past(inputs.members, {name: own[part] for name, own in chunks.items()})
+    for key, block in zip(keys, inputs.blocks, strict=True):
+        states[key] = Past(block.members, {name: tensor[block.start : block.stop] for name, tensor in rows.items()})
 
 
 def picked(inputs: Inputs, rows: Sequence[int]) -> Inputs:
-    """The call on these rows alone, the same ones of each part; IncompatibleError if an argument has several rows for
-    each of the batch's, for whose they are cannot be told."""
+    """The call on these rows alone; IncompatibleError if an argument has several rows for each of the batch's, for
+    whose they are cannot be told."""
     for name, value in inputs.kwargs.items():
         found: list[torch.Tensor] = []
         mapped(value, lambda tensor, found=found: found.append(tensor) or tensor)
@@ -71,10 +68,7 @@ def picked(inputs: Inputs, rows: Sequence[int]) -> Inputs:
                 f"cache.decision=per_sample evaluates some rows of a batch alone, and {name} has {len(several[0])} for "
                 f"the {inputs.rows} of the batch; use cache.decision=batch."
             )
-    size = inputs.rows // len(inputs.parts)
-    held = range(size) if inputs.members is None else inputs.members
-    members = tuple(held[row] for row in rows if row < size)
-    return replace(inputs.pick(rows), parts=inputs.parts, members=members)
+    return inputs.chosen(rows)
 
 
 def _rows_each(value: torch.Tensor, rows: int) -> int:

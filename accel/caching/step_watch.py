@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from accel.core.denoiser import Denoise, Node
 from accel.core.method import Method
@@ -35,6 +35,8 @@ class Watchable(Protocol):
 class Watching(Method):
     """Attached in the place of a step cache: the plain network, and in `found` each indicator, alone and added to those
     of up to LONGEST - 1 evaluations before it."""
+
+    uneven: ClassVar[bool] = True
 
     def __init__(self, cache: Watchable) -> None:
         self.cache = cache

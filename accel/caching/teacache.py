@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -34,7 +34,8 @@ from accel.caching.polynomial import DEGREE, PUBLISHED, Polynomial, fit
 from accel.caching.step_cache import DECISIONS, Mean, Signal, StepCache, relative_change
 from accel.caching.step_reuse import AUTO, KEEPERS, resolved
 from accel.caching.step_rows import Rows
-from accel.core.denoiser import Denoise, Inputs, Node, Sample, denoiser_name
+from accel.core.artefacts import unlike
+from accel.core.denoiser import Block, Denoise, Inputs, Node, Sample, denoiser_name
 from accel.core.method import Method
 from accel.core.threshold import Learned
 from accel.digests import settings_digest, weights_digest
@@ -131,10 +132,8 @@ class TeaCache(StepCache):
         if not self.calibrated:
             return self
         made = self.with_numbers(artefact)
-        for name, wanted in self._made_for(pipe, recipe).items():
-            found = artefact.get(name)
-            if found is None or not torch.equal(found.cpu(), wanted):
-                raise ConfigError(f"the polynomial of {self.label} was fitted for another {name}; fit it again.")
+        if other := unlike(artefact, self._made_for(pipe, recipe)):
+            raise ConfigError(f"the polynomial of {self.label} was fitted for another {other}; fit it again.")
         return made
 
     def with_numbers(self, artefact: Learned) -> TeaCache:
@@ -158,6 +157,8 @@ class TeaCache(StepCache):
 class _Changes(Method):
     """Attached while the polynomial is fitted: the plain network, and by how much signal and what is kept change."""
 
+    uneven: ClassVar[bool] = True
+
     def __init__(self, cache: TeaCache) -> None:
         self.cache = cache
         self.of_signal: list[torch.Tensor] = []
@@ -165,16 +166,16 @@ class _Changes(Method):
 
     def attach(self, node: Node, inner: Denoise) -> Denoise:
         keep, signal = KEEPERS[resolved(self.cache.reuse, node.net)](node, inner), self.cache.signal(node, inner)
-        last: dict[tuple[int, int, tuple[str, ...]], tuple[Inputs, torch.Tensor, torch.Tensor]] = {}
+        last: dict[tuple[int, int, tuple[str, ...]], tuple[tuple[Block, ...], torch.Tensor, torch.Tensor]] = {}
         clock = node.clock
         clock.on_reset(last.clear)
 
         def denoise(inputs: Inputs) -> torch.Tensor:
             now, (prediction, kept) = signal.during(inputs, lambda: keep.run(inputs))
             key = clock.slot, clock.call, inputs.parts
-            before, last[key] = last.get(key), (inputs, now, kept)
-            if before is not None and before[0].members == inputs.members:
-                mean = lambda values: DECISIONS["per_sample"](values, len(inputs.parts))  # noqa: E731
+            before, last[key] = last.get(key), (inputs.blocks, now, kept)
+            if before is not None and before[0] == inputs.blocks:
+                mean = DECISIONS["per_sample"](inputs)
                 self.of_signal.append(relative_change(now, before[1], mean))
                 self.of_kept.append(relative_change(kept, before[2], mean))
             return prediction

@@ -27,8 +27,9 @@ from torch import nn
 
 from accel.caching.module_cache import ModuleCache
 from accel.caching.parts import branches
-from accel.caching.rows import Kept
+from accel.caching.rows import Kept, selected
 from accel.core.denoiser import Denoise, Inputs, Node
+from accel.core.guidance import spread
 from accel.errors import IncompatibleError, check_int, unknown
 
 HALVES = ("one", "both")
@@ -76,15 +77,23 @@ class TGate(ModuleCache):
         def denoise(inputs: Inputs) -> torch.Tensor:
             if self.halves == "both" or len(inputs.parts) < 2 or clock.step < self.gate or clock.num_steps == 1:
                 return cached(inputs)
-            return torch.cat([cached(inputs.take("cond"))] * len(inputs.parts))
+            return spread(cached(inputs.take("cond")), inputs)
 
         return denoise
 
 
 def mean_of(parts: Sequence[Kept]) -> list[Kept]:
-    """Each part with the mean of all: tensor by tensor, row by row."""
-    mean = tuple(sum(same) / len(parts) for same in zip(*(part.tensors for part in parts), strict=True))
-    return [part._replace(tensors=mean) for part in parts]
+    """Each part with the mean of all, tensor by tensor, row by row: in a sample's rows over the parts that have it."""
+    if len({part.members for part in parts}) == 1:
+        mean = tuple(sum(same) / len(parts) for same in zip(*(part.tensors for part in parts), strict=True))
+        return [part._replace(tensors=mean) for part in parts]
+    having: dict[int, list[Kept]] = {}
+    for part in parts:
+        for sample in part.held:
+            having.setdefault(sample, []).append(selected(part, (sample,), 1))
+    means = {sample: mean_of(own)[0].tensors for sample, own in having.items()}
+    rows = [zip(*(means[sample] for sample in part.held), strict=True) for part in parts]
+    return [part._replace(tensors=tuple(map(torch.cat, own))) for part, own in zip(parts, rows, strict=True)]
 
 
 def _is_cross(name: str, module: nn.Module) -> bool:

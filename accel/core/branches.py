@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -35,11 +35,12 @@ class Branches(Inputs):
     """The calls of one evaluation, by name, in the place of one call with all their rows. `kwargs` are the first's."""
 
     calls: Mapping[str, Inputs] = field(default_factory=dict)
+    joint: ClassVar[bool] = False
 
     @classmethod
     def of(cls, calls: Mapping[str, Inputs]) -> Branches:
         first = next(iter(calls.values()))
-        return cls(first.kwargs, first.sample_name, tuple(calls), None, first.listed, calls)
+        return cls(first.kwargs, first.sample_name, tuple(calls), None, first.listed, calls=calls)
 
     @property
     def sample(self) -> torch.Tensor:

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -23,13 +23,30 @@ from accel.core.trajectory import Trajectory
 from accel.errors import IncompatibleError
 
 
+class Block(NamedTuple):
+    """The rows of one part of the batch in a call: those from `start` to before `stop`. `members`: which samples of the
+    part they are; None: all of it, in order."""
+
+    part: str
+    members: tuple[int, ...] | None
+    start: int
+    stop: int
+
+    @property
+    def samples(self) -> Sequence[int]:
+        """The sample of each row."""
+        return range(self.stop - self.start) if self.members is None else self.members
+
+
 @dataclass(frozen=True)
 class Inputs:
-    """One denoiser call: all arguments by name. `parts` names the equal row blocks of the batch, in order.
+    """One denoiser call: all arguments by name. `parts` names the row blocks of the batch, in order.
 
-    `members`: which rows of its part are here, if not all; what is kept of a row is found by them. `listed`: the
-    network takes and returns lists of tensors, one a row (Z-Image): the sample is stacked here, and other lists as long
-    are of rows, too.
+    `members`: which samples of each part are here, if not all; what is kept of a row is found by them. `uneven`: the
+    blocks of a call whose parts hold different samples, and so may differ in size (`members` says nothing then); such
+    calls come to methods that say that they take them (`Method.uneven`), and `blocks` tells of every call which rows
+    are whose. `listed`: the network takes and returns lists of tensors, one a row (Z-Image): the sample is stacked
+    here, and other lists as long are of rows, too. `joint`: rows of several parts can be one call.
     """
 
     kwargs: dict[str, Any]
@@ -37,6 +54,8 @@ class Inputs:
     parts: tuple[str, ...] = ("all",)
     members: tuple[int, ...] | None = None
     listed: bool = False
+    uneven: tuple[Block, ...] = ()
+    joint: ClassVar[bool] = True
 
     @property
     def sample(self) -> torch.Tensor:
@@ -46,12 +65,50 @@ class Inputs:
     def rows(self) -> int:
         return len(self.sample)
 
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Whose rows these are, part by part."""
+        if self.uneven:
+            return self.uneven
+        size = self.rows // len(self.parts)
+        return tuple(Block(part, self.members, i * size, (i + 1) * size) for i, part in enumerate(self.parts))
+
+    @property
+    def samples(self) -> list[int]:
+        """The sample of each row; the same number in several parts is the same sample."""
+        return [sample for block in self.blocks for sample in block.samples]
+
     def take(self, part: str) -> Inputs:
         """Only the rows of one part; every batched argument is sliced alike."""
-        size = self.rows // len(self.parts)
-        start = self.parts.index(part) * size
-        own = slice(start, start + size)
-        return replace(self._batched(lambda tensor: tensor[own], lambda row_list: row_list[own]), parts=(part,))
+        block = self.blocks[self.parts.index(part)]
+        own = slice(block.start, block.stop)
+        taken = self._batched(lambda tensor: tensor[own], lambda row_list: row_list[own])
+        return replace(taken, parts=(part,), members=block.members, uneven=())
+
+    def only(self, members: Mapping[str, Sequence[int] | None]) -> Inputs:
+        """The rows of these samples of each part (None: of all that are here); parts that are not named, or of no
+        sample, are left out. KeyError for a sample that is not here."""
+        places = []
+        for block in self.blocks:
+            place = {sample: block.start + i for i, sample in enumerate(block.samples)}
+            asked = members.get(block.part, ())
+            places += place.values() if asked is None else [place[sample] for sample in asked]
+        return self.chosen(places)
+
+    def chosen(self, places: Sequence[int]) -> Inputs:
+        """The rows at these places, part by part; whose they are goes with them."""
+        blocks: list[Block] = []
+        order: list[int] = []
+        for part, members, start, stop in self.blocks:
+            if own := [place - start for place in places if start <= place < stop]:
+                held = range(stop - start) if members is None else members
+                whole = own == list(range(stop - start))
+                left = members if whole else tuple(held[place] for place in own)
+                blocks.append(Block(part, left, len(order), len(order) + len(own)))
+                order += [start + place for place in own]
+        parts, even = tuple(block.part for block in blocks), len({block.members for block in blocks}) == 1
+        laid = {"members": blocks[0].members, "uneven": ()} if even else {"members": None, "uneven": tuple(blocks)}
+        return replace(self.at(order), parts=parts, **laid)
 
     def pick(self, members: Sequence[int]) -> Inputs:
         """Only these rows of inputs that have a single part, all of it."""
@@ -171,10 +228,10 @@ class Node:
     `dtype` is what floating-point inputs (not the timestep) are cast to for the network; predictions are cast back.
     `evaluating` tells whether the network runs now, `within()` is entered for as long, `mode` is what the trace calls
     an evaluation of it. A cache puts what it keeps from step to step into `state` (containers of tensors, or functions
-    that give such), to be weighed. For the guidance, which sits on the pipeline's own network: `guides` are the
-    denoisers of the further networks that it names, `classifier` gives logits of a clean image, and what it remembers
-    while sampling is in `memory`, emptied with every trajectory. `cached_share`: the part of its blocks' weights that a
-    cache passes by.
+    that give such), to be weighed. `uneven`: whether all methods on it take calls whose parts hold different samples.
+    For the guidance, which sits on the pipeline's own network: `guides` are the denoisers of the further networks that
+    it names, `classifier` gives logits of a clean image, and what it remembers while sampling is in `memory`, emptied
+    with every trajectory. `cached_share`: the part of its blocks' weights that a cache passes by.
     """
 
     name: str
@@ -192,6 +249,7 @@ class Node:
     mode: str = "full"
     cached_share: float | None = None
     state: list[Any] = field(default_factory=list)
+    uneven: bool = True
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
     _return_dict: bool = False
     _names: list[str] = field(default_factory=list)

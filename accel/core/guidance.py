@@ -7,7 +7,7 @@ same prediction in both halves is what the pipeline steps with, whatever s is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from torch import nn
 from accel.core import pipelines
 from accel.core.branches import TwoCalls, classifier_free
 from accel.core.denoiser import Denoise, Inputs, Node, signature_of
+from accel.core.devices import send
 from accel.core.method import Method
 from accel.errors import AccelError, IncompatibleError, check_float
 
@@ -206,7 +207,32 @@ def guided(prediction: torch.Tensor, inputs: Inputs, scale: float) -> torch.Tens
 
 def by_part(prediction: torch.Tensor, inputs: Inputs) -> dict[str, torch.Tensor]:
     """The rows of each part of a batch's prediction, by name and in order."""
-    return dict(zip(inputs.parts, prediction.chunk(len(inputs.parts)), strict=True))
+    return {block.part: prediction[block.start : block.stop] for block in inputs.blocks}
+
+
+def predicted(
+    inputs: Inputs, inner: Denoise, node: Node, members: Mapping[str, Sequence[int] | None]
+) -> dict[str, torch.Tensor]:
+    """Predictions of the samples `members` of each part (None: of all), by part; a part of none is left out.
+
+    One call of the denoiser, as few rows are dear in two, where all beneath takes that; else, and where the pipeline
+    itself calls for each part, one a part, the conditional one first.
+    """
+    wanted = {part: own for part, own in members.items() if own is None or len(own)}
+    if node.uneven and inputs.joint:
+        asked = inputs.only(wanted)
+        return by_part(inner(asked), asked)
+    calls = {part: inputs.take(part) for part in sorted(wanted, key=lambda part: part != "cond")}
+    return {part: inner(own if wanted[part] is None else own.pick(wanted[part])) for part, own in calls.items()}
+
+
+def spread(cond: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """The conditional prediction (B, ...) in the place of each part's, for the samples that `inputs` has of that."""
+    held = {block.part: block for block in inputs.blocks}["cond"]
+    if not inputs.uneven:
+        return torch.cat([cond] * len(inputs.parts))
+    place = {sample: i for i, sample in enumerate(held.samples)}
+    return cond[send([place[sample] for sample in inputs.samples], cond.device)]
 
 
 def halves(prediction: torch.Tensor, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,11 +22,14 @@ class Method:
     """Base of everything that attaches at the denoiser seam; subclasses are frozen dataclasses (their config).
 
     EPOCH is part of a run's identity: raise it when a change alters the numbers that the method produces. `varies`: how
-    much is evaluated differs from sample to sample.
+    much is evaluated differs from sample to sample. `uneven`: it takes calls whose parts hold different samples
+    (`Inputs.blocks`), as guidance makes that leaves single samples out; one that looks at no rows may say so, and to
+    one that does not say so each part comes in a call of its own.
     """
 
     EPOCH = 1
     varies: ClassVar[bool] = False
+    uneven: ClassVar[bool] = False
 
     @property
     def drops_parts(self) -> bool:

@@ -4,8 +4,8 @@
 them, DiTPipeline and Z-Image stack (conditional, null), and DiTPipeline steps both. InstructPix2Pix (arXiv:2211.09800,
 eq. 3) stacks a third branch, told the image alone, and its code says in which order; perturbed attention is a third,
 too. Others call the denoiser twice a step, conditional first (accel/core/branches.py): those that tell its caches so,
-or have a `true_cfg_scale`. Where the pipeline's code calls it in several places the first call tells: a doubled batch
-has equal halves.
+have a `true_cfg_scale`, or guide by objects (accel/core/guiders.py). Where the pipeline's code calls it in several
+places the first call tells: a doubled batch has equal halves.
 
 `scale_arguments`: a pipeline with a `true_cfg_scale` guides by that, and its `guidance_scale` is a number that a
 distilled network is told. Some pipelines weigh c + w (c - u), w = s - 1.
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.core.guiders import guiders
 from accel.errors import IncompatibleError
 
 DENOISER_CALL = re.compile(r"\b(self\.unet|self\.transformer|current_model)\(")
@@ -44,7 +45,7 @@ def layout(pipe: Any) -> str:
     `seen`)."""
     if type(pipe).__name__.startswith(CONDITIONAL_FIRST):
         return "cond_first"
-    if TRUE_SCALE in arguments(type(pipe)):
+    if TRUE_SCALE in arguments(type(pipe)) or guiders(pipe):
         return "separate"
     source = _source(type(pipe))
     if 'cache_context("uncond"' in source:
@@ -139,6 +140,16 @@ def further_denoisers(pipe: Any, net: nn.Module) -> list[str]:
     parts = {name: part for name, part in vars(pipe).items() if isinstance(part, nn.Module) and part is not net}
     alike = re.compile(r"(unet|transformer)(_\w+)?")
     return [name for name, part in parts.items() if isinstance(part, type(net)) or alike.fullmatch(name)]
+
+
+def check_kind(pipe: Any) -> None:
+    """IncompatibleError for a pipeline that is made of blocks (diffusers' modular ones)."""
+    if any(cls.__name__ == "ModularPipeline" for cls in type(pipe).__mro__):
+        raise IncompatibleError(
+            f"{type(pipe).__name__} is a modular pipeline: its blocks hand number of steps, timesteps and guidance to "
+            "each other, past its call and its scheduler, where a recipe says them. Use the pipeline class of the same "
+            "model (such as StableDiffusionXLPipeline), with its components."
+        )
 
 
 def check(pipe: Any, net: Any, guidance_scale: float, scheduler: Any = None, steps: int = 1) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 import accel
 from accel.core import pipelines
+from accel.core.artefacts import moved
 from accel.core.calls import Fixed, told
 from accel.core.companions import companions, counted
 from accel.core.compiling import check_compiled, room_to_compile
@@ -26,6 +27,7 @@ from accel.core.denoiser import (
     shadow_forward,
 )
 from accel.core.guidance import CLASSIFIER, Guidance
+from accel.core.guiders import check_guiders, put_plain
 from accel.core.method import LATER, Method, Stitch
 from accel.core.pipelines import further_denoisers
 from accel.core.precision import Precision, check_stored
@@ -144,6 +146,7 @@ class Recipe:
         machine: also ask whether this machine has the packages and devices that its methods need.
         """
         models = models or {}
+        pipelines.check_kind(pipe)
         nets, own = self.nets(pipe, models), getattr(pipe, denoiser_name(pipe))
         check_students(self, own, nets)
         self._check_further(pipe, own)
@@ -156,6 +159,7 @@ class Recipe:
             ready = self.sampler if self.sampler.calibrated else self.sampler.prepared(pipe, self)
             scheduler = ready.build(pipe.scheduler.config, self.grid)
         pipelines.check(pipe, own, self.guidance_scale, scheduler, self.sampler.steps if self.sampler else 1)
+        check_guiders(pipe, self)
         if self.guidance:
             pipelines.check_branches(pipe, self.guidance, self.cache)
         inside = any(method is not None for method in (self.cache, self.precision, self.skip))
@@ -245,7 +249,7 @@ class Prepared:
         """Put the recipe onto the pipeline; the way back goes on `undo`. `place`: see `shadow_forward`."""
         pipe, recipe, artefacts = self.pipe, self.recipe, self.artefacts
         clock = Trajectory(sign=pipelines.sign(pipe))
-        run = Run(recipe, clock, count_macs, pipe)
+        run = Run(recipe, clock, count_macs, pipe, transferred=moved(artefacts))
         layout = pipelines.layout(pipe)
         plain = recipe.nets(pipe, self.models)
         double = getattr(plain["base"], "dtype", None) == torch.float64
@@ -254,8 +258,9 @@ class Prepared:
         undo.enter_context(room_to_compile(plain.values()))
         if recipe.precision:
             recipe.precision.prepare_pipeline(pipe, undo, artefacts)
+        uneven = all(m.uneven for m in (self.cache, recipe.stitch, recipe.skip, recipe.student) if m)
         for key, net in plain.items():
-            node = Node(key, net, clock, undo, count_macs, (artefacts or {}).get(key), layout)
+            node = Node(key, net, clock, undo, count_macs, (artefacts or {}).get(key), layout, uneven=uneven)
             forward = forward_beneath(net)
             if recipe.precision:
                 recipe.precision.prepare(node)
@@ -279,6 +284,7 @@ class Prepared:
             nodes["base"].guides = {name: denoisers[name] for name in self.guidance.models}
             nodes["base"].classifier = (self.models or {}).get(CLASSIFIER)
             denoise = self.guidance.attach(nodes["base"], denoise)
+            put_plain(pipe, self.guidance.pipeline_scale, undo)
         for key, net in own.items():
             enter = denoise if len(own) == 1 else _calling(key, called, denoise)
             undo.enter_context(shadow_forward(net, enter, clock, place))

@@ -15,6 +15,7 @@ class Run:
     """What happens inside `accelerate`: the clock, and the counts of its last trajectory.
 
     `cached_share`: for each network whose modules a cache passes by, their part of the weights in its blocks.
+    `transferred`: whose artefacts (by axis, or by network for a precision) are those of other weights, on purpose.
     """
 
     recipe: Any
@@ -23,6 +24,7 @@ class Run:
     pipe: Any = field(default=None, repr=False)
     scheduler: Any = field(default=None, repr=False)
     cached_share: dict[str, float] = field(default_factory=dict)
+    transferred: tuple[str, ...] = ()
     cache_state: list[Any] = field(default_factory=list, repr=False)
 
     @property

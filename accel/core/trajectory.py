@@ -243,10 +243,11 @@ class Trajectory:
         self.num_steps = -(-self._stages // self._order)
 
     def _index_of(self, timestep: Any) -> int:
-        # Denoisers of flows may get sigma, or 1 - sigma, in the place of the timestep.
+        # Denoisers of flows may get sigma, or 1 - sigma, in the place of the timestep. Where parts of a sample have a
+        # time of their own (the frame that a video begins at is clean) the greatest is the sample's.
         if timestep is None or len(self._times) < 2:
             return 0
-        wanted = float(torch.as_tensor(timestep).flatten()[0])
+        wanted = float(torch.as_tensor(timestep).max())
         sigmas = (self._sigmas or [])[: len(self._times)]
         for scale in (self._times, sigmas, [1 - sigma for sigma in sigmas]):
             near = (i for i, t in enumerate(scale) if abs(t - wanted) <= 1e-4 * max(1.0, abs(wanted)))

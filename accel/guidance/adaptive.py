@@ -10,12 +10,13 @@ to 0.996, are for 20 steps of a text-to-image model, and its decision is one for
 
 Deviations: `space` says which predictions are compared. Those of eps nearly agree at high noise already, whatever the
 guidance does, because both are nearly x itself; those of x_0 do not, and are the default with a threshold of its own.
-`decision=per_sample` switches every sample of the batch by itself, so that an image does not depend on its batch; its
-unconditional rows become fewer from step to step, in a call of their own. Where a pipeline guides by a third branch
-(InstructPix2Pix) all of them must agree with the conditional one. `batch` compares the batch's mean and
-switches all at once: one call an evaluation, but an image then depends on the batch. The first `min_steps` steps are
-guided whatever the cosine. A cache finds what it kept of a row by part and member of the batch. Each decision reads
-numbers from the device, which waits for it. Shapes: predictions (2 B, C, ...).
+`decision=per_sample` switches every sample of the batch by itself, so that an image does not depend on its batch; the
+unconditional rows become fewer from step to step, and are in one call with the conditional ones where pipeline and
+cache allow that (`accel.core.guidance.predicted`). Where a pipeline guides by a third branch (InstructPix2Pix) all of
+them must agree with the conditional one. `batch` compares the batch's mean and switches all at once, but an image then
+depends on the batch. The first `min_steps` steps are guided whatever the cosine. A cache finds what it kept of a row by
+part and member of the batch. Each decision reads numbers from the device, which waits for it. Shapes: predictions
+(2 B, C, ...).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any, ClassVar
 import torch
 
 from accel.core.devices import send
-from accel.core.guidance import Guidance, Scaled, by_part
+from accel.core.guidance import Guidance, Scaled, by_part, predicted
 from accel.core.threshold import Learned, ThresholdRule, Watched
 from accel.errors import check_float, check_int, unknown
 from accel.guidance.cfg import CFG
@@ -96,7 +97,7 @@ class AdaptiveGuidance(Scaled):
 
     def guide(self, inputs, inner, node):
         guided = node.memory.get("guided", list(range(inputs.rows // len(inputs.parts))))
-        found = self._evaluate(inputs, inner, guided)
+        found = self._evaluate(inputs, inner, node, guided)
         if guided and node.clock.step >= self.min_steps:
             reached = self.agreement(found, guided, inputs, node) >= self.threshold
             if off := [i for i, over in zip(guided, reached.tolist(), strict=True) if over]:
@@ -105,15 +106,15 @@ class AdaptiveGuidance(Scaled):
                 node.memory["guided"] = [i for i in guided if i not in off]
         return torch.cat([found[part] for part in inputs.parts])
 
-    def _evaluate(self, inputs, inner, guided: list[int]) -> dict[str, torch.Tensor]:
+    def _evaluate(self, inputs, inner, node, guided: list[int]) -> dict[str, torch.Tensor]:
         """Predictions by part; where there is no guidance any more the conditional one stands in all."""
         if len(guided) == inputs.rows // len(inputs.parts):
             return by_part(inner(inputs), inputs)
-        cond = inner(inputs.take("cond"))
-        found = {part: cond if part == "cond" else cond.clone() for part in inputs.parts}
-        for part, rows in found.items() if guided else ():
-            if part != "cond":
-                rows[send(guided, cond.device)] = inner(inputs.take(part).pick(guided))
+        asked = {part: None if part == "cond" else guided for part in inputs.parts}
+        seen = predicted(inputs, inner, node, asked)
+        found = {part: seen["cond"].clone() if part != "cond" else seen["cond"] for part in inputs.parts}
+        for part in seen.keys() - {"cond"}:
+            found[part][send(guided, found[part].device)] = seen[part]
         return found
 
     def agreement(self, found: Mapping[str, torch.Tensor], guided: list[int], inputs, node) -> torch.Tensor:

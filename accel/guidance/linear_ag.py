@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from accel.core.artefacts import unlike
 from accel.core.denoiser import denoiser_name
 from accel.core.guidance import Guidance, Scaled, halves, joined
 from accel.core.recipe import accelerate
@@ -173,12 +174,10 @@ class LinearAG(Scaled):
                 "the coefficients of LinearAG are still to be fitted; run the recipe through `python -m accel` (the "
                 "artefact is then below results/artefacts/), or pass artefacts={'guidance': guidance.calibrate(...)}."
             )
-        for name, wanted in self._made_for(pipe, recipe).items():
-            found = artefact.get(name)
-            if found is None or not torch.equal(found.cpu(), wanted):
-                raise ConfigError(
-                    f"the coefficients of LinearAG were fitted for another {name}; fit them again for this recipe."
-                )
+        if other := unlike(artefact, self._made_for(pipe, recipe)):
+            raise ConfigError(
+                f"the coefficients of LinearAG were fitted for another {other}; fit them again for this recipe."
+            )
         pairs = zip(artefact["evaluations"].tolist(), artefact["coefficients"].tolist(), strict=True)
         rows = {j: tuple(row[: j + 1 + (j + 1) // 2]) for j, row in pairs}
         return replace(self, fitted=Coefficients(rows, tuple(artefact["timesteps"].tolist())))

@@ -72,8 +72,15 @@ def level(clock: Trajectory) -> Level:
 
 def latents(inputs: Inputs, prediction: torch.Tensor) -> torch.Tensor:
     """x (B, C, ...) of a call: its sample without what pipelines append to it for the network alone (the mask and the
-    masked image of inpainting, the image of image-to-video), which a prediction has no channels for."""
+    masked image of inpainting, the image of image-to-video), which a prediction has no channels for. IncompatibleError
+    where parts of it have noise levels of their own."""
     sample = inputs.sample
+    if torch.is_tensor(time := inputs.kwargs.get("timestep")) and time.dim() > 1:
+        raise IncompatibleError(
+            "this pipeline tells its network a time for each part of a sample, as the frame that a video begins at has "
+            "no noise, and this guidance asks what a prediction says at one noise level; use guidance=cfg or interval, "
+            "or guidance=none."
+        )
     for dim in range(1, sample.ndim):
         if prediction.ndim == sample.ndim and prediction.shape[dim] < sample.shape[dim]:
             sample = sample.narrow(dim, 0, prediction.shape[dim])

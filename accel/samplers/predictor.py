@@ -19,7 +19,7 @@ from diffusers.configuration_utils import register_to_config
 
 from accel.core.denoiser import denoiser_name, signature_of
 from accel.core.trajectory import Trajectory, attach_clock
-from accel.errors import ConfigError
+from accel.errors import ConfigError, IncompatibleError
 from accel.samplers.scheduler import BaseScheduler, with_schedule_options
 
 
@@ -70,6 +70,12 @@ class Predictor:
         if clock is not None:
             attach_clock(self._scheduler, clock)
         accepted = inspect.signature(self._loop).parameters
+        if "num_frames" in accepted and call.get("image") is not None:
+            raise IncompatibleError(
+                f"{type(pipe).__name__} makes videos of images, which are a part of what its network sees, and this "
+                "sampler evaluates it outside of the pipeline's loop on samples alone; use a sampler of the scheduler "
+                "seam, such as flow_euler or ddim."
+            )
         self._latents = "latents" in accepted
         self._fixed = {k: v for k, v in {"output_type": "pt", "num_inference_steps": 1}.items() if k in accepted}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from accel.core.artefacts import unlike
 from accel.core.denoiser import denoiser_name
 from accel.core.recipe import Recipe, accelerate
 from accel.core.sampler import Sampler
@@ -135,13 +136,11 @@ class DCSolver(Sampler):
         made_for = self._made_for(pipe, recipe)
         if ("guidance" in artefact) != ("guidance" in made_for):
             raise ConfigError("the compensation ratios were searched under another guidance; use ratios=search.")
-        for name, wanted in made_for.items():
-            found = artefact.get(name)
-            if found is None or found.shape != wanted.shape or not torch.allclose(found.double(), wanted.double()):
-                raise ConfigError(
-                    f"the compensation ratios were searched for {name.replace('_', ' ')} {_shown(found)}, this recipe "
-                    f"has {_shown(wanted)}; search again (ratios=search)."
-                )
+        if other := unlike(artefact, made_for):
+            raise ConfigError(
+                f"the compensation ratios were searched for {other.replace('_', ' ')} {_shown(artefact.get(other))}, "
+                f"this recipe has {_shown(made_for[other])}; search again (ratios=search)."
+            )
         return replace(self, ratios=tuple(artefact["ratios"].tolist()))
 
     def _made_for(self, pipe: Any, recipe: Any) -> dict[str, torch.Tensor]:

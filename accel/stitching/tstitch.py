@@ -17,6 +17,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
 
@@ -54,6 +55,7 @@ RULES: Mapping[str, Callable[[Sequence[float], Trajectory], int]] = {
 class TStitch(Stitch):
     """`models` (names, small to large) take `fractions` of the steps; the pipeline's denoiser takes the rest."""
 
+    uneven: ClassVar[bool] = True
     models: Sequence[str] = ("small",)
     fractions: Sequence[float] = (0.4,)
     rule: str = field(default="step", metadata=LATER)

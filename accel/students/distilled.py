@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -86,6 +86,7 @@ class Distilled(Student):
     guidance on top of it, which multiplies with what is built in and was never trained. `kind` and `guidance`, the
     scale that is built in: those of its contract, or one of a range there, which the network is told."""
 
+    uneven: ClassVar[bool] = True
     model: str = ""
     times: tuple[float, ...] = ()
     on_top: bool = False

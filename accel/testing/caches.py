@@ -66,17 +66,20 @@ def keeps_parts_apart(case: Case) -> None:
 
 
 def keeps_members_apart(case: Case) -> None:
-    """Samples are told apart, also where guidance leaves some of them out."""
+    """Samples are told apart, also where guidance leaves some of them out: in calls of one part each, and in one whose
+    parts differ, if the method says that it takes them (`uneven`)."""
+    mixed = ("one call, another sample left unguided in it at each step",)
     for on in case.fitting():
         for script in (
             "both halves in one call",
             "ever fewer samples guided",
             "another sample left unguided at each step",
+            *(mixed if case.method.uneven else ()),
         ):
             plain = predictions(case, on, script)
             for i in EVERY:
                 moved = predictions(case, on, script, [(part, i) for part in BOTH])
-                hint = f"the samples of a batch, with {script} (find what is stored by inputs.members)"
+                hint = f"the samples of a batch, with {script} (find what is stored by the samples of inputs.blocks)"
                 _check(case, plain, moved, lambda slot, part, sample, i=i: sample == i, hint)
 
 

@@ -17,26 +17,35 @@ from accel.registry import method
 from accel.testing.bench import Bench, Case, prepared
 
 SAMPLES = 4
-Call = tuple[tuple[str, ...], tuple[int, ...] | None]  # parts, and members if not all
+Call = dict[str, tuple[int, ...] | None]  # the samples of each part, in the order of the rows; None: all
 Row = tuple[str, int]  # part and sample
 Log = dict[tuple[int, int, str, int], torch.Tensor]  # prediction by stage, slot, part and sample
 BOTH, EVERY = ("uncond", "cond"), tuple(range(SAMPLES))
 
 
+def _both(step: int) -> list[Call]:
+    return [dict.fromkeys(BOTH)]
+
+
+def _but_one(step: int) -> tuple[int, ...]:
+    return tuple(i for i in EVERY if i != SAMPLES - 1 - step % SAMPLES)
+
+
 def _without(uncond: tuple[int, ...]) -> list[Call]:
-    return [(("cond",), None), (("uncond",), None if uncond == EVERY else uncond)]
+    return [{"cond": None}, {"uncond": None if uncond == EVERY else uncond}]
 
 
 # Which calls of the network one evaluation of the pipeline becomes, by solver step.
 SCRIPTS: dict[str, Callable[[int], list[Call]]] = {
-    "the conditional rows alone": lambda step: [(("cond",), None)],
-    "both halves in one call": lambda step: [(BOTH, None)],
-    "both halves in one call, in turns in either order": lambda step: [(BOTH[:: 1 if step % 2 else -1], None)],
-    "each half in a call of its own": lambda step: [(("uncond",), None), (("cond",), None)],
-    "both halves, then the conditional one alone": lambda step: [(BOTH if step % 2 == 0 else ("cond",), None)],
+    "the conditional rows alone": lambda step: [{"cond": None}],
+    "both halves in one call": _both,
+    "both halves in one call, in turns in either order": lambda step: [dict.fromkeys(BOTH[:: 1 if step % 2 else -1])],
+    "each half in a call of its own": lambda step: [{"uncond": None}, {"cond": None}],
+    "both halves, then the conditional one alone": lambda step: _both(step) if step % 2 == 0 else [{"cond": None}],
     "ever fewer samples guided": lambda step: _without(EVERY[min(step, SAMPLES - 1) :]),
-    "another sample left unguided at each step": lambda step: _without(
-        tuple(i for i in EVERY if i != SAMPLES - 1 - step % SAMPLES)
+    "another sample left unguided at each step": lambda step: _without(_but_one(step)),
+    "one call, another sample left unguided in it at each step": lambda step: (
+        [{"uncond": _but_one(step), "cond": None}] if step else _both(step)
     ),
 }
 
@@ -69,9 +78,11 @@ class Scripted(Guidance):
         clock, size = node.clock, inputs.rows // len(inputs.parts)
         first = {part: place * size for place, part in enumerate(inputs.parts)}
         channels = 0
-        for parts, members in SCRIPTS[self.script](clock.step):
-            rows = [(part, i) for part in parts for i in (range(size) if members is None else members)]
-            own = replace(inputs.at([first[part] + i for part, i in rows]), parts=parts, members=members)
+        for call in SCRIPTS[self.script](clock.step):
+            order = (*call, *(part for part in inputs.parts if part not in call))
+            whole = inputs.at([first[part] + i for part in order for i in range(size)])
+            own = replace(whole, parts=order).only(call)
+            rows = [(block.part, i) for block in own.blocks for i in block.samples]
             if self.slot in (None, clock.slot):
                 own = own.given(**{own.sample_name: self._moved(own.sample, rows, clock.stage)})
             predicted = inner(own)

@@ -224,8 +224,20 @@ def test_orders_grow_with_the_runs_and_start_anew_for_other_rows():
     for step in range(3):
         history.add(step, Kept((torch.ones(2),), None), 5)
         assert len(history.factors) == step + 1
-    history.add(3, Kept((torch.ones(1),), (1,)), 5)
+    history.add(3, Kept((torch.ones(2),), (1, 2)), 5)
     assert len(history.factors) == 1
+
+
+def test_rows_that_stay_keep_their_orders_where_others_go():
+    """Two lines at steps 0, 2, 3; only the second one is evaluated at the last."""
+    a, b = torch.tensor([1.0, 5.0]), torch.tensor([2.0, -3.0])
+    history = History(Shape(None))
+    for step in (0, 2):
+        history.add(step, Kept((a + b * step,), None), 1)
+    history.add(3, Kept(((a + b * 3)[1:],), (1,)), 1)
+    forecast = history.at(5)
+    assert forecast.members == (1,)
+    torch.testing.assert_close(forecast.tensors[0], (a + b * 5)[1:])
 
 
 def test_forecast_beats_reuse_on_a_smooth_trajectory(pipe, run, ddim):

@@ -229,10 +229,15 @@ def test_watched_it_is_the_plain_pipeline_and_every_indicator_is_told(pipe):
 
 
 def test_rows_are_decided_together_as_is_said():
-    values = torch.tensor([1.0, 2.0, 3.0, 6.0])
-    assert DECISIONS["per_sample"](values, 1).tolist() == [1.0, 2.0, 3.0, 6.0]
-    assert DECISIONS["per_sample"](values, 2).tolist() == [2.0, 4.0, 2.0, 4.0]
-    assert DECISIONS["batch"](values, 2).tolist() == [3.0] * 4
+    values, both = torch.tensor([1.0, 2.0, 3.0, 6.0]), Inputs({"x": torch.zeros(4, 1)}, "x", ("uncond", "cond"))
+    each, together = DECISIONS["per_sample"], DECISIONS["batch"]
+    assert each(both.with_parts(("all",)))(values).tolist() == [1.0, 2.0, 3.0, 6.0]
+    assert each(both)(values).tolist() == [2.0, 4.0, 2.0, 4.0]
+    assert together(both)(values).tolist() == [3.0] * 4
+    uneven = both.only({"uncond": (1,), "cond": None})
+    assert each(uneven)(torch.tensor([2.0, 5.0, 6.0])).tolist() == [4.0, 5.0, 4.0]
+    assert each(uneven)(torch.tensor([torch.nan, 5.0, 6.0])).isnan().tolist() == [True, False, True]
+    assert together(uneven)(torch.tensor([2.0, 5.0, 5.0])).tolist() == [4.0] * 3
     assert magnitude(torch.tensor([[1.0, -3.0], [0.0, 1.0]])).tolist() == [2.0, 0.5]
     assert magnitude(torch.full((1, 2), 6e4, dtype=torch.float16)).dtype == torch.float32
 

@@ -106,6 +106,22 @@ def test_a_null_call_that_guidance_does_not_ask_for_is_not_evaluated(pipes):
     assert [e.step for e in run.events if e.name == OFF] == [2]
 
 
+def test_samples_whose_guidance_ended_leave_the_null_call(pipes, monkeypatch):
+    """Such a pipeline has a call for each condition whatever is guided; the null one has the rows that still are."""
+    from accel.guidance import adaptive
+
+    found = {}
+    for cls in (PixelPipeline, TwoCalls):
+        told = iter([[0.0, 1.0, 0.0, 1.0], [0.0, 0.0], [1.0, 0.0], [1.0]])  # from the second step on
+        monkeypatch.setattr(adaptive, "similarity", lambda u, c, told=told: torch.tensor(next(told)))
+        found[cls] = images(pipes(cls), AdaptiveGuidance(3.0, 0.9), 4)
+    (expected, batched), (images_of_two, called) = found.values()
+    torch.testing.assert_close(images_of_two, expected, rtol=1e-4, atol=1e-5)
+    assert (called.nfe, called.macs) == (batched.nfe, batched.macs)
+    assert [e.rows for e in batched.trace] == [8, 8, 6, 6, 5, 4]
+    assert [e.rows for e in called.trace] == [4, 4, 4, 4, 4, 2, 4, 2, 4, 1, 4]
+
+
 def test_batches_of_one_and_odd_ones_are_two_calls(pipes):
     for count in (1, 3):
         found, run = images(pipes(TwoCalls), APG(3.0), count)

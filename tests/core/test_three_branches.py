@@ -97,6 +97,28 @@ def test_guidance_ends_when_both_other_branches_agree(pipe, monkeypatch):
     assert run.nfe == 3 * 2 + 4
 
 
+def test_samples_whose_guidance_ended_and_others_are_one_call(pipe, monkeypatch):
+    """The first image ends after its second evaluation, the other after its fourth; then two branches of one sample and
+    one of two are a call."""
+    from accel.core.denoiser import Inputs
+    from accel.guidance import adaptive
+
+    found = {}
+    for joint in (True, False):
+        with monkeypatch.context() as patched:
+            patched.setattr(Inputs, "joint", joint)
+            for cache in (None, DeepCache(2, 1)):
+                told = iter([[0.0, 0.0]] * 2 + [[1.0, 0.0]] * 2 + [[0.0]] * 2 + [[1.0]] * 2)  # two branches a step
+                patched.setattr(adaptive, "similarity", lambda u, c, told=told: torch.tensor(next(told)))
+                guidance = AdaptiveGuidance(SCALE, threshold=0.9, min_steps=0)
+                found[joint, cache is None] = images(pipe, Recipe(SIX, guidance=guidance, cache=cache))
+    rows = [[e.rows for e in run.trace if e.step == k] for k in range(6) for run in [found[True, True][1]]]
+    assert rows == [[6], [6], [4], [4], [2], [2]]
+    assert [e.rows for e in found[False, True][1].trace] == [6, 6, 2, 1, 1, 2, 1, 1, 2, 2]
+    for plain in (True, False):
+        torch.testing.assert_close(found[True, plain][0], found[False, plain][0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("end", ["guided", "ended"])
 def test_caches_and_stitches_keep_the_branches_apart(end, pipe):
     guidance = AdaptiveGuidance(SCALE, threshold=2.0 if end == "guided" else -1.0, min_steps=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hub_modern import CONTROLS, EDITS, IMAGES, MODERN, ON_AN_ARC, PACKAGED, VIDEOS
+from hub_modern import CONTROLS, EDITS, IMAGES, MODERN, OF_IMAGES, ON_AN_ARC, PACKAGED, VIDEOS
 from hub_tiny import PROMPTS, save
 
 from accel.suites.hub import HubSuite
@@ -39,7 +39,7 @@ def hub_suite(hub_folder, prompt_file):
         small = {"height": 16, "width": 16} if kind == "flux" else {}
         if kind in ("pixart_alpha", "pixart_sigma", "sd3", "flux"):
             small["max_sequence_length"] = 24
-        if own := (MODERN | PACKAGED | IMAGES | EDITS | CONTROLS | VIDEOS | ON_AN_ARC).get(kind):
+        if own := (MODERN | PACKAGED | IMAGES | EDITS | CONTROLS | VIDEOS | OF_IMAGES | ON_AN_ARC).get(kind):
             side, limit = own.side, own.sequence
             small = {"height": side, "width": side, "max_sequence_length": limit, "frames": own.frames}
         return HubSuite(**{"model": str(hub_folder(kind)), "prompts": Prompts(str(prompt_file))} | small | settings)

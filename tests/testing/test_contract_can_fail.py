@@ -160,6 +160,12 @@ class ReturnsAllRows(Toy):
         return torch.cat([one.tensors[0] for one in kept])
 
 
+class TakesBlocksToBeEqual(IgnoresParts):
+    """Keeps whole calls, and takes one of as many rows for one of the same samples."""
+
+    uneven = True
+
+
 class ForgetsToReset(Toy):
     """Counts steps by itself, and goes on counting in the next trajectory."""
 
@@ -248,6 +254,7 @@ CACHES = {
     IgnoresWhichHalf: ("parts", "mixes up the parts of a batch, with each half in a call of its own"),
     TakesTheFirstRows: ("members", "mixes up the samples of a batch, with ever fewer samples guided"),
     ComparesNumbersOfRows: ("members", "with another sample left unguided at each step"),
+    TakesBlocksToBeEqual: ("members", "with one call, another sample left unguided in it at each step"),
     ReturnsAllRows: ("members", "rows were to be predicted"),
     ForgetsToReset: ("leaks", "keeps something from one batch to the next"),
     LeavesAHook: ("restores", "hooks of the pipeline are not what they were"),

@@ -128,7 +128,9 @@ class DrawnTimesteps:
 
     def chosen(self, calls: Sequence[Call], length: int, generator: torch.Generator) -> Iterator[Call]:
         """The evaluations to make, from those of one batch of trajectories in order; `length`: T."""
-        # A sampler may also evaluate fewer samples beside the trajectory (chains that are initialised one by one).
+        # A sampler may also evaluate fewer samples beside the trajectory (chains that are initialised one by one), and
+        # guidance may leave samples out of one part.
+        calls = [call for call in calls if not call.inputs.uneven]
         calls = [call for call in calls if call.inputs.rows == calls[-1].inputs.rows]
         parts = len(calls[0].inputs.parts)
         count = calls[0].inputs.rows // parts

@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from accel.core.artefacts import unlike
 from accel.core.attention import other_kernels
 from accel.core.denoiser import Node
 from accel.core.job import Job
@@ -292,8 +293,7 @@ class FakeQuant(Precision):
                 f"{node.name!r}, found {said}; make them with recipe.precision.calibrate(pipe, recipe, ...) and pass "
                 "them as `artefacts`, or run it with `python -m accel`, which calibrates by itself."
             )
-        made_for = artefact.get(MODEL)
-        if made_for is not None and not torch.equal(made_for.cpu(), weights_digest(node.net)):
+        if MODEL in artefact and unlike(artefact, {MODEL: weights_digest(node.net)}):
             raise ConfigError(
                 f"the artefact of {self.label} was made for other weights than those of {node.name!r}; calibrate again "
                 "for this model."

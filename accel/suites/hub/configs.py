@@ -63,6 +63,16 @@ def check_frames(folder: Path, kind: Kind, frames: int | None) -> None:
         raise ConfigError(f"suite.frames is {frames}, and the motion modules of {folder} know {most}; use fewer.")
 
 
+def check_encoders(folder: Path, kind: Kind) -> None:
+    """ConfigError for a network that sees an image by an encoder which is never loaded (Wan 2.1's)."""
+    seen = "image_dim" if kind.edits else None
+    if seen and hub_files.config_of(folder, hub_files.denoiser_of(folder)).get(seen) is not None:
+        raise ConfigError(
+            f"the network of {folder} sees its image by an image encoder, too ({seen} in its config), which suite hub "
+            "does not load; use a model that is shown the image's latents alone, such as Wan 2.2's."
+        )
+
+
 def _pixels(folder: Path) -> int:
     """Pixels of a side of one latent cell: every level of the autoencoder but the first halves the image."""
     config = hub_files.config_of(folder, "vae")

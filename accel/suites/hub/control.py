@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import MethodType
@@ -62,16 +63,23 @@ def kind(folder: Path, source: str | None, variant: str | None) -> Kind:
     ConfigError where there is none, where the ControlNet is another model's, and for two of them."""
     own = hub_index.kind_of(folder)
     if not source:
-        return own
+        return own if own.control_scale is None else _told(own, hub_files.config_of(folder, CONTROLNET))
     if own.control_scale is not None:
         raise ConfigError(f"{folder} is a {own.name}, which has a ControlNet of its own; leave suite.controlnet out.")
-    name = hub_kinds.controlled(own.name)
+    net = config(source, variant)
+    name = hub_kinds.controlled(own.name, hub_kinds.UNION in str(net.get("_class_name")))
     try:
         found = hub_index.kind_named(name)
     except ConfigError as error:
         raise ConfigError(f"suite hub has no {own.name} under a ControlNet: {error}") from None
     _check_fits(found, folder, source, variant)
-    return found
+    return _told(found, net)
+
+
+def _told(kind: Kind, net: Mapping[str, Any]) -> Kind:
+    """`kind` with the number of kinds of conditions that its ControlNet was trained for, by its config `net`."""
+    found = net.get("num_control_type") if hub_kinds.UNION in kind.name else net.get("num_mode")
+    return replace(kind, modes=found)
 
 
 def _check_fits(kind: Kind, folder: Path, source: str, variant: str | None) -> None:

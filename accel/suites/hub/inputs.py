@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from accel.core.pipelines import IMAGE_SCALE
-from accel.errors import ConfigError, Refusals, check_float
+from accel.errors import ConfigError, Refusals, check_float, check_int
 from accel.suites.hub import image_folder
-from accel.suites.hub.kinds import CONTROL_SCALE, Kind
+from accel.suites.hub.kinds import CONTROL_MODE, CONTROL_SCALE, UNION, Kind
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Inputs:
     trajectory that is run, from noise of that level on the image; 1 leaves nothing of it. `image_scale`: of guidance
     towards an image that is edited, where a pipeline has one (InstructPix2Pix: image_guidance_scale). `control`: the
     images of a condition, such as edges, and `control_scale` how much of what a ControlNet makes of them is added
-    (None: the pipeline's own)."""
+    (None: the pipeline's own). `control_mode`: the number of their kind, for a ControlNet that was trained for several
+    (ControlNet-Union)."""
 
     path: str | None = None
     masks: str | None = None
@@ -35,6 +36,7 @@ class Inputs:
     image_scale: float = 1.5
     control: str | None = None
     control_scale: float | None = None
+    control_mode: int | None = None
 
     def __post_init__(self) -> None:
         with Refusals() as refusals:
@@ -42,6 +44,8 @@ class Inputs:
             refusals.ask(check_float, "suite.inputs.image_scale", self.image_scale, 1.0)
             if self.control_scale is not None:
                 refusals.ask(check_float, "suite.inputs.control_scale", self.control_scale, 0.0)
+            if self.control_mode is not None:
+                refusals.ask(check_int, "suite.inputs.control_mode", self.control_mode, 0)
 
     def shown(self, kind: Kind) -> bool:
         """Whether calls of a pipeline of this kind get images."""
@@ -61,7 +65,8 @@ class Inputs:
             elif kind.image:
                 refusals.add(ConfigError(f"a {name} begins at images, and suite.inputs.path is empty; give a folder."))
             elif kind.edits == "always":
-                refusals.add(ConfigError(f"a {name} edits images, and suite.inputs.path is empty; give a folder."))
+                does = "makes videos of" if kind.frames else "edits"
+                refusals.add(ConfigError(f"a {name} {does} images, and suite.inputs.path is empty; give a folder."))
             if kind.mask and not self.masks:
                 refusals.add(
                     ConfigError(f"a {name} inpaints, and suite.inputs.masks is empty; give a folder of masks.")
@@ -91,6 +96,22 @@ class Inputs:
                 )
             if self.control_scale is not None and kind.control_scale is None:
                 refusals.add(ConfigError(f"{kind.name} has no ControlNet; leave suite.inputs.control_scale out."))
+            mode, modes = self.control_mode, kind.modes
+            if modes is None and mode is not None:
+                refusals.add(
+                    ConfigError(
+                        f"{kind.name} has no ControlNet for several kinds of conditions; leave "
+                        "suite.inputs.control_mode out."
+                    )
+                )
+            elif modes is not None and (mode is None or mode >= modes):
+                said = "empty" if mode is None else mode
+                refusals.add(
+                    ConfigError(
+                        f"this ControlNet was trained for {modes} kinds of conditions, and suite.inputs.control_mode "
+                        f"is {said}; allowed: 0..{modes - 1}, as its authors number them."
+                    )
+                )
 
     def arguments(self, kind: Kind, indices: Sequence[int], height: int, width: int) -> dict[str, Any]:
         """What a pipeline of this kind is called with for the images of these indices: (B, 3, H, W) and masks
@@ -100,6 +121,10 @@ class Inputs:
         if kind.control:
             files = image_folder.files(self.control, None, 1)
             told[kind.control] = [Image.fromarray(_pixels(_at(files, i), height, width)) for i in indices]
+        if kind.modes is not None and UNION in kind.name:  # takes a batch of images for each of several kinds
+            told |= {kind.control: [told[kind.control]], CONTROL_MODE: [self.control_mode]}
+        elif kind.modes is not None:
+            told[CONTROL_MODE] = self.control_mode
         if kind.control_scale is not None:
             told[CONTROL_SCALE] = self._control_scale(kind)
         return told | self._images(kind, indices, height, width)
@@ -125,6 +150,8 @@ class Inputs:
             found["setting strength"] = f"{self.strength:g}"
         if kind.control_scale is not None:
             found["setting control scale"] = f"{self._control_scale(kind):g}"
+        if kind.modes is not None:
+            found["setting control mode"] = str(self.control_mode)
         return found | ({"setting image scale": f"{self.image_scale:g}"} if kind.image_scale else {})
 
     def _control_scale(self, kind: Kind) -> float:
@@ -135,7 +162,7 @@ class Inputs:
             return {"image": self._read(self.path, indices, height, width)}
         if len(indices) > 1:
             raise ConfigError(
-                f"calls of a {kind.name} edit one image: several would all go with each prompt; use evaluation.batch=1 "
+                f"calls of a {kind.name} take one image: several would all go with each prompt; use evaluation.batch=1 "
                 "and evaluation.timing_batch=1."
             )
         file = _at(image_folder.files(self.path, None, 1), indices[0])

@@ -39,11 +39,12 @@ class Kind:
     negative: bool = True  # takes negative prompts
     image: bool = False  # begins in the middle, at an input image
     mask: bool = False  # and replaces what is white in a mask
-    edits: str | None = None  # an image by a prompt, from noise alone: `always`, or `asked`, where there is one
+    edits: str | None = None  # shown an image, from noise alone, which it edits, or makes a video of: `always`, `asked`
     image_scale: bool = False  # its guidance towards that image has a scale of its own
     together: bool = True  # image i of a batch goes with prompt i; else all are of one prompt, and a batch is one
     control: str | None = None  # the argument of its calls that takes the images of a condition
     control_scale: float | None = None  # how much a ControlNet adds where nothing is said; None: there is none
+    modes: int | None = None  # kinds of conditions that it was trained for, one of which is said; None: of one
     settled: bool = True  # false: its calls draw a condition's latents by no generator that a caller gives
     area: bool = False  # takes the product of height and width, too
     signed: bool = False  # output_type="pt" is -1..1, not clipped; else 0..1
@@ -95,12 +96,17 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "QwenImageEditPlusPipeline": {"side": 1024},
     "LongCatImageEditPipeline": {"sized": False, "side": 1024},
     "Kandinsky5I2IPipeline": {"sized": False, "told_size": False, "side": 1024},
+    "WanImageToVideoPipeline": {"load": {"image_encoder": None, "image_processor": None}},
 }
 # Classes that make images from prompts alone, too; all others with an argument `image` need one.
 WITHOUT_IMAGE = ("FluxKontextPipeline", "Flux2Pipeline", "Flux2KleinPipeline", "QwenImage21Pipeline")
-# Of those that edit, the classes whose calls take an image for each prompt: to the others several are one prompt's.
+# Those that make videos of images, by networks that need no other encoder for them than the autoencoder.
+OF_IMAGES = ("CogVideoXImageToVideoPipeline", "LTXImageToVideoPipeline", "WanImageToVideoPipeline")
+# Of those that edit, or begin at, images the classes whose calls take one for each prompt: to the others several are
+# one prompt's.
 TOGETHER = (
     "FluxKontextPipeline", "StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline",
+    "CogVideoXImageToVideoPipeline", "LTXImageToVideoPipeline",
 )  # fmt: skip
 SHARING = "its ControlNet runs layers of its transformer, which caches and precisions change"
 MERGED = "its network and its ControlNet are evaluated as one, layer by layer"
@@ -123,10 +129,11 @@ UNABLE = {
         for task in ("", "Img2Img", "Inpainting")
     },
 }
-PACKAGES = {"PRXPipeline": "ftfy"}  # that a class asks for when it runs
+PACKAGES = {"PRXPipeline": "ftfy", "WanImageToVideoPipeline": "ftfy"}  # that a class asks for when it runs
 FRAMES = "num_frames"
 SECOND = "transformer_2"  # to which a pipeline changes by itself, below a noise level (Wan 2.2)
-CONTROLNET, CONTROL_SCALE = "controlnet", "controlnet_conditioning_scale"
+CONTROLNET, CONTROL_SCALE, CONTROL_MODE = "controlnet", "controlnet_conditioning_scale", "control_mode"
+UNION = "ControlNetUnion"  # in the names of classes whose ControlNet was trained for several kinds of conditions
 FED = ("self", "prompt", "class_labels", "image", "mask_image", "control_image")
 NEEDED = ("num_inference_steps", "generator", "output_type")
 # An argument, or a part, of a class that suite hub does not feed: what it stands for.
@@ -202,13 +209,11 @@ def lacking(cls: type) -> str | None:
         return "its calls take no prompt"
     if not {"unet", "transformer"} & set(parts):
         return "it has no part unet or transformer to accelerate"
-    if FRAMES in asked and "image" in asked:
-        return "it makes videos of images"
+    if FRAMES in asked and "image" in asked and cls.__name__ not in OF_IMAGES:
+        return f"it makes videos of images, of which suite hub knows {', '.join(OF_IMAGES)}"
     if missing := [name for name in NEEDED if name not in asked]:
         return f"its calls take no {missing[0]}"
     image, control = {"image", "strength"} <= set(asked), _control(asked, parts)
-    if control and "control_mode" in asked and "control_image" in asked and "Union" in cls.__name__:
-        return "it needs the kinds of its conditions (control_mode)"
     if "prompt" in asked and not control and "image" not in asked and not {"height", "width"} <= set(asked):
         return "its calls take no height and width"
     if "prompt" in asked and not {SCALE, TRUE_SCALE} & set(asked):
@@ -263,10 +268,11 @@ def _control(asked: Collection[str], parts: Collection[str]) -> str | None:
     return "image" if CONTROLNET in parts and "image" in asked and "strength" not in asked else None
 
 
-def controlled(name: str) -> str:
+def controlled(name: str, union: bool = False) -> str:
     """The class that diffusers has for a pipeline class under a ControlNet: StableDiffusionImg2ImgPipeline ->
-    StableDiffusionControlNetImg2ImgPipeline."""
-    return re.sub(r"((PAG)?(Img2Img|Inpaint)?Pipeline)$", r"ControlNet\1", name, count=1)
+    StableDiffusionControlNetImg2ImgPipeline; `union`: under one for several kinds of conditions."""
+    own = UNION if union else "ControlNet"
+    return re.sub(r"((PAG)?(Img2Img|Inpaint)?Pipeline)$", rf"{own}\1", name, count=1)
 
 
 def _own(name: str) -> dict[str, Any]:

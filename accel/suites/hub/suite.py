@@ -251,6 +251,7 @@ class HubSuite(Shown):
                     )
                 )
             refusals.ask(hub_configs.check_frames, self.folder, kind, self.frames)
+            refusals.ask(hub_configs.check_encoders, self.folder, kind)
             if self.max_sequence_length is not None and kind.sequence is None:
                 refusals.add(
                     ConfigError(f"{kind.name} has no max_sequence_length; leave suite.max_sequence_length out.")

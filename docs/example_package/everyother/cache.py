@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from accel.caching.rows import Kept, rows_of
+from accel.caching.rows import Kept, parted, rows_of
 from accel.core.denoiser import Denoise, Inputs, Node
 from accel.core.method import Method
 from accel.errors import check_int
@@ -16,6 +17,7 @@ from accel.errors import check_int
 class EveryOther(Method):
     """Steps 0, every, 2 every, ... are evaluated; `every` = 1 changes nothing."""
 
+    uneven: ClassVar[bool] = True
     every: int = 2
 
     def __post_init__(self) -> None:
@@ -38,8 +40,8 @@ class EveryOther(Method):
                 if found is not None:
                     return found[0].clone()
             prediction = inner(inputs)
-            for key, rows in zip(keys, prediction.clone().chunk(len(keys)), strict=True):
-                kept[key] = Kept((rows,), inputs.members)
+            for key, rows in zip(keys, parted((prediction.clone(),), inputs, "the network"), strict=True):
+                kept[key] = rows
             return prediction
 
         return denoise

@@ -11,7 +11,7 @@ from accel.caching import DeepCache
 from accel.core.recipe import Recipe, accelerate
 from accel.errors import ConfigError, IncompatibleError
 from accel.evaluation.generate import generate
-from accel.guidance import CFG
+from accel.guidance import CFG, AdaptiveGuidance
 from accel.precision import FakeQuant
 from accel.precision.simulated.calibration import record
 from accel.precision.simulated.calibration_sets import DrawnTimesteps, StridedSteps
@@ -66,6 +66,26 @@ def test_each_sample_stands_at_one_step_with_its_own_state(calls):
         rows += call.inputs.rows
     assert rows == 2 * 5, "both halves of the guidance, each sample once"
     assert len({c.timestep for c in chosen}) > 1
+
+
+def test_evaluations_of_samples_that_are_guided_no_more_are_passed_over(pipe, digits):
+    """Their parts differ; what is drawn is of evaluations in which each sample has both of its halves, or one."""
+    for threshold in (0.999, 0.998, 0.995, 0.99, 0.98, 0.97):
+        recipe = Recipe(DDIM, guidance=AdaptiveGuidance(2.0, threshold), precision=FakeQuant())
+        ((batch,),) = record(pipe, recipe, lambda: generate(pipe, digits, recipe, 99, 0, 5, 5)).values()  # noqa: B023
+        uneven = [call for call in batch if call.inputs.uneven]
+        if uneven and not batch[-1].inputs.uneven:
+            break
+    else:
+        pytest.fail("all samples switch at once at every threshold")
+    chosen = drawn(batch, timesteps="uniform")
+    whole = [call for call in batch if not call.inputs.uneven and call.inputs.rows == batch[-1].inputs.rows]
+    known = {call.step: call.inputs.sample for call in whole}
+    assert sum(call.inputs.rows for call in chosen) == batch[-1].inputs.rows
+    for call in chosen:
+        assert call.step in known
+        for x in call.inputs.sample:
+            assert any(torch.equal(x, own) for own in known[call.step])
 
 
 def test_the_released_pairing_shows_the_state_of_the_mirrored_noise_level(calls):

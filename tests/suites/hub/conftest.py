@@ -60,10 +60,12 @@ def shown_suite(hub_suite, control_folder, pictures):
     def suite(kind: str):
         base = kind.removesuffix("_controlnet")
         if base != kind:
-            net = str(control_folder(hub_modern.CONTROL_NETS[base]))
-            return hub_suite(base, controlnet=net, inputs=Inputs(control=str(pictures)))
+            net, union = str(control_folder(hub_modern.CONTROL_NETS[base])), base.endswith("_union")
+            inputs = Inputs(control=str(pictures), control_mode=hub_modern.MODE if union else None)
+            return hub_suite(base.removesuffix("_union"), controlnet=net, inputs=inputs)
         if kind in hub_modern.CONTROLS:
             return hub_suite(kind, inputs=Inputs(control=str(pictures)))
-        return hub_suite(kind, inputs=Inputs(str(pictures))) if kind in hub_modern.EDITS else hub_suite(kind)
+        shown = kind in hub_modern.EDITS or kind in hub_modern.OF_IMAGES
+        return hub_suite(kind, inputs=Inputs(str(pictures))) if shown else hub_suite(kind)
 
     return suite

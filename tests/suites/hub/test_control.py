@@ -8,6 +8,7 @@ import hub_tiny
 import pytest
 import torch
 from hub_modern import CONTROL_NETS as NETS
+from hub_modern import MODE
 from PIL import Image
 
 from accel.caching import DeepCache, EncoderPropagation
@@ -28,7 +29,7 @@ from accel.suites.hub.kinds import controlled, kind_of
 
 pytestmark = pytest.mark.usefixtures("plain_kernels")
 QUICK = Evaluation(n=60, distance_n=60, shard=60, batch=60, timing=False, controls=False, device="cpu")
-FLOWS = ("sd3", "flux", "flux_control")
+FLOWS = ("sd3", "flux", "flux_control", "flux_union")
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +38,9 @@ def suite_of(hub_suite, control_folder, pictures):
 
     def suite(kind: str, scale: float | None = None, **own):
         net = {"controlnet": str(control_folder(NETS[kind]))} if kind in NETS else {}
-        return hub_suite(kind, inputs=Inputs(control=str(pictures), control_scale=scale), **net | own)
+        mode = own.pop("mode", MODE if kind.endswith("_union") else None)
+        inputs = Inputs(control=str(pictures), control_scale=scale, control_mode=mode)
+        return hub_suite(kind.removesuffix("_union"), inputs=inputs, **net | own)
 
     return suite
 
@@ -82,7 +85,7 @@ def test_images_are_those_of_the_plain_pipeline(kind, guided, suite_of, pipe_of)
         alone = generate(pipe, suite, made, 0, 1, 2, 1)
     assert run.nfe == (6 if guided else 3)
     assert torch.equal(found, plainly(pipe, suite, made, 3))
-    torch.testing.assert_close(found[1:], alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[1:], alone, rtol=0, atol=1e-4 if kind == "sdxl_union" else 1e-5)  # it adds more
     swapped = {suite.kind.control: suite.conditions(2, 4)[suite.kind.control]}
     assert not torch.equal(found, plainly(pipe, suite, made, 3, **swapped)), "the condition's image changes nothing"
 
@@ -111,12 +114,33 @@ def test_the_class_is_the_one_that_diffusers_has_for_both(suite_of):
     assert found == {
         "sd": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline",
         "sd3": "StableDiffusion3ControlNetPipeline", "flux": "FluxControlNetPipeline",
+        "sdxl_union": "StableDiffusionXLControlNetUnionPipeline", "flux_union": "FluxControlNetPipeline",
         "flux_control": "FluxControlPipeline",
     }  # fmt: skip
     assert controlled("StableDiffusionXLPAGPipeline") == "StableDiffusionXLControlNetPAGPipeline"
     assert controlled("StableDiffusionInpaintPipeline") == "StableDiffusionControlNetInpaintPipeline"
     kind = kind_of("StableDiffusionControlNetImg2ImgPipeline")
     assert (kind.image, kind.control, kind.control_scale) == (True, "control_image", 0.8)
+
+
+@pytest.mark.parametrize("kind", ["sdxl_union", "flux_union"])
+def test_the_kind_of_a_condition_is_said(kind, suite_of, pipe_of):
+    suite, pipe, made = suite_of(kind), pipe_of(kind), Recipe(sampler(kind))
+    assert suite.kind.modes == (6 if kind == "sdxl_union" else 4)
+    found = plainly(pipe, suite, made, 3)
+    other = suite_of(kind, mode=1)
+    assert not torch.equal(plainly(pipe, other, made, 3), found)
+    assert other.fingerprint() != suite.fingerprint()
+    assert suite.fingerprint()["setting control mode"] == str(MODE)
+    for mode, said in ((None, "empty"), (9, "9")):
+        with pytest.raises(
+            ConfigError, match=rf"kinds of conditions, and suite\.inputs\.control_mode is {said}; allowed"
+        ):
+            suite_of(kind, mode=mode).check(60)
+    with pytest.raises(ConfigError, match="has no ControlNet for several kinds of conditions; leave"):
+        suite_of(kind.removesuffix("_union"), mode=1).check(60)
+    with pytest.raises(ConfigError, match=r"suite\.inputs\.control_mode is -1"):
+        Inputs(control_mode=-1)
 
 
 def entry_of(net, branch: int):

@@ -130,7 +130,7 @@ def test_what_is_missing_is_said_before_any_work(suite_of, hub_suite, pictures):
         hub_suite("flux_kontext", inputs=Inputs(str(pictures), str(pictures))).check(60)
     with pytest.raises(ConfigError, match=r"suite\.inputs\.image_scale is 0\.5"):
         Inputs(image_scale=0.5)
-    with pytest.raises(ConfigError, match=r"edit one image.*evaluation\.batch=1"):
+    with pytest.raises(ConfigError, match=r"take one image.*evaluation\.batch=1"):
         suite_of("flux2_klein").conditions(0, 2)
     suite_of("flux2_klein").check(60)
 

@@ -61,7 +61,7 @@ COLUMNS = (
 SETTINGS = {"ag": OFF}
 # Beside those that show prompts alone: what edits, is told conditions, or makes videos.
 SHOWN = ("sd_pix2pix", "sdxl_pix2pix", "sd_controlnet", "sd3_controlnet", "flux_controlnet", "flux_control",
-         "animate_diff", "ltx")  # fmt: skip
+         "sdxl_union_controlnet", "animate_diff", "ltx", "ltx_i2v")  # fmt: skip
 
 
 def made(axis: str, choice: str, *settings: str) -> Any:
