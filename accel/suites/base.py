@@ -340,3 +340,12 @@ def loading(folder: Path) -> Iterator[None]:
         raise ConfigError(
             f"cannot load {folder}: {reason} Only safetensors weights are loaded, never pickles."
         ) from error
+
+
+def load_network(cls: type, folder: Path) -> nn.Module:
+    """`cls.from_pretrained` on the local folder of a network, in float32 for inference; else as `load_pipeline`."""
+    with loading(folder):
+        net = cls.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
+        )
+    return net.eval()

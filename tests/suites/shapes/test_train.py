@@ -13,6 +13,7 @@ from accel.suites.shapes import train as trainer
 from accel.suites.shapes.adherence import NAMES, detect
 from accel.suites.shapes.models import CHANNELS, ShapeDetector
 from accel.suites.shapes.train import contrastive_loss, detection_loss, detector_targets
+from accel.suites.training.loop import TrainConfig
 
 SAMPLES = data.samples("train", 12, 0)
 
@@ -101,7 +102,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(trainer.data, "TRAIN", 48)
     monkeypatch.setattr(trainer.data, "REFERENCE", 8)
     monkeypatch.setattr(trainer, "WORKERS", 0)
-    parts = {k: replace(v, steps=2, batch=8, checkpoint_every=1) for k, v in trainer.PARTS.items()}
+    own = {k: v for k, v in trainer.PARTS.items() if isinstance(v, TrainConfig)}
+    parts = {k: replace(v, steps=2, batch=8, checkpoint_every=1) for k, v in own.items()}
     monkeypatch.setattr(trainer, "PARTS", parts)
 
 
