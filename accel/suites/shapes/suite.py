@@ -20,12 +20,14 @@ from accel.core.guidance import Guidance
 from accel.core.recipe import Recipe
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid
+from accel.suites import decoders
 from accel.suites.base import (
     ASSETS,
     Origin,
     Reference,
     Student,
     Suite,
+    TinyAutoencoder,
     beside,
     check_manifest,
     load_frozen,
@@ -81,6 +83,9 @@ class ShapesSuite(Suite):
         from diffusers import UNet2DConditionModel
 
         return students(folder_of(Path(self.weights)), UNet2DConditionModel, self.name)
+
+    def decoders(self) -> dict[str, TinyAutoencoder]:
+        return decoders.decoders(decoders.folder_of(Path(self.weights)), self.name)
 
     def conditions(self, start: int, stop: int) -> dict[str, Any]:
         return {"prompt": [prompt(i) for i in range(start, stop)]}

@@ -1,7 +1,7 @@
 """`make train SUITE=shapes`: every weight that suite `shapes` ships, with progress, checkpoints and resume.
 
 In order: autoencoder, detector, CLIP, then the denoisers on the frozen autoencoder and text encoder, as Stable
-Diffusion was made, and students of the larger one (accel/suites/shapes/students.py). Pictures and captions are drawn
+Diffusion was made, then the tiny decoder and students of the larger denoiser. Pictures and captions are drawn
 anew from their streams (accel/suites/shapes/data.py).
 """
 
@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from accel.suites.base import ASSETS, write_manifest
-from accel.suites.shapes import data, students
+from accel.suites.shapes import data, decoder, students
 from accel.suites.shapes.adherence import NAMES
 from accel.suites.shapes.captions import COLUMNS, RELATIONS, ROWS, readings
 from accel.suites.shapes.encoded import encoded, to_model, tokens
@@ -41,6 +41,7 @@ PARTS = {
     # decided how many objects there are and where, is learned last.
     "large": TrainConfig(steps=35000, batch=16, lr=1e-3, muon_lr=0.01, weight_decay=0.01, time_power=0.7, seed=4),
     "small": TrainConfig(steps=30000, batch=16, lr=1e-3, muon_lr=0.01, weight_decay=0.01, time_power=0.7, seed=5),
+    decoder.NAME: decoder.TRAINING,
     **students.PARTS,
 }
 WORKERS = min(8, os.cpu_count() or 1)
@@ -65,9 +66,11 @@ def train_part(
     part: str, work: Path, assets: Path = ASSETS / "shapes", device: str = "cpu", on_step=lambda step, loss: None
 ):
     """Train one part (see PARTS) and write its fp16 weights under `assets`; the parts before it must be there.
-    A student goes beside that folder."""
+    A student, or the tiny decoder, goes beside that folder."""
     if part in students.PARTS:
         return students.train_part(part, work, assets, device, on_step)
+    if part == decoder.NAME:
+        return decoder.train_part(work, assets, device, on_step, WORKERS)
     torch.manual_seed(PARTS[part].seed)
     net, inputs, loss = PREPARE[part](assets, work, device)
     index = torch.arange(len(inputs))
