@@ -17,7 +17,11 @@ from accel.core.stages import stage_seconds
 from accel.decoders import TinyDecoder
 from accel.digests import weights_hex
 from accel.errors import ConfigError, IncompatibleError, IntegrityError
+from accel.records import Results
 from accel.registry import method
+from accel.studies.evaluation import Evaluation
+from accel.studies.runner import Runner
+from accel.suites.base import TinyAutoencoder
 from accel.suites.decoders import folder_of, load, save
 from accel.testing.suites import TinySuite
 
@@ -159,6 +163,23 @@ def test_a_saved_one_is_what_it_was_and_damage_is_found(tmp_path):
         load(folder, "shapes")
     with pytest.raises(IntegrityError, match=r"decoder\.json is not of a decoder"):
         Distilled.load(folder)
+
+
+def test_a_record_says_what_it_cost(monkeypatch, tmp_path):
+    """What it is held against is the pipeline's own decoder, so that its loss is part of the distance."""
+    found = {"tiny": TinyAutoencoder(TINY.decoders()["tiny"].load, {"kind": "x"}, {"seconds": 3.0, "steps": 2})}
+    monkeypatch.setattr(TinySuite, "decoders", lambda self: found)
+    monkeypatch.setattr(TinySuite, "converged", lambda self, guidance: Recipe(RECIPE.sampler, None, guidance))
+    evaluation = Evaluation(n=60, batch=60, shard=60, distance_n=60, timing=False)
+    runner = Runner(TINY, evaluation, Results(tmp_path))
+    record, plain = runner.quality(RECIPE), runner.quality(RECIPE.unaccelerated)
+    assert record["decoder"] == {"seconds": 3.0, "steps": 2}
+    assert record["axes"]["decoder"] == "tiny"
+    assert record["cost"]["nfe"] == plain["cost"]["nfe"] == 2
+    assert record["cost"]["macs"] == plain["cost"]["macs"], "of the denoiser"
+    assert record["values"]["distance"]["value"] > 0.1
+    assert "decoder" not in plain
+    assert record["samples"] != plain["samples"]
 
 
 def test_it_is_part_of_a_recipe_and_no_part_of_what_it_is_held_against():
