@@ -30,14 +30,14 @@ SCALE = 3.0  # of the guidance that is built in
 FOUR, TWO = (999, 749, 499, 249), (999, 499)
 # As for the teacher: Muon, and many updates of small batches, though its evaluations are cheaper in large ones.
 TRAINING = TrainConfig(
-    steps=800, batch=64, lr=3e-4, muon_lr=0.003, warmup=5, weight_decay=0.0, ema_decay=0.995, label_dropout=0.0,
+    steps=500, batch=64, lr=3e-4, muon_lr=0.003, warmup=5, weight_decay=0.0, ema_decay=0.995, label_dropout=0.0,
     checkpoint_every=10, decay="linear", dropout=False, seed=31,
 )  # fmt: skip
 PARTS = {
     "pd4_cfg3": Stage(Segments(FOUR, guidance=SCALE, start="own", parts=4, passes=2), TRAINING, ORIGINAL),
     "pd2_cfg3": Stage(
         Segments(TWO, order=1, through=FOUR, start="own", parts=4, passes=2),
-        replace(TRAINING, steps=500, seed=32),
+        replace(TRAINING, steps=250, seed=32),
         "pd4_cfg3",
     ),
 }
