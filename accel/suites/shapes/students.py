@@ -30,8 +30,8 @@ SCALE = 3.0  # of the guidance that is built in
 FOUR, TWO = (999, 749, 499, 249), (999, 499)
 # As for the teacher: Muon, and many updates of small batches, though its evaluations are cheaper in large ones.
 TRAINING = TrainConfig(
-    steps=500, batch=64, lr=3e-4, muon_lr=0.003, warmup=5, weight_decay=0.0, ema_decay=0.995, label_dropout=0.0,
-    checkpoint_every=10, decay="linear", dropout=False, seed=31,
+    steps=500, batch=64, lr=2e-4, muon_lr=0.002, warmup=5, weight_decay=0.0, ema_decay=0.998, label_dropout=0.0,
+    checkpoint_every=10, decay="constant", dropout=False, seed=31,
 )  # fmt: skip
 PARTS = {
     "pd4_cfg3": Stage(Segments(FOUR, guidance=SCALE, start="own", parts=4, passes=2), TRAINING, ORIGINAL),
