@@ -21,7 +21,7 @@ from accel.registry import CONF
 
 SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)*=", re.ASCII)  # <setting>=: not added, removed or put elsewhere
 NO_METHOD = "accel.core.recipe.nothing"  # target of every none.yaml
-AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip", "student")
+AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip", "student", "decoder")
 PLACED = (*AXES, "optimiser")  # what cells choose, by files that stand for themselves
 OTHERS = {"sampler": ("ddim", "ode"), "optimiser": ("coordinate", "gits")}  # no sampler is `none`, and no optimiser
 

@@ -57,6 +57,7 @@ IDENTITY = {
     "MagnitudePruning": {"sparsity": 0.0},
     "SkipTuning": {"bottom": 1.0, "top": 1.0},
     "Distilled": None,  # another network
+    "TinyDecoder": None,  # another network, too
 }
 # Checked on the trained networks of digits where they fit, too; the other points on tiny random ones alone.
 TRAINED = ("neutral", "changes")
@@ -112,6 +113,8 @@ def images(digits):
 def test_pairs_compose_or_refuse_with_a_reason(one, other, light_suite):
     made = recipe(**dict([one, other]))
     tried = [bench(TinySuite("unet")), bench(light_suite)]  # the first one is faster
+    if "decoder" in dict([one, other]):  # which needs latents
+        tried = [bench(TinySuite("transformer")), tried[1]]
     on = next((on for on in tried if on.refusal(made) is None), None)
     if on is None:
         with pytest.raises(IncompatibleError, match=r".{30,}"), accelerate(tried[1].pipe, made, models=tried[1].models):
@@ -169,9 +172,9 @@ def test_incompatible_pair_is_refused_with_what_would_work(pipe, models):
 
 def test_compatibility_table_agrees_with_what_happens(digits, pipe, models):
     """Both ways: every `no` of the generated table raises, every `yes` passes; one reason a number."""
-    from accel.benches.compatibility import NEEDS_FILE, refusal, table
+    from accel.benches.compatibility import NOT_HERE, refusal, table
 
-    known = [m for m in METHODS if m not in NEEDS_FILE]
+    known = [m for m in METHODS if m not in NOT_HERE]
     partners = [m for m in known if m[0] != "sampler"]
     text = table(digits)
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]

@@ -27,6 +27,7 @@ ABOUT = {
     "precision": "numbers of weights and activations, executed or simulated",
     "skip": "scaled skip connections",
     "student": "a distilled few-step network in the denoiser's place",
+    "decoder": "a tiny network in the place of the autoencoder's decoder",
     "suite": "the model, its data and its reference",
     "evaluation": "samples, seeds and timing",
     "experiment": "whole studies",

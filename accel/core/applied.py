@@ -34,8 +34,10 @@ class Applied:
         self._caller: int | None = None  # the thread whose call is under way
         self._changing = threading.RLock()
         self._undo = ExitStack()
-        # A precision that changes other networks of the pipeline, which are nobody's to guard, stays for a call alone.
-        self._stays = not recipe.precision or type(recipe.precision).prepare_pipeline is Precision.prepare_pipeline
+        # A precision that changes other networks of the pipeline, which are nobody's to guard, stays for a call alone,
+        # and so does a decoder: whoever calls `vae.decode` between two calls means the autoencoder's.
+        alone = recipe.precision and type(recipe.precision).prepare_pipeline is not Precision.prepare_pipeline
+        self._stays = not alone and recipe.decoder is None
         nets = {id(net): net for net in recipe.held(pipe, given["models"])}
         self._shared: list[SharedForward] = []
         try:

@@ -17,6 +17,7 @@ from accel.core.artefacts import moved
 from accel.core.calls import Fixed, told
 from accel.core.companions import companions, counted
 from accel.core.compiling import check_compiled, room_to_compile
+from accel.core.decoder import Decoder
 from accel.core.denoiser import (
     Denoise,
     Inputs,
@@ -43,7 +44,8 @@ from accel.errors import ConfigError, IncompatibleError, unknown
 @dataclass(frozen=True)
 class Recipe:
     """One method, or None, for each axis. Nesting: guidance(stitch(cache(precision(skip(net))))) under the sampler;
-    `net` is the pipeline's own denoiser, or the student in its place, at whose times it is without a grid."""
+    `net` is the pipeline's own denoiser, or the student in its place, at whose times it is without a grid. The decoder
+    stands after all of them, in the place of the pipeline's own."""
 
     sampler: Sampler | None = None
     grid: TimestepGrid | None = None
@@ -53,6 +55,7 @@ class Recipe:
     precision: Precision | None = None
     skip: Method | None = field(default=None, metadata=LATER)
     student: Student | None = field(default=None, metadata=LATER)
+    decoder: Decoder | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.student and self.sampler and not self.grid:
@@ -74,6 +77,7 @@ class Recipe:
     def label(self) -> str:
         """The recipe in one line, e.g. `dpmpp_2m-10 + deepcache3b1`."""
         parts = (self.sampler, self.guidance, self.student, self.stitch, self.cache, self.skip, self.precision)
+        parts = (*parts, self.decoder)
         grid = f"@{self.grid.name}" if self.grid else ""
         names = [p.label for p in parts if p is not None]
         return (names[0] + grid + "".join(f" + {n}" for n in names[1:])) if names else "plain"
@@ -90,6 +94,7 @@ class Recipe:
             "precision": self.precision.label if self.precision else "none",
             "skip": self.skip.label if self.skip else "none",
             "student": self.student.label if self.student else "none",
+            "decoder": self.decoder.label if self.decoder else "none",
         }
 
     @property
@@ -113,7 +118,8 @@ class Recipe:
         """The sampler and guidance alone; for a guidance that is a shortcut, or built into a student, what it is of."""
         shortcut = self.guidance.shortcut if self.guidance else self.student is not None
         guidance = self.exact_guidance if shortcut else self.guidance
-        return replace(self, guidance=guidance, cache=None, stitch=None, precision=None, skip=None, student=None)
+        others = dict.fromkeys(("cache", "stitch", "precision", "skip", "student", "decoder"))
+        return replace(self, guidance=guidance, **others)
 
     def parts(self) -> dict[str, Recipe]:
         """What a recipe is composed of, at its own sampler, steps and grid: `plain`, and by axis each accelerating
@@ -150,6 +156,8 @@ class Recipe:
         nets, own = self.nets(pipe, models), getattr(pipe, denoiser_name(pipe))
         check_students(self, own, nets)
         self._check_further(pipe, own)
+        if self.decoder:
+            self.decoder.check(pipe, models)
         if self.grid and not self.sampler:
             raise IncompatibleError(f"grid={self.grid.name} needs a sampler to place it; choose one, or grid=none.")
         if self.grid and self.grid.keyed:
@@ -206,11 +214,11 @@ class Recipe:
         return nets
 
     def held(self, pipe: Any, models: Mapping[str, nn.Module] | None = None) -> list[nn.Module]:
-        """Every network whose forward is another one while the recipe is on the pipeline: those of `nets`, and the
-        pipeline's own."""
-        return list(
-            {id(net): net for net in (getattr(pipe, denoiser_name(pipe)), *self.nets(pipe, models).values())}.values()
-        )
+        """Every network that runs otherwise while the recipe is on the pipeline: those of `nets`, the pipeline's own,
+        and its autoencoder under a decoder."""
+        found = [getattr(pipe, denoiser_name(pipe)), *self.nets(pipe, models).values()]
+        found += [pipe.vae] if self.decoder and isinstance(getattr(pipe, "vae", None), nn.Module) else []
+        return list({id(net): net for net in found}.values())
 
 
 @dataclass(frozen=True)
@@ -289,6 +297,8 @@ class Prepared:
             enter = denoise if len(own) == 1 else _calling(key, called, denoise)
             undo.enter_context(shadow_forward(net, enter, clock, place))
 
+        if recipe.decoder:
+            recipe.decoder.attach(pipe, recipe.decoder.find(self.models or {}), undo)
         if count_macs:
             undo.enter_context(counted(pipe, clock))
         original = pipe.scheduler

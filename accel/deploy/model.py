@@ -31,6 +31,7 @@ def needed(recipe: Recipe) -> set[str]:
     """Names of the networks that a recipe needs beside the pipeline's."""
     names = {*(recipe.stitch.models if recipe.stitch else ()), *(recipe.guidance.models if recipe.guidance else ())}
     names = (names - {TEACHER}) | {recipe.student.model} if recipe.student else names
+    names |= {recipe.decoder.model} if recipe.decoder else set()
     return names | ({CLASSIFIER} if recipe.guidance and recipe.guidance.uses_classifier else set())
 
 

@@ -73,7 +73,7 @@ def plain_of(opened: Opened) -> Plain:
     _scheduler(opened, found)
     if recipe.guidance is not None and not recipe.guidance.plain:
         found.reasons.append(f"guidance {recipe.guidance.label}")
-    for axis in ("student", "stitch", "skip"):
+    for axis in ("student", "stitch", "skip", "decoder"):
         if (method := getattr(recipe, axis)) is not None:
             found.reasons.append(f"{axis} {method.label}")
     _cache(opened, found)

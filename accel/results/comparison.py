@@ -20,7 +20,7 @@ from accel.metrics.statistics import Estimate, beaten_by, paired
 from accel.metrics.verdicts import Margins, benjamini_hochberg, holm, losses, p_value, verdict
 from accel.records import Results
 
-ACCELERATING = ("cache", "stitch", "precision", "skip", "student")  # axes beside sampler and guidance
+ACCELERATING = ("cache", "stitch", "precision", "skip", "student", "decoder")  # axes beside sampler and guidance
 COMPETES = ("baseline", "conventional", "plain", "cell", "control")
 # How well prompts are followed, the more telling value first: heading, scale.
 PROMPTED = {"adherence": ("adherence %", 100), "clip_score": ("CLIP score", 1)}

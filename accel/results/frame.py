@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas
 
 AXES = ("sampler", "steps", "grid", "guidance", "cache", "stitch", "precision", "skip")
-LATER_AXES = ("student",)  # which records got later: a column where one of the study is on it
+LATER_AXES = ("student", "decoder")  # which records got later: a column where one of the study is on it
 RENAMED = {"precision": "pr_precision", "recall": "pr_recall"}  # values of records that are no columns by their key
 LATER = ("vram_bytes", "cache_bytes")  # costs that records got later: a column where one of the study has it
 LATER_SHARES = ("hits",)  # likewise, and no whole numbers

@@ -37,6 +37,7 @@ KINDS: Mapping[str, tuple[str, str, float]] = {
     "guidance": ("#0072b2", "p", 8.5),
     "skip": ("#56b4e9", "v", 8),
     "student": ("#8b5a2b", "P", 8),
+    "decoder": ("#7f7f7f", "X", 8),
     "combined": ("#e69f00", "*", 13),
 }
 

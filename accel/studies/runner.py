@@ -180,6 +180,8 @@ class Runner(Samples):
         record |= self._similar | self._beyond
         if recipe.student:
             record["student"] = bill_of(self.suite.students()[recipe.student.model].contract)
+        if recipe.decoder and (bill := self.suite.decoders()[recipe.decoder.model].bill):
+            record["decoder"] = dict(bill)
         if shipped := sum(min(e.n, self.shipped(recipe, seed)) for seed in e.seeds):
             record["shipped"] = shipped
         if notes := self.suite.notes(self.pipe, e.n):

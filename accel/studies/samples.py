@@ -127,6 +127,8 @@ class Samples:
             identity["classifier"] = self._classifier
         if recipe.student and (student := self.suite.students().get(recipe.student.model)):
             identity["student"] = dict(student.fingerprint)
+        if recipe.decoder and (decoder := self.suite.decoders().get(recipe.decoder.model)):
+            identity["decoder"] = dict(decoder.fingerprint)
         return digest(identity)
 
     def samples_id(self, recipe: Recipe) -> str | list[str]:

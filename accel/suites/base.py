@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -62,6 +62,16 @@ class Student:
     load: Callable[[], nn.Module]
     fingerprint: Mapping[str, str]
     contract: Contract
+
+
+@dataclass(frozen=True)
+class TinyAutoencoder:
+    """A decoder of a suite: `load` gives its network, `fingerprint` hashes what decides its pictures, `bill` says what
+    it cost, if the suite knows."""
+
+    load: Callable[[], nn.Module]
+    fingerprint: Mapping[str, str]
+    bill: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Networks(Mapping[str, nn.Module]):
@@ -144,12 +154,17 @@ class Suite(ABC):
         """Few-step students by name, each loaded when it is asked for, under its contract (accel.core.student)."""
         return {}
 
+    def decoders(self) -> dict[str, TinyAutoencoder]:
+        """Tiny decoders by name, for the place of the pipeline's own, each loaded when it is asked for."""
+        return {}
+
     def networks(self) -> Networks:
-        """Every network beside the pipeline's that a method may name: `models`, the classifier if there is one, and
-        `students`."""
+        """Every network beside the pipeline's that a method may name: `models`, the classifier if there is one,
+        `students` and `decoders`."""
         classifier = self.classifier()
         found = self.models() | ({} if classifier is None else {CLASSIFIER: classifier})
-        return Networks(found, {name: student.load for name, student in self.students().items()})
+        later = self.students() | self.decoders()
+        return Networks(found, {name: own.load for name, own in later.items()})
 
     @abstractmethod
     def fingerprint(self) -> dict[str, str]:
@@ -340,3 +355,12 @@ def loading(folder: Path) -> Iterator[None]:
         raise ConfigError(
             f"cannot load {folder}: {reason} Only safetensors weights are loaded, never pickles."
         ) from error
+
+
+def load_network(cls: type, folder: Path) -> nn.Module:
+    """`cls.from_pretrained` on the local folder of a network, in float32 for inference; else as `load_pipeline`."""
+    with loading(folder):
+        net = cls.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
+        )
+    return net.eval()

@@ -1,6 +1,7 @@
-"""Students that ship with a suite: pipeline folders with a contract, each beside its manifest.
+"""Students that ship with a suite: folders with a contract, each beside its manifest.
 
-<suite>_students/<name>/model_index.json ...   as save_pretrained writes them, weights in float16
+<suite>_students/<name>/model_index.json ...   a pipeline as save_pretrained writes it, weights in float16; or
+<suite>_students/<name>/config.json ...        the network alone, where the rest of the pipeline is its teacher's
 <suite>_students/<name>/student.json           the contract (accel.core.student)
 <suite>_students/<name>/MANIFEST.json          sha256 of every file
 """
@@ -13,12 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
 from torch import nn
 
 from accel.core.denoiser import denoiser_name
 from accel.core.student import FILE, Contract, contracted
-from accel.suites.base import Student, check_manifest, load_pipeline, manifest, remedy, write_manifest
+from accel.suites.base import Student, check_manifest, load_network, load_pipeline, manifest, remedy, write_manifest
 
 
 def folder_of(denoisers: Path) -> Path:
@@ -27,8 +27,8 @@ def folder_of(denoisers: Path) -> Path:
 
 
 def students(folder: Path, cls: type, suite: str) -> dict[str, Student]:
-    """The students below `folder`, none where there is no such; pipelines are of class `cls`. IntegrityError for a
-    damaged contract or manifest."""
+    """The students below `folder`, none where there is no such; pipelines, or networks, are of class `cls`.
+    IntegrityError for a damaged contract or manifest."""
     return {path.parent.name: _student(path.parent, cls, suite) for path in sorted(folder.glob(f"*/{FILE}"))}
 
 
@@ -41,18 +41,19 @@ def _student(folder: Path, cls: type, suite: str) -> Student:
 def load(folder: Path, cls: type, suite: str) -> nn.Module:
     """The network of the student in `folder`, under its contract, after checking every file."""
     check_manifest(folder, remedy(suite))
+    if issubclass(cls, nn.Module):
+        return contracted(load_network(cls, folder), Contract.load(folder))
     pipe = load_pipeline(cls, folder)
     return contracted(getattr(pipe, denoiser_name(pipe)), Contract.load(folder))
 
 
-def save(pipe: DiffusionPipeline, contract: Contract, folder: Path) -> None:
-    """Write a student, in the dtype that it has, in the place of what is there."""
+def save(own: Any, contract: Contract, folder: Path) -> None:
+    """Write a student, a pipeline or a network, in the dtype that it has, in the place of what is there."""
     shutil.rmtree(folder, ignore_errors=True)
-    pipe.save_pretrained(folder)
-    for path in (
-        folder / "model_index.json",
-        *folder.glob("*/config.json"),
-    ):  # diffusers notes the place that a network was loaded from
+    own.save_pretrained(folder)
+    named = ("model_index.json", "config.json", "*/config.json")
+    for path in [path for name in named for path in folder.glob(name)]:
+        # diffusers notes the place that a network was loaded from
         config = {key: own for key, own in json.loads(path.read_text()).items() if key != "_name_or_path"}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     contract.save(folder)

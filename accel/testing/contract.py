@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from accel import registry
+from accel.core.decoder import Decoder
 from accel.core.guidance import Guidance
 from accel.core.precision import Precision
 from accel.core.recipe import Recipe
@@ -34,6 +35,7 @@ CLASSES = {
     "precision": Precision,
     "stitch": TStitch,
     "student": Student,
+    "decoder": Decoder,
 }
 EVERY = COMMON | ON_A_GPU
 CHECKS: dict[str, dict[str, Callable[[Case], None]]] = {
@@ -45,6 +47,7 @@ CHECKS: dict[str, dict[str, Callable[[Case], None]]] = {
     "precision": EVERY | AT_DENOISER,
     "skip": EVERY | AT_DENOISER,
     "student": EVERY | AT_DENOISER,
+    "decoder": EVERY | AT_DENOISER,
 }
 # Rounded numbers flip single levels where kernels sum in another order.
 TOLERANCES = {"precision": 0.35}
@@ -75,8 +78,8 @@ def contract_checks(
 
     For one test each: `@pytest.mark.parametrize("check", contract_checks(m).values(), ids=contract_checks(m))`.
 
-    axis: sampler | grid | guidance | cache | stitch | precision | skip | student; None: told by the method's class, a
-        `Method` of no other kind being a cache.
+    axis: sampler | grid | guidance | cache | stitch | precision | skip | student | decoder; None: told by the method's
+        class, a `Method` of no other kind being a cache.
     neutral: the method at settings that change nothing, or only those settings by name; None: it has none.
     steps: solver steps of the trajectories. Those of ddim, or of the recipe, where the method is not a sampler.
     suite: tried before the tiny ones, for a method that fits none of these.

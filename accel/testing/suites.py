@@ -18,7 +18,7 @@ from accel.core.student import Contract, contracted
 from accel.digests import weights_hex
 from accel.errors import unknown
 from accel.registry import groups, method
-from accel.suites.base import Student, Suite, labels
+from accel.suites.base import Student, Suite, TinyAutoencoder, labels
 from accel.suites.pipeline import PixelPipeline
 
 CLASSES = 10
@@ -64,6 +64,13 @@ class TinySuite(Suite):
         contracts = {own.model: Contract(own.kind, own.times, _teacher(), own.guidance) for own in made}
         return {name: Student(partial(_student, contract), {"kind": self.kind}, contract)
                 for name, contract in contracts.items()}  # fmt: skip
+
+    def decoders(self) -> dict[str, TinyAutoencoder]:
+        """Those of the registered names: a random network, where there are latents."""
+        if self.kind != "transformer":
+            return {}
+        names = {method("decoder", name).model for name in groups()["decoder"] if name != "none"}
+        return {name: TinyAutoencoder(tiny_autoencoder, {"kind": self.kind}) for name in names}
 
     def classifier(self) -> nn.Module | None:
         if self.kind == "transformer":  # whose images are latents' own
@@ -120,6 +127,15 @@ def dit(seed: int = 0, layers: int = 2, **changes: Any) -> nn.Module:
         "sample_size": SIZE, "patch_size": 2, "num_embeds_ada_norm": 1000,
     }  # fmt: skip
     return _random(seed, lambda: DiTTransformer2DModel(**settings | changes))
+
+
+def tiny_autoencoder() -> nn.Module:
+    """A random AutoencoderTiny for the latents of `dit`."""
+    from diffusers import AutoencoderTiny
+
+    settings = {"latent_channels": 4, "num_encoder_blocks": (0,), "num_decoder_blocks": (1,)}
+    settings |= dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (4,))
+    return _random(3, lambda: AutoencoderTiny(**settings))
 
 
 def text_unet(seed: int = 0) -> nn.Module:

@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[2]
         ("accel completion b", ["bash"]),
         ("accel train sui", []),
         ("accel stud", ["student=", "study="]),
+        ("accel dec", ["decoder="]),
     ],
 )
 def test_what_is_offered(line, offered):

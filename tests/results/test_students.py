@@ -40,6 +40,22 @@ def test_the_page_says_what_training_cost(study):
     assert section in markdown(study)
 
 
+def test_a_decoder_is_billed_with_the_student_and_alone(study, fabric):
+    decoder = {"seconds": 32.6, "steps": 160, "samples": 320, "macs": 1e12, "data": "pictures"}
+    for label, more in (("+ pd4 + tiny", {"student": BILL}), ("+ tiny", {})):
+        row = fabric.quality(f"ddim_accel-4@pd4 {label}", 1.0, 0.03, 4e6, steps=4, decoder="tiny")
+        fabric.results.save(row | more | {"decoder": decoder})
+        fabric.line("cell", row)
+    own = Comparison.load(fabric.results, fabric.save("s"))
+    section = students_section(own)
+    both = "endpoint + decoder | 200 | 400 | 8,000 | training images, pictures | 100,000 | 312,500, against dpmpp_2m-20"
+    assert f"| ddim_accel-4@pd4 + pd4 + tiny | {both} |" in section
+    assert "| ddim_accel-4@pd4 + tiny | decoder | 32.6 | 160 | 320 | pictures | 20,000 | – |" in section
+    assert "A decoder's bill is added" in section
+    assert "A decoder's bill" not in students_section(study)
+    assert rival(own, own.done[3]).label == "dpmpp_2m-20", "what needs no training has no decoder, either"
+
+
 def test_without_students_there_is_no_such_section(study):
     rows = tuple(row for row in study.rows if "student" not in row.quality)
     assert students_section(Comparison("s", "S", "digits", rows)) == ""

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from accel.results.comparison import Comparison, Row
 from accel.results.report.sections import settings_text
 
-AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip", "student")
+AXES = ("sampler", "grid", "guidance", "cache", "stitch", "precision", "skip", "student", "decoder")
 # (axis, name on it, class of the method, its package where that is not accel) -> what it is, or None where nobody says.
 Describe = Callable[[str, str, str, "str | None"], "str | None"]
 GRAMMAR = (
     "A label is read from the left: the sampler and its number of steps (`dpmpp_2m-10`), after @ the grid of timesteps "
     "that it visits (`@karras`; without @ the sampler's usual one), then after each + what is added: guidance, stitch, "
-    "cache, skip, precision; a student after guidance."
+    "cache, skip, precision, decoder; a student after guidance."
 )
 
 

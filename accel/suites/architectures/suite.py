@@ -29,7 +29,7 @@ from accel.suites.hub.suite import DTYPES, HubSuite
 PROMPTS = archs.HERE.parent / "prompts.txt"
 UNSCORED = "the weights of suite arch are random, so that its images are noise; it has cost and times alone"
 TRAINED = "the weights of suite arch are random, and this belongs to trained ones"
-OF_WEIGHTS = ("model", "revision", "variant", "gguf", "student", "lora", "controlnet")
+OF_WEIGHTS = ("model", "revision", "variant", "gguf", "student", "lora", "controlnet", "decoder")
 OF_SCORES = ("feature_weights", "clip", "reference_images", "feature_network")
 SMALLEST = 0.01
 

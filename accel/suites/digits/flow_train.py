@@ -13,10 +13,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from accel.suites.base import ASSETS, write_manifest
-from accel.suites.digits.distil import Family, Stage, distil
+from accel.suites.digits.distil import family
 from accel.suites.digits.fit import OnStep, conditional, fit, quiet
 from accel.suites.digits.models import FLOW_SCHEDULER, build_unet
 from accel.suites.digits.students import TRAINING
+from accel.suites.distil import Stage, distil
 from accel.suites.pipeline import PixelPipeline
 from accel.suites.training.loop import TrainConfig, flow_loss
 from accel.suites.training.reflow import Reflow
@@ -29,7 +30,7 @@ STUDENTS = {
     "reflow1": Stage(Segments((1000,), through=_FOUR), replace(TRAINING, steps=1000, seed=22), "reflow"),
 }
 PARTS = {"flow": TrainConfig(steps=10000, batch=64, lr=8e-4, seed=4), **STUDENTS}
-FAMILY = Family("digits_flow", ORIGINAL, FlowMatchEulerDiscreteScheduler, FLOW_SCHEDULER, STUDENTS)
+FAMILY = family("digits_flow", ORIGINAL, FlowMatchEulerDiscreteScheduler, FLOW_SCHEDULER, STUDENTS)
 
 
 def train_part(

@@ -16,9 +16,10 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from accel.suites.base import ASSETS
-from accel.suites.digits.distil import Family, Stage, distil
+from accel.suites.digits.distil import family
 from accel.suites.digits.fit import OnStep, quiet
 from accel.suites.digits.models import SCHEDULER
+from accel.suites.distil import Stage, distil
 from accel.suites.training.consistency import Consistency
 from accel.suites.training.distribution import Distribution
 from accel.suites.training.guided import Guided
@@ -43,7 +44,7 @@ PARTS = {
     "ect2": Stage(Consistency((999, 350), mean=-0.4), replace(TRAINING, steps=900, seed=15), ORIGINAL),
     "guided2": Stage(Guided(2.0), replace(TRAINING, steps=600, seed=16), ORIGINAL),
 }
-FAMILY = Family("digits", ORIGINAL, DDPMScheduler, SCHEDULER, PARTS)
+FAMILY = family("digits", ORIGINAL, DDPMScheduler, SCHEDULER, PARTS)
 
 
 def train_part(

@@ -21,13 +21,13 @@ import torch
 from torch import nn
 
 from accel.errors import ConfigError
-from accel.files import file_hash
+from accel.suites.hub import beside as hub_beside
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import index as hub_index
 from accel.suites.hub import kinds as hub_kinds
-from accel.suites.hub import models as hub_models
 from accel.suites.hub.kinds import CONTROLNET, Kind
 
+WHAT = (CONTROLNET, "ControlNet")  # its setting, and what errors call it
 # What a network and its ControlNet must agree on, where both say it; else what is added would not fit.
 SHARED = ("block_out_channels", "cross_attention_dim", "joint_attention_dim", "caption_projection_dim")
 
@@ -36,25 +36,14 @@ LAYERS = ("block_out_channels", "layers_per_block", "down_block_types", "num_lay
           "num_attention_heads", "attention_head_dim")  # fmt: skip
 
 
-@lru_cache(maxsize=8)
 def place_of(source: str, variant: str | None) -> Path:
     """The folder of a ControlNet's config and weights. ConfigError if it is out of reach, or has no safetensors."""
-    path = Path(source).expanduser()
-    if not path.is_dir():
-        path = _from_hub(source)
-    if not (path / "config.json").exists():
-        raise ConfigError(f"suite.controlnet is {path}, which has no config.json; allowed: the folder of a ControlNet.")
-    if not hub_files.weights_in(path, variant):
-        raise ConfigError(f"the ControlNet {path} has no safetensors weights; download those.")
-    return path
+    return hub_beside.place_of(source, variant, *WHAT)
 
 
 def config(source: str, variant: str | None) -> dict[str, Any]:
     """The ControlNet's config, which names its class."""
-    place = place_of(source, variant)
-    found = hub_index.read_object(place / "config.json", f"{place / 'config.json'} is missing. Download it again.")
-    hub_files.check_config(place, CONTROLNET, found)
-    return found
+    return hub_beside.config(source, variant, *WHAT)
 
 
 @lru_cache(maxsize=8)
@@ -114,17 +103,12 @@ def check_others(folder: Path, others: Mapping[str, Mapping[str, Any]]) -> None:
 
 def load(source: str, dtype: torch.dtype, variant: str | None) -> nn.Module:
     """The network, all of whose tensors are in its files; ConfigError else."""
-    cls = str(config(source, variant)["_class_name"])
-    return hub_models.network(place_of(source, variant), CONTROLNET, "diffusers", cls, dtype, variant)
+    return hub_beside.load(source, dtype, variant, *WHAT)
 
 
 def hashes(source: str | None, variant: str | None) -> dict[str, str]:
     """sha256 of the files of a ControlNet; {} without one."""
-    if not source:
-        return {}
-    place = place_of(source, variant)
-    files = sorted([*hub_files.weights_in(place, variant), place / "config.json"])
-    return {f"{CONTROLNET}/{path.name}": file_hash(path) for path in files}
+    return hub_beside.hashes(source, variant, *WHAT)
 
 
 def settle(vae: Any) -> None:
@@ -161,25 +145,3 @@ def lines(kind: Kind, source: str | None, variant: str | None, dtype: torch.dtyp
             "Latents.sample = lambda self, generator=None: drawn(self, generator) if generator else self.mode()",
         ]
     return found
-
-
-def _from_hub(source: str) -> Path:
-    if not hub_files.is_id(source):
-        raise ConfigError(f"there is no folder {source} (suite.controlnet); give one, or a hub id (owner/name).")
-    from huggingface_hub import snapshot_download
-
-    wanted = ["config.json", "*.safetensors"]
-    try:
-        return Path(snapshot_download(source, allow_patterns=wanted, local_files_only=True))
-    except (OSError, ValueError):
-        pass
-    try:
-        return Path(snapshot_download(source, allow_patterns=wanted))
-    except Exception as error:  # each layer below has errors of its own, and none is of interest but as text
-        name = source.partition("/")[2]
-        raise ConfigError(
-            f"the ControlNet {source!r} is not a local folder, is not in the local cache of the hub, and cannot be "
-            f"downloaded ({' '.join(str(error).split())[:200]}). Fetch it where there is a network: hf download "
-            f"{source} config.json --include '*.safetensors' --local-dir models/{name}, then suite.controlnet=models/"
-            f"{name}."
-        ) from error

@@ -27,10 +27,11 @@ from accel.registry import method
 from accel.samplers.noise_schedule import is_flow
 from accel.samplers.trigflow import is_trigflow
 from accel.students import Known, under
-from accel.suites.base import Origin, load_pipeline, to_uint8
+from accel.suites.base import Origin, TinyAutoencoder, load_pipeline, to_uint8
 from accel.suites.hub import attention as hub_attention
 from accel.suites.hub import configs as hub_configs
 from accel.suites.hub import control as hub_control
+from accel.suites.hub import decoder as hub_decoder
 from accel.suites.hub import files as hub_files
 from accel.suites.hub import gguf as hub_gguf
 from accel.suites.hub import lora as hub_lora
@@ -75,6 +76,7 @@ class HubSuite(Shown):
     lora: Sequence[Any] = ()  # see accel/suites/hub/lora.py
     lora_fused: bool = True
     student: str | None = None  # see accel/suites/hub/student.py
+    decoder: str | None = None  # see accel/suites/hub/decoder.py
     known: str = "auto"  # auto: the student of others that the names of files say; none; or such a name
     converged_steps: int = 50
     converged_sampler: str | None = None  # None: unipc, or rf_solver for a flow
@@ -198,6 +200,9 @@ class HubSuite(Shown):
             hub_attention.use(net, self.attention)
         return nets
 
+    def decoders(self) -> dict[str, TinyAutoencoder]:
+        return hub_decoder.decoders(self.decoder, self.variant, DTYPES[self.dtype])
+
     def fingerprint(self) -> dict[str, str]:
         kind = self.kind
         shown = {"prompts": self.prompts.sha256()} if kind.condition == "prompt" else {}
@@ -270,6 +275,7 @@ class HubSuite(Shown):
             fused = bool(self.lora) and self.lora_fused
             refusals.ask(hub_quantised.check_settings, self.folder, self.gguf, fused, self.layerwise_casting)
             refusals.ask(hub_student.check, self.student, self.gguf, self._denoiser, self.folder, self.variant)
+            refusals.ask(hub_decoder.check, self.decoder, self.variant)
             if contract := refusals.ask(lambda: self.contract):
                 refusals.ask(contract.check_scales, [lora.scale for lora in self.lora])
             if kind.condition == "label":

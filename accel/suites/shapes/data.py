@@ -32,10 +32,19 @@ class Sample:
 
 def sample(stream: str, index: int, captions: int = 1) -> Sample:
     """Sample `index` of a stream."""
+    scene, texts, rng = _described(stream, index, captions)
+    return Sample(scene, texts, tuple(_false(scene, rng, dense=i % 2 == 1) for i in range(captions)))
+
+
+def said(stream: str, index: int, captions: int = 1) -> tuple[str, ...]:
+    """The captions of sample `index` of a stream."""
+    return _described(stream, index, captions)[1]
+
+
+def _described(stream: str, index: int, captions: int) -> tuple[Scene, tuple[str, ...], np.random.Generator]:
     rng = np.random.default_rng([STREAMS[stream], index])
     scene = draw_scene(rng, held_out=stream != "train" and index % 2 == 1)
-    texts = tuple(caption(scene, rng, dense=i % 2 == 1) for i in range(captions))
-    return Sample(scene, texts, tuple(_false(scene, rng, dense=i % 2 == 1) for i in range(captions)))
+    return scene, tuple(caption(scene, rng, dense=i % 2 == 1) for i in range(captions)), rng
 
 
 def pictures(stream: str, count: int, workers: int = 0, on_chunk: Callable[[int], None] = lambda done: None):

@@ -20,14 +20,18 @@ from accel.core.guidance import Guidance
 from accel.core.recipe import Recipe
 from accel.samplers import DiffusersSampler
 from accel.samplers.grids import Grid
+from accel.suites import decoders
 from accel.suites.base import (
     ASSETS,
     Origin,
     Reference,
+    Student,
     Suite,
+    TinyAutoencoder,
     beside,
     check_manifest,
     load_frozen,
+    load_network,
     load_pipeline,
     remedy,
     to_uint8,
@@ -37,6 +41,7 @@ from accel.suites.shapes import data
 from accel.suites.shapes.adherence import detect, right
 from accel.suites.shapes.captions import wanted
 from accel.suites.shapes.models import ShapeDetector
+from accel.suites.students import folder_of, students
 
 REMEDY = remedy("shapes")
 
@@ -72,12 +77,15 @@ class ShapesSuite(Suite):
     def models(self) -> dict[str, torch.nn.Module]:
         from diffusers import UNet2DConditionModel
 
-        folder = Path(self.weights) / "small" / "unet"
-        return {
-            "small": UNet2DConditionModel.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
-            ).eval()
-        }
+        return {"small": load_network(UNet2DConditionModel, Path(self.weights) / "small" / "unet")}
+
+    def students(self) -> dict[str, Student]:
+        from diffusers import UNet2DConditionModel
+
+        return students(folder_of(Path(self.weights)), UNet2DConditionModel, self.name)
+
+    def decoders(self) -> dict[str, TinyAutoencoder]:
+        return decoders.decoders(decoders.folder_of(Path(self.weights)), self.name)
 
     def conditions(self, start: int, stop: int) -> dict[str, Any]:
         return {"prompt": [prompt(i) for i in range(start, stop)]}

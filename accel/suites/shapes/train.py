@@ -1,27 +1,25 @@
 """`make train SUITE=shapes`: every weight that suite `shapes` ships, with progress, checkpoints and resume.
 
 In order: autoencoder, detector, CLIP, then the denoisers on the frozen autoencoder and text encoder, as Stable
-Diffusion was made. Pictures and captions are drawn anew from their streams (accel/suites/shapes/data.py).
+Diffusion was made, then the tiny decoder and students of the larger denoiser. Pictures and captions are drawn
+anew from their streams (accel/suites/shapes/data.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from accel.errors import ConfigError
-from accel.files import file_hash
 from accel.suites.base import ASSETS, write_manifest
-from accel.suites.shapes import data
+from accel.suites.shapes import data, decoder, students
 from accel.suites.shapes.adherence import NAMES
 from accel.suites.shapes.captions import COLUMNS, RELATIONS, ROWS, readings
+from accel.suites.shapes.encoded import encoded, to_model, tokens
 from accel.suites.shapes.models import (
     MAX_TOKENS,
     SCHEDULER,
@@ -43,9 +41,10 @@ PARTS = {
     # decided how many objects there are and where, is learned last.
     "large": TrainConfig(steps=35000, batch=16, lr=1e-3, muon_lr=0.01, weight_decay=0.01, time_power=0.7, seed=4),
     "small": TrainConfig(steps=30000, batch=16, lr=1e-3, muon_lr=0.01, weight_decay=0.01, time_power=0.7, seed=5),
+    decoder.NAME: decoder.TRAINING,
+    **students.PARTS,
 }
 WORKERS = min(8, os.cpu_count() or 1)
-ENCODERS = {"vae": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
 KL_WEIGHT = 1e-3  # Rombach et al. 2022 (arXiv:2112.10752) have 1e-6; here no channel may be tiny
 # Of the squared, the absolute and the edges' error. Objects are few pixels: absolute errors alone leave them grey.
 SQUARED, ABSOLUTE, EDGES = 4.0, 0.5, 0.25
@@ -66,7 +65,12 @@ SIGMA = 0.8  # cells, of the heat around an object's centre
 def train_part(
     part: str, work: Path, assets: Path = ASSETS / "shapes", device: str = "cpu", on_step=lambda step, loss: None
 ):
-    """Train one part (see PARTS) and write its fp16 weights under `assets`; the parts before it must be there."""
+    """Train one part (see PARTS) and write its fp16 weights under `assets`; the parts before it must be there.
+    A student, or the tiny decoder, goes beside that folder."""
+    if part in students.PARTS:
+        return students.train_part(part, work, assets, device, on_step)
+    if part == decoder.NAME:
+        return decoder.train_part(work, assets, device, on_step, WORKERS)
     torch.manual_seed(PARTS[part].seed)
     net, inputs, loss = PREPARE[part](assets, work, device)
     index = torch.arange(len(inputs))
@@ -269,7 +273,7 @@ def _denoiser(size: str):
     def prepare(assets: Path, work: Path, device: str):
         from diffusers import DDPMScheduler
 
-        latents, texts = encoded(assets, work, device)
+        latents, texts = encoded(assets, work, device, WORKERS)
         empty, cfg = texts[-1], PARTS[size]
         scheduler = DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k in DDPM_OPTIONS})
 
@@ -290,41 +294,6 @@ def _denoiser(size: str):
 
 
 DDPM_OPTIONS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-
-
-def encoded(assets: Path, work: Path, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled latents (N, 4, h, w) of the training pictures, and hidden states (2 N + 1, tokens, D) of their captions,
-    of which the last is of the empty caption; float16, kept in `work` for both denoisers and for a resumed run."""
-    folder = assets / "large"
-    networks = [folder / part / name for part, name in ENCODERS.items()]
-    if missing := [path for path in networks if not path.exists()]:
-        raise ConfigError(f"{missing[0]} is missing; train the parts in order: {', '.join(PARTS)}.")
-    made_for = "".join(file_hash(path) for path in networks) + str(data.TRAIN)
-    kept = work / f"encoded-{hashlib.sha256(made_for.encode()).hexdigest()[:12]}.safetensors"
-    if not kept.exists():
-        latents, texts = _encode(folder, device)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"latents": latents, "texts": texts}, temporary)
-        os.replace(temporary, kept)
-    tensors = load_file(kept)
-    return tensors["latents"].float(), tensors["texts"]
-
-
-def _encode(folder: Path, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(device).eval()
-    text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).to(device).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    with torch.inference_mode(), lowered(device):
-        images = data.pictures("train", data.TRAIN, WORKERS)
-        latents = [vae.encode(to_model(x.to(device))).latent_dist.mean.cpu() for x in images.split(256)]
-        captions = [c for s in data.samples("train", data.TRAIN, data.CAPTIONS, WORKERS) for c in s.captions]
-        ids = tokens(tokenizer, [*captions, ""]).long()
-        texts = [text(input_ids=x.to(device)).last_hidden_state.cpu().half() for x in ids.split(512)]
-    return (torch.cat(latents) * vae.config.scaling_factor).half().contiguous(), torch.cat(texts)
 
 
 def _save_denoiser(size: str):
@@ -366,17 +335,6 @@ SAVE = {
 
 
 # --- common
-
-
-def to_model(images: torch.Tensor) -> torch.Tensor:
-    """uint8 -> float in [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-def tokens(tokenizer: Any, captions: list[str]) -> torch.Tensor:
-    """Token ids (N, MAX_TOKENS), padded as the pipeline pads them, int16."""
-    ids = tokenizer(captions, padding="max_length", truncation=True, max_length=MAX_TOKENS).input_ids
-    return torch.tensor(ids, dtype=torch.int16)
 
 
 def _coin(count: int, generator: torch.Generator) -> torch.Tensor:

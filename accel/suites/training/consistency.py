@@ -43,7 +43,7 @@ from accel.students.told import guidance_embedding, width_of
 from accel.suites.training.learner import Kept
 from accel.suites.training.noising import END, Levels, clean, renoised
 from accel.suites.training.segments import check_times, solve
-from accel.suites.training.task import BACKWARD, Lesson, Predict, Turn, guided, predicting
+from accel.suites.training.task import BACKWARD, IMAGES, Lesson, Predict, Turn, guided, predicting
 
 HUBER = 0.00054  # times the root of the number of pixels
 
@@ -92,7 +92,7 @@ class Consistency:
 
     @property
     def data(self) -> str:
-        return "training images"
+        return IMAGES
 
     def begin(self, lesson: Lesson) -> tuple[Mapping[str, Kept], Turn]:
         learner = lesson.learner()

@@ -46,6 +46,8 @@ from accel.suites.training.noising import Levels, clean, draw_times, renoised, v
 from accel.suites.training.segments import check_times
 from accel.suites.training.task import (
     BACKWARD,
+    CONDITIONS,
+    IMAGES,
     STUDENT,
     Condition,
     Lesson,
@@ -98,7 +100,7 @@ class Distribution:
 
     @property
     def data(self) -> str:
-        return "training images" if self.judged else "labels"
+        return IMAGES if self.judged else CONDITIONS
 
     def begin(self, lesson: Lesson) -> tuple[Mapping[str, Kept], Turn]:
         matching = Matching(self, lesson)

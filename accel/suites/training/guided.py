@@ -25,7 +25,7 @@ from accel.students.told import guidance_embedding, width_of
 from accel.suites.training.consistency import check_scales, drawn_scales
 from accel.suites.training.learner import Kept
 from accel.suites.training.noising import Levels, draw_times, renoised
-from accel.suites.training.task import BACKWARD, Lesson, Turn, guided, predicting
+from accel.suites.training.task import BACKWARD, IMAGES, Lesson, Turn, guided, predicting
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Guided:
     guidance: float | tuple[float, float]
 
     times: ClassVar[Sequence[float]] = ()
-    data: ClassVar[str] = "training images"
+    data: ClassVar[str] = IMAGES
 
     def __post_init__(self) -> None:
         check_scales(self.guidance)

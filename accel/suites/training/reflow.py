@@ -26,7 +26,7 @@ from accel.errors import ConfigError, IncompatibleError, check_int
 from accel.suites.training.learner import Kept
 from accel.suites.training.noising import END, Levels
 from accel.suites.training.segments import solve
-from accel.suites.training.task import BACKWARD, Lesson, Turn, predicting
+from accel.suites.training.task import BACKWARD, CONDITIONS, Lesson, Turn, predicting
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Reflow:
     kind: ClassVar[str] = "straightened"
     times: ClassVar[Sequence[float]] = ()
     guidance: ClassVar[float] = 1.0
-    data: ClassVar[str] = "labels"
+    data: ClassVar[str] = CONDITIONS
 
     def __post_init__(self) -> None:
         check_int("calls", self.calls, 1)

@@ -21,7 +21,13 @@ the method (`DRAWS`):
 * `ends`: as `phases`, but s anywhere from the lower edge to u. Trajectory segmented consistency (Ren et al. 2024,
   arXiv:2404.13686, eq. 6, without the adversarial part).
 
-x_t is a noised training image. Networks must predict v (variance preserving) or the flow's velocity.
+x_t is a noised training image, or, with `start="own"`, what the student itself makes of pure noise by its DDIM steps
+down to t: no image is seen, each segment is learned where the one before it really ends, and what that did wrong is
+made good by the next (backward distillation, Kohler et al. 2024, arXiv:2405.05224). A teacher that is guided, by
+u + s (c - u) of two evaluations, builds the guidance in (Meng et al. 2023, arXiv:2210.03142, whose two stages are one
+here).
+
+Networks must predict v (variance preserving) or the flow's velocity.
 """
 
 from __future__ import annotations
@@ -35,11 +41,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from accel.errors import ConfigError, check_int, unknown
-from accel.samplers.noise_schedule import NoiseSchedule
+from accel.errors import ConfigError, check_float, check_int, unknown
 from accel.suites.training.learner import Kept
-from accel.suites.training.noising import END, Level, Levels, clean, column, ddim
-from accel.suites.training.task import BACKWARD, Lesson, Predict, Turn, predicting
+from accel.suites.training.noising import END, Level, Levels, clean, column, ddim, renoised
+from accel.suites.training.task import (
+    BACKWARD,
+    CONDITIONS,
+    IMAGES,
+    Condition,
+    Lesson,
+    Predict,
+    Turn,
+    guided,
+    predicting,
+)
 
 
 def check_times(times: Sequence[float]) -> None:
@@ -53,7 +68,9 @@ class Segments:
     """The student's task: `times`, its grid, largest first (the last segment ends at sigma = 0); `draw`: which triples;
     `calls`: the teacher's evaluations from t to u; `order`: of its solver, 1 (DDIM) or 2 (DPM-Solver++(2M));
     `fine`: fine steps of a segment, of which `phases` and `ends` go one down; `through`: the times of a teacher that is
-    a student itself and knows no others, equally many in each segment, in the place of `calls`."""
+    a student itself and knows no others, equally many in each segment, in the place of `calls`; `guidance`: scale of
+    the teacher's; `start`: where x_t comes from, noised `images` or the student's `own` steps; `parts`: updates
+    that are made of one batch that the teacher was asked about, each of its share; `passes`: how often."""
 
     times: Sequence[float]
     draw: str = "edges"
@@ -61,19 +78,30 @@ class Segments:
     order: int = 2
     fine: int = 8
     through: Sequence[float] = ()
+    guidance: float = 1.0
+    start: str = "images"
+    parts: int = 1
+    passes: int = 1
 
     kind: ClassVar[str] = "endpoint"
-    guidance: ClassVar[float] = 1.0
-    data: ClassVar[str] = "training images"
 
     def __post_init__(self) -> None:
         if self.draw not in DRAWS:
             raise unknown("draw of segments", self.draw, DRAWS)
         check_int("calls", self.calls, 1)
-        check_int("fine", self.fine, 1)
+        for name in ("fine", "parts", "passes"):
+            check_int(name, getattr(self, name), 1)
         if self.order not in (1, 2):
             raise ConfigError(f"the order of a segment's solver is {self.order}; allowed: 1 or 2.")
         check_times(self.times)
+        check_float("guidance", self.guidance, 0.0)
+        if self.start not in STARTS:
+            raise unknown("start of segments", self.start, STARTS)
+        if self.start == "own" and self.draw != "edges":
+            raise ConfigError(
+                f"draw of segments is {self.draw!r}, whose times a student does not come by; use draw='edges' with "
+                "start='own'."
+            )
         inside = [self.inner(t, u) for t, u in zip(self.times, [*self.times[1:], END], strict=True)]
         strange = self.through and not {*self.times} <= {*self.through}
         if self.through and (strange or self.draw != "edges" or len({len(own) for own in inside}) > 1):
@@ -88,19 +116,32 @@ class Segments:
         first, second = [*self.times, END][:2]
         return 1 + len(self.inner(first, second)) if self.through else self.calls
 
+    @property
+    def data(self) -> str:
+        return IMAGES if self.start == "images" else CONDITIONS
+
     def begin(self, lesson: Lesson) -> tuple[Mapping[str, Kept], Turn]:
         learner = lesson.learner()
 
         def turn(step: int, generator: torch.Generator) -> float:
-            x0, condition, _ = lesson.draw(generator)
-            loss = segment_loss(learner.net, lesson.teacher, lesson.schedule, self, x0, generator, **condition)
-            return learner.descend(loss, step)
+            told = told_of(self, lesson, generator)
+            losses = [learner.descend(part.error(lesson), step) for part in self.shared(told, generator)]
+            return float(np.mean(losses))
 
         return {"": learner}, turn
 
     def spent(self, steps: int) -> dict[str, float]:
-        return {"samples": steps, "teacher_evaluations": steps * self.evaluations,
-                "student_evaluations": steps * (1 + BACKWARD)}  # fmt: skip
+        teacher = self.evaluations * (1 if self.guidance == 1 else 2)
+        before = (len(self.times) - 1) / 2 if self.start == "own" else 0  # steps down to t, on the average
+        return {"samples": steps, "teacher_evaluations": steps * teacher,
+                "student_evaluations": steps * (self.passes * (1 + BACKWARD) + before)}  # fmt: skip
+
+    def shared(self, told: Told, generator: torch.Generator) -> list[Told]:
+        """What each update of a step is made of."""
+        if self.parts == self.passes == 1:
+            return [told]
+        orders = [torch.randperm(len(told.t), generator=generator) for _ in range(self.passes)]
+        return [told.of(rows) for order in orders for rows in order.chunk(self.parts)]
 
     def inner(self, t: float, u: float) -> list[float]:
         """The teacher's own times strictly between t and u, largest first."""
@@ -139,6 +180,7 @@ def _segment(task: Segments, generator: torch.Generator, count: int) -> tuple[np
     return edges[place], edges[place + 1]
 
 
+STARTS = ("images", "own")
 DRAWS: Mapping[str, Callable[..., tuple[np.ndarray, ...]]] = {"edges": _edges, "phases": _phases, "ends": _ends}
 
 
@@ -185,18 +227,64 @@ def target(
     return ((x if flow else column(now[0], x) * x) - x0) / column(now[1], x)
 
 
-def segment_loss(
-    net: nn.Module, teacher: nn.Module, schedule: NoiseSchedule, task: Segments, x0: torch.Tensor,
-    generator: torch.Generator, **condition: torch.Tensor,
+def reached(
+    net: nn.Module, device: torch.device | str, condition: Condition, noise: torch.Tensor, t: np.ndarray,
+    times: Sequence[float], levels: Levels,
 ) -> torch.Tensor:  # fmt: skip
-    """Mean squared error of the velocity of `net` against that of the segments; x0 (B, C, H, W) in -1..1, `condition`
-    with B rows. The teacher, and the student where it is its own target, are held fixed."""
-    levels, device = Levels(schedule), next(net.parameters()).device
+    """x_t (B, ...) that a student's DDIM steps down its `times` make of pure noise, for t (B,) among these."""
+    x = noise.clone()
+    for now, then in pairwise(times):
+        rows = np.flatnonzero(t < now)
+        if not len(rows):
+            break
+        place = torch.as_tensor(rows)
+        predict = predicting(net, device, {name: value[place.to(value.device)] for name, value in condition.items()})
+        here, there = (levels.at(np.full(len(rows), float(time))) for time in (now, then))
+        own = x[place.to(x.device)]
+        v = predict(own, torch.full((len(rows),), float(now), dtype=torch.float64))
+        x[place.to(x.device)] = ddim(own, clean(own, v, *here, levels.schedule.flow), here, there)
+    return x
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a student is told of a batch: x_t (B, ...) at times t (B,) under a condition, and the velocity there."""
+
+    x: torch.Tensor
+    t: torch.Tensor
+    condition: Condition
+    wanted: torch.Tensor
+
+    def of(self, rows: torch.Tensor) -> Told:
+        """That of some rows."""
+        given = {name: value[rows.to(value.device)] for name, value in self.condition.items()}
+        there = rows.to(self.x.device)
+        return Told(self.x[there], self.t[rows], given, self.wanted[there])
+
+    def error(self, lesson: Lesson) -> torch.Tensor:
+        """Mean squared error of the student's velocity."""
+        own = predicting(lesson.student, lesson.device, self.condition)
+        return nn.functional.mse_loss(own(self.x, self.t), self.wanted)
+
+
+def told_of(task: Segments, lesson: Lesson, generator: torch.Generator) -> Told:
+    """A batch of the module's loss. The teacher, and the student where it is its own target or makes x_t, are held
+    fixed."""
+    levels, device = Levels(lesson.schedule), lesson.device
+    x0, condition, absent = lesson.draw(generator)
     t, u, s = DRAWS[task.draw](task, levels, generator, len(x0))
-    alpha, sigma = levels.at(t)
-    noise = torch.randn(x0.shape, generator=generator)
-    x = (column(alpha, x0) * x0 + column(sigma, x0) * noise).to(device)
-    own, others = (predicting(network, device, condition) for network in (net, teacher))
+    noise = torch.randn(x0.shape, generator=generator).to(x0)
+    own = predicting(lesson.student, device, condition)
     with torch.no_grad():
-        wanted = target(x, t, u, s, others, own, levels, task)
-    return nn.functional.mse_loss(own(x, torch.as_tensor(t)), wanted)
+        if task.start == "own":
+            x = reached(lesson.student, device, condition, noise.to(device), t, task.times, levels)
+        else:
+            x = renoised(x0, noise, levels.at(t)).to(device)
+        teacher = guided(lesson.teacher, device, condition, absent, task.guidance)
+        wanted = target(x, t, u, s, teacher, own, levels, task)
+    return Told(x, torch.as_tensor(t), condition, wanted)
+
+
+def segment_loss(task: Segments, lesson: Lesson, generator: torch.Generator) -> torch.Tensor:
+    """The module's loss of one batch, the mean over pixels."""
+    return told_of(task, lesson, generator).error(lesson)

@@ -19,6 +19,7 @@ from accel.suites.training.learner import Kept, Learner, TrainConfig
 
 BACKWARD = 2  # a backward pass in forward passes
 STUDENT = "student"
+IMAGES, CONDITIONS = "training images", "labels"  # what a task sees; of captions a suite says so
 
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x (B, C, H, W), t (B,) -> v, of the same shape
 Condition = Mapping[str, torch.Tensor]  # what a network gets beside x and t, with B rows

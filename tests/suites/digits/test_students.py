@@ -18,6 +18,7 @@ from accel.records import describe
 from accel.registry import groups, method
 from accel.results.students import break_even
 from accel.suites.digits import DigitsSuite, flow_train, students
+from accel.suites.shapes import students as shapes
 from accel.suites.students import folder_of
 
 NAMES = ("pd4", "pd2", "pd1")  # each from the one before
@@ -47,7 +48,7 @@ def test_what_ships_is_what_the_configuration_and_the_teacher_are():
     found = suite.students()
     assert {*found} == SHIPPED
     parts = students.PARTS | flow_train.STUDENTS
-    assert {*parts} == {*groups()["student"]} - {"none"} >= SHIPPED
+    assert {*parts, *shapes.PARTS} == {*groups()["student"]} - {"none"} >= SHIPPED
     for name, stage in parts.items():
         own = method("student", name)
         assert (own.model, own.times, own.kind) == (name, tuple(stage.task.times), stage.task.kind)

@@ -7,12 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from accel.core.decoder import distilled_from
+from accel.core.macs import count_macs
+from accel.digests import weights_hex
 from accel.errors import ConfigError
-from accel.suites.shapes import ShapesSuite, data
+from accel.suites.shapes import ShapesSuite, data, decoder
 from accel.suites.shapes import train as trainer
 from accel.suites.shapes.adherence import NAMES, detect
 from accel.suites.shapes.models import CHANNELS, ShapeDetector
 from accel.suites.shapes.train import contrastive_loss, detection_loss, detector_targets
+from accel.suites.training.loop import TrainConfig
 
 SAMPLES = data.samples("train", 12, 0)
 
@@ -101,8 +105,11 @@ def tiny(monkeypatch):
     monkeypatch.setattr(trainer.data, "TRAIN", 48)
     monkeypatch.setattr(trainer.data, "REFERENCE", 8)
     monkeypatch.setattr(trainer, "WORKERS", 0)
-    parts = {k: replace(v, steps=2, batch=8, checkpoint_every=1) for k, v in trainer.PARTS.items()}
+    own = {k: v for k, v in trainer.PARTS.items() if isinstance(v, TrainConfig)}
+    parts = {k: replace(v, steps=2, batch=8, checkpoint_every=1) for k, v in own.items()}
     monkeypatch.setattr(trainer, "PARTS", parts)
+    monkeypatch.setattr(decoder, "TRAINING", parts[decoder.NAME])
+    monkeypatch.setattr(decoder, "PICTURES", 40)
 
 
 def test_from_nothing_to_a_suite(tiny, tmp_path):
@@ -120,6 +127,32 @@ def test_from_nothing_to_a_suite(tiny, tmp_path):
     assert suite.features(images).shape == (2, 96)
     assert suite.reference().features.shape == (8, 96)
     assert {"small"} == set(suite.models())
+    check_tiny(suite, tmp_path)
+
+
+def check_tiny(suite: ShapesSuite, tmp_path) -> None:
+    """The tiny decoder says whose it is and what it cost, and a resumed training is the uninterrupted one."""
+    (name, tiny), *others = suite.decoders().items()
+    vae = suite.pipeline().vae
+    origin = distilled_from(tiny.load())
+    assert (name, others, origin.autoencoder) == ("tiny", [], weights_hex(vae))
+    assert (tiny.bill["steps"], tiny.bill["samples"], tiny.bill["data"]) == (2, 16, "training images")
+    net, z = tiny.load(), torch.zeros(1, CHANNELS, 8, 8)
+    own, theirs = (count_macs(lambda f=f: f(z))[1] for f in (net.decoder, vae.decode))
+    assert tiny.bill["macs"] == 16 * 3 * own + 40 * theirs
+    weights = tmp_path / "shapes_decoders/tiny/diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+
+    def stop(step: int, loss: float) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    again = tmp_path / "again"
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train_part("tiny", again, tmp_path / "shapes", on_step=stop)
+    trainer.train_part("tiny", again, tmp_path / "shapes")
+    trainer.train_part("tiny", again, tmp_path / "shapes")  # finished: nothing is left to do
+    assert weights.read_bytes() == before
 
 
 def test_denoisers_need_what_comes_before_them(tiny, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from gaussians import SCHEDULES, gaussian, normal, towards
 from torch import nn
 
 from accel.errors import ConfigError
+from accel.suites.training.learner import TrainConfig
 from accel.suites.training.noising import END, Levels, clean, column, ddim
-from accel.suites.training.segments import DRAWS, Segments, endpoint, segment_loss, solve, target
+from accel.suites.training.segments import DRAWS, Segments, endpoint, segment_loss, solve, target, told_of
+from accel.suites.training.task import Lesson
 
 TIMES = (999, 550, 350, 170)
 
@@ -83,11 +87,22 @@ class Net(nn.Module):
         return (self.a * x + self.b,)
 
 
+def lesson_of(net, teacher, x0, steps: int = 1) -> Lesson:
+    """Its batches are x0, labelled 0, 1, ...; label -1 is that of nothing."""
+    labels = torch.arange(len(x0))
+    draw = lambda generator: (x0, {"class_labels": labels}, {"class_labels": -torch.ones(len(x0))})  # noqa: E731
+    cfg = TrainConfig(steps=steps, batch=len(x0), lr=0.1, warmup=0, weight_decay=0.0, dropout=False, decay="constant")
+    return Lesson(net, teacher, SCHEDULES["betas"], draw, cfg)
+
+
+def loss_of(task, net, teacher, x0, seed: int = 0):
+    return segment_loss(task, lesson_of(net, teacher, x0), torch.Generator().manual_seed(seed))
+
+
 def test_a_student_that_is_its_teacher_on_the_same_grid_learns_nothing():
     """One DDIM step of the teacher a segment: loss and gradient are 0."""
-    net, x0, schedule = Net(), torch.rand(8, 1, 2, 2) * 2 - 1, SCHEDULES["betas"]
-    loss = segment_loss(net, net, schedule, Segments(TIMES, calls=1), x0, torch.Generator().manual_seed(0),
-                        class_labels=torch.arange(8))  # fmt: skip
+    net = Net()
+    loss = loss_of(Segments(TIMES, calls=1), net, net, torch.rand(8, 1, 2, 2) * 2 - 1)
     loss.backward()
     assert loss < 1e-6
     assert max(p.grad.abs() for p in net.parameters()) < 1e-3
@@ -96,8 +111,7 @@ def test_a_student_that_is_its_teacher_on_the_same_grid_learns_nothing():
 def test_a_teacher_that_is_a_student_is_asked_at_its_own_times_alone():
     teacher, net = Net(), Net()
     task = Segments((999, 350), order=1, through=TIMES)
-    segment_loss(net, teacher, SCHEDULES["betas"], task, torch.zeros(16, 1, 2, 2), torch.Generator().manual_seed(0),
-                 class_labels=torch.arange(16))  # fmt: skip
+    loss_of(task, net, teacher, torch.zeros(16, 1, 2, 2))
     first, second = (np.array(times) for times, _ in teacher.asked)
     assert {*first} == {999.0, 350.0}
     assert {*second} == {550.0, 170.0}
@@ -106,13 +120,79 @@ def test_a_teacher_that_is_a_student_is_asked_at_its_own_times_alone():
     assert net.asked[0][0] == first.tolist()
 
 
+class Labelled(nn.Module):
+    """v = label gain x."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain, self.rows = nn.Parameter(torch.tensor(gain)), []
+
+    def forward(self, x, t, class_labels, return_dict):
+        self.rows.append(len(x))
+        return (class_labels.reshape(-1, 1, 1, 1) * self.gain * x,)
+
+
+def test_guidance_of_the_teacher_is_what_the_student_learns():
+    """One DDIM step of the guided teacher a segment: the target is u + s (c - u) at x_t, u of the label -1."""
+    x0 = torch.rand(5, 1, 2, 2) * 2 - 1
+    lesson, task = lesson_of(Labelled(), Labelled(), x0), Segments(TIMES, calls=1, guidance=3.0)
+    told = told_of(task, lesson, torch.Generator().manual_seed(0))
+    want = (-1 + 3 * (torch.arange(5.0) + 1)).reshape(-1, 1, 1, 1) * told.x
+    assert (told.wanted - want).abs().max() < 1e-4
+    assert lesson.teacher.rows == [5, 5]
+    assert task.spent(10)["teacher_evaluations"] == 20
+
+
+def test_own_steps_lead_where_the_sampler_does_and_no_image_is_seen():
+    """x_t is what DDIM makes of the same noise with the student, down to the time of each row."""
+    student, x0 = Labelled(0.01), torch.full((32, 1, 2, 2), float("nan"))
+    lesson, task = lesson_of(student, Labelled(0.5), x0), Segments(TIMES, calls=1, start="own")
+    told = told_of(task, lesson, torch.Generator().manual_seed(3))
+    generator, levels = torch.Generator().manual_seed(3), Levels(SCHEDULES["betas"])
+    t, _, _ = DRAWS["edges"](task, levels, generator, 32)
+    x, labels = torch.randn(x0.shape, generator=generator), torch.arange(32.0).reshape(-1, 1, 1, 1)
+    assert {*t} == {*TIMES}
+    assert told.t.tolist() == t.tolist()
+    for row in range(32):
+        own = x[row : row + 1]
+        for now, then in pairwise([time for time in TIMES if time >= t[row]]):
+            here, there = levels.at(np.array([now])), levels.at(np.array([then]))
+            own = ddim(own, clean(own, labels[row] * 0.01 * own, *here, False), here, there)
+        assert (told.x[row] - own[0]).abs().max() < 1e-5 * own.abs().max()
+    assert sum(student.rows) == sum(int((t < time).sum()) for time in TIMES[:-1]), "rows that are there are not asked"
+    assert (task.data, Segments(TIMES).data) == ("labels", "training images")
+    assert task.spent(2)["student_evaluations"] == 2 * (3 + 1.5)
+
+
+def test_one_answer_of_the_teacher_serves_several_updates():
+    """Every row is in one part a pass; the teacher is asked once a step, the student once an update."""
+    x0 = torch.rand(6, 1, 2, 2) * 2 - 1
+    student, teacher = Labelled(3.0), Labelled(0.1)
+    lesson = lesson_of(student, teacher, x0, steps=2)
+    task = Segments((999,), calls=1, parts=3, passes=2)
+    kept, turn = task.begin(lesson)
+    before = student.gain.item()
+    losses = [turn(step, torch.Generator().manual_seed(step)) for step in range(2)]
+    assert teacher.rows == [6] * 2
+    assert student.rows == [2] * 12
+    assert losses[1] < losses[0]
+    assert student.gain.item() < before
+    assert kept[""].optimizer.adamw.state[student.gain]["step"] == 12
+    told = told_of(task, lesson, torch.Generator().manual_seed(0))
+    shares = task.shared(told, torch.Generator().manual_seed(1))
+    seen = [torch.cat([share.condition["class_labels"] for share in shares[i : i + 3]]) for i in (0, 3)]
+    assert all(sorted(rows.tolist()) == [0, 1, 2, 3, 4, 5] for rows in seen)
+    assert seen[0].tolist() != seen[1].tolist()
+    assert all((share.x == told.x[share.condition["class_labels"]]).all() for share in shares)
+    assert task.spent(5)["student_evaluations"] == 5 * 6
+
+
 def test_noise_has_the_level_of_its_time():
     """x_t of a data set of zeros is sigma_t times normal noise."""
     seen = []
     net = Net()
     net.forward = lambda x, t, class_labels, return_dict: seen.append((x, t)) or (x * 0,)
-    segment_loss(net, Net(), SCHEDULES["betas"], Segments((550,), calls=1), torch.zeros(64, 1, 16, 16),
-                 torch.Generator().manual_seed(0), class_labels=torch.zeros(64))  # fmt: skip
+    loss_of(Segments((550,), calls=1), net, Net(), torch.zeros(64, 1, 16, 16))
     x, t = seen[-1]
     _, sigma = SCHEDULES["betas"].alpha_sigma(550)
     assert float(x.std()) == pytest.approx(float(sigma), rel=0.02)
@@ -128,6 +208,11 @@ def test_noise_has_the_level_of_its_time():
         ({"calls": 0}, "calls"),
         ({"order": 3}, "allowed: 1 or 2"),
         ({"through": (999, 550)}, "equally many"),
+        ({"start": "noise"}, "Allowed: images, own"),
+        ({"start": "own", "draw": "ends"}, "draw='edges' with start='own'"),
+        ({"guidance": -1.0}, "guidance"),
+        ({"parts": 0}, "parts"),
+        ({"passes": 0}, "passes"),
         ({"times": (999, 350), "through": TIMES, "draw": "phases"}, "draw='edges'"),
     ],
 )
@@ -140,6 +225,5 @@ def test_other_networks_need_not_be_asked_with_gradients():
     net = Net()
     called = []
     teacher = lambda x, t, class_labels, return_dict: called.append(torch.is_grad_enabled()) or (x,)  # noqa: E731
-    segment_loss(net, teacher, SCHEDULES["betas"], Segments((999,), calls=2), torch.zeros(2, 1, 2, 2),
-                 torch.Generator().manual_seed(0), class_labels=torch.zeros(2))  # fmt: skip
+    loss_of(Segments((999,), calls=2), net, teacher, torch.zeros(2, 1, 2, 2))
     assert called == [False, False]
