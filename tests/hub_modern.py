@@ -36,6 +36,7 @@ MODERN = {
     "lcm": Small(sequence=None),
     "kandinsky3": Small(64, None),
     "hunyuan_dit": Small(32, None),
+    "hunyuan_image": Small(16, None),
     "flux_schnell": Small(),
     "flux_kontext": Small(),
     "flux2_klein": Small(),
@@ -174,6 +175,24 @@ def lcm():
     return _with(
         d.LatentConsistencyModelPipeline, tiny._sd(time_cond_proj_dim=8), scheduler=d.LCMScheduler(**betas),
         requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def hunyuan_image():
+    """Saved with guiders, as its users have it; what a recipe runs has none of them."""
+    qwen = qwen_image()
+    net = d.HunyuanImageTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2, num_single_layers=1,
+        num_refiner_layers=1, text_embed_dim=WIDTH, text_embed_2_dim=8, rope_axes_dim=(4, 4),
+    )  # fmt: skip
+    vae = d.AutoencoderKLHunyuanImage(
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(32, 32), layers_per_block=1,
+        spatial_compression_ratio=2, sample_size=8, scaling_factor=0.5,
+    )  # fmt: skip
+    guider = d.AdaptiveProjectedMixGuidance()
+    return d.HunyuanImagePipeline(
+        _flow(shift=5.0), vae, qwen.text_encoder, qwen.tokenizer, tiny._t5_encoder(), tiny._t5_tokenizer(), net,
+        guider, guider,
     )  # fmt: skip
 
 

@@ -154,7 +154,8 @@ class Inputs:
         return self.sample.dim() == 5 and self.sample.shape[2] > 1 and len(value) == self.rows * self.sample.shape[2]
 
     def with_parts(self, parts: tuple[str, ...]) -> Inputs:
-        return replace(self, parts=parts)
+        """The same rows as equal blocks of these parts."""
+        return replace(self, parts=parts, uneven=())
 
 
 POSITIONS = ("image_rotary_emb", "img_ids", "txt_ids", "freqs_cis")  # of tokens: (N, D), whatever the number of rows

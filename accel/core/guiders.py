@@ -20,10 +20,14 @@ from accel.errors import IncompatibleError
 PART = re.compile(r"(\w+_)?guider")
 
 
+def guider_parts(cls: type) -> tuple[str, ...]:
+    """The parts of pipelines of class `cls` that are guiders."""
+    return tuple(name for name in inspect.signature(cls.__init__).parameters if PART.fullmatch(name))
+
+
 def guiders(pipe: Any) -> dict[str, Any]:
     """The guiders that a pipeline has, by the name of the part; None: a part that it could have."""
-    parts = inspect.signature(type(pipe).__init__).parameters
-    return {name: getattr(pipe, name, None) for name in parts if PART.fullmatch(name)}
+    return {name: getattr(pipe, name, None) for name in guider_parts(type(pipe))}
 
 
 def check_guiders(pipe: Any, recipe: Any) -> None:

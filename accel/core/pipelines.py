@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.core.guiders import guiders
+from accel.core.guiders import guider_parts, guiders
 from accel.errors import IncompatibleError
 
 DENOISER_CALL = re.compile(r"\b(self\.unet|self\.transformer|current_model)\(")
@@ -33,6 +33,7 @@ THREE = re.compile(r"\bnoise_pred_(\w+), noise_pred_(\w+), noise_pred_(\w+) = no
 BLOCKS = {"uncond_first": ("uncond", "cond"), "cond_first": ("cond", "uncond")}  # layout: parts of the batch, in order
 PERTURBED = ("uncond", "cond", "perturbed")  # of perturbed attention, whose layers look for all three
 SCALE, TRUE_SCALE = "guidance_scale", "true_cfg_scale"
+DISTILLED_SCALE = "distilled_guidance_scale"  # what a distilled network is told, of pipelines with guider objects
 IMAGE_SCALE = "image_guidance_scale"  # of a third branch, which sees the image that is edited and no prompt
 CONDITIONAL_FIRST = ("DiTPipeline", "ZImage")
 OFFSET = ("ZImage", "Krea2")
@@ -101,6 +102,8 @@ def scale_arguments(cls: type, scale: float, embedded: float | None = None) -> d
     network is told that is distilled from guided predictions (None: it is no such, or the caller says)."""
     if TRUE_SCALE in arguments(cls):
         return {TRUE_SCALE: scale} | ({} if embedded is None else {SCALE: embedded})
+    if guider_parts(cls):  # no argument tells it
+        return {} if embedded is None or DISTILLED_SCALE not in arguments(cls) else {DISTILLED_SCALE: embedded}
     return {SCALE: scale - weight_offset(cls) if embedded is None else embedded}
 
 

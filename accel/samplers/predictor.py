@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
 
+from accel.core.companions import companions
 from accel.core.denoiser import denoiser_name, signature_of
 from accel.core.trajectory import Trajectory, attach_clock
 from accel.errors import ConfigError, IncompatibleError
@@ -51,6 +52,22 @@ class _OneStep(BaseScheduler):
         raise _Captured
 
 
+def seen_beside(pipe: Any, call: Mapping[str, Any]) -> str | None:
+    """What the network is shown beside x, or what x is made of beside noise, in a `call` of `pipe`; None: nothing.
+
+    Images of a condition that a ControlNet sees are no such thing.
+    """
+    if call.get("strength") is not None:
+        return "begins at an image, in the middle of its trajectory"
+    if call.get("image") is not None and not companions(pipe):
+        return "shows its network an image"
+    config = getattr(getattr(pipe, denoiser_name(pipe)), "config", {})
+    taken, made = (config.get(f"{way}_channels") for way in ("in", "out"))
+    if isinstance(taken, int) and isinstance(made, int) and taken > made:
+        return f"shows its network {taken} channels, of which {made} are its sample's"
+    return None
+
+
 class Predictor:
     """`predictor(x, t)` -> the guided model output for samples x (B, C, H, W) in alpha x_0 + sigma eps scale.
 
@@ -70,11 +87,11 @@ class Predictor:
         if clock is not None:
             attach_clock(self._scheduler, clock)
         accepted = inspect.signature(self._loop).parameters
-        if "num_frames" in accepted and call.get("image") is not None:
+        if why := seen_beside(pipe, call):
             raise IncompatibleError(
-                f"{type(pipe).__name__} makes videos of images, which are a part of what its network sees, and this "
-                "sampler evaluates it outside of the pipeline's loop on samples alone; use a sampler of the scheduler "
-                "seam, such as flow_euler or ddim."
+                f"{type(pipe).__name__} {why}, and this sampler, or the search of its numbers, evaluates the network "
+                "beside the pipeline's loop, on samples alone; use a sampler of the scheduler seam that learns "
+                "nothing, such as dpmpp_2m, ddim, or flow_euler for flows."
             )
         self._latents = "latents" in accepted
         self._fixed = {k: v for k, v in {"output_type": "pt", "num_inference_steps": 1}.items() if k in accepted}

@@ -104,6 +104,9 @@ def by_hand(pipe, combined):
 def test_where_a_guider_may_be_is_seen_from_the_class(pipe):
     assert guiders(pipe) == {"guider": None, "ocr_guider": None}
     assert pipelines.layout(pipe) == "separate"
+    assert pipelines.scale_arguments(type(pipe), 3.0) == {}, "no argument of a call asks for guidance"
+    assert pipelines.scale_arguments(type(pipe), 1.0, 3.5) == {"distilled_guidance_scale": 3.5}
+    assert pipelines.usual_scale(type(pipe)) is None
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,7 @@ def test_rows_say_whose_they_are():
     assert some.chosen([0, 3]).blocks == (Block("uncond", (1,), 0, 1), Block("cond", (1,), 1, 2))
     assert both.only({"cond": None}).blocks == (Block("cond", None, 0, 4),)
     assert spread(torch.tensor([10, 11, 12, 13]), some).tolist() == [11, 13, 10, 11, 12, 13]
+    assert some.with_parts(("all",)).blocks == (Block("all", None, 0, 6),)
     with pytest.raises(KeyError):
         some.only({"uncond": (0,)})
 

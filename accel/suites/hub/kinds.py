@@ -14,6 +14,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
+from accel.core.guiders import guider_parts
 from accel.core.pipelines import IMAGE_SCALE, SCALE, TRUE_SCALE, arguments, draws_by_itself
 from accel.errors import ConfigError, unknown
 
@@ -67,7 +68,9 @@ class Kind:
         return dict(self.load) | dict.fromkeys(absent)
 
 
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker", "pe", "pe_tokenizer")  # never loaded
+# Never loaded; where guidance is by an object, the recipe decides it.
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker", "pe", "pe_tokenizer", "guider",
+          "ocr_guider")  # fmt: skip
 PIXEL = ("DDPMPipeline", "DDIMPipeline")
 # Whether an unsafe-looking image is blackened, a watermark is drawn, a caption is cleaned (which depends on what else
 # is installed) or written anew by a language model is switched off: it would enter the metrics. Sizes are taken as
@@ -91,6 +94,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "MochiPipeline": {"side": 480, "across": 848},
     "BriaFiboPipeline": {"side": 1024},
     "PRXPipeline": {"side": 512},
+    "HunyuanImagePipeline": {"side": 2048},
     "QwenImage21Pipeline": {"side": 1024},
     "QwenImageEditPipeline": {"side": 1024},
     "QwenImageEditPlusPipeline": {"side": 1024},
@@ -151,7 +155,7 @@ FOREIGN_ARGUMENTS = {
 }
 FOREIGN_PARTS = {
     r"audio_vae|vocoder": "it makes sound beside videos, by its part {}",
-    r"guider|ocr_guider": "it guides by objects of its own ({}), where a recipe's guidance decides",
+    r"guider|ocr_guider": "it guides by an object ({}) that it does not run without",
     r"prior_\w+|prior": "it is a cascade, whose part {} makes a trajectory of its own",
     r"depth_estimator": "it needs depth maps, of its part {}",
     r"siglip|adapter": "it needs images, for its part {}",
@@ -199,8 +203,9 @@ COMMON = (
 def lacking(cls: type) -> str | None:
     """Why suite hub cannot run a pipeline class, by its signatures; None if it can."""
     asked, parts = arguments(cls), inspect.signature(cls.__init__).parameters
+    spared = {SECOND, *(part for part in guider_parts(cls) if part in getattr(cls, "_optional_components", ()))}
     for pattern, reason in FOREIGN_PARTS.items():
-        if found := [part for part in parts if re.fullmatch(pattern, part) and part != SECOND]:
+        if found := [part for part in parts if re.fullmatch(pattern, part) and part not in spared]:
             return reason.format(found[0])
     for argument, reason in FOREIGN_ARGUMENTS.items():
         if argument in asked:
@@ -216,7 +221,7 @@ def lacking(cls: type) -> str | None:
     image, control = {"image", "strength"} <= set(asked), _control(asked, parts)
     if "prompt" in asked and not control and "image" not in asked and not {"height", "width"} <= set(asked):
         return "its calls take no height and width"
-    if "prompt" in asked and not {SCALE, TRUE_SCALE} & set(asked):
+    if "prompt" in asked and not {SCALE, TRUE_SCALE} & set(asked) and not guider_parts(cls):
         return f"its calls take no {SCALE}"
     needed = [p.name for p in asked.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if others := [name for name in needed if name not in FED]:

@@ -15,17 +15,24 @@ from accel.suites.hub.inputs import Inputs
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """HiDream scales every image to the area of 128 x 128 cells; here to that of 4 x 4."""
-    from diffusers import HiDreamImagePipeline
+    """HiDream scales every image to the area of 128 x 128 cells; here to that of 4 x 4. HunyuanImage fills every prompt
+    up to 1000 tokens, behind a text of its own; here to 32 letters, behind none."""
+    import diffusers
 
-    own = HiDreamImagePipeline.__init__
+    alone = {"tokenizer_max_length": 32, "prompt_template_encode": "{}", "prompt_template_encode_start_idx": 0}
+    settings = {diffusers.HiDreamImagePipeline: {"default_sample_size": 4}, diffusers.HunyuanImagePipeline: alone}
+    for cls, values in settings.items():
+        monkeypatch.setattr(cls, "__init__", _setting(cls.__init__, values))
 
+
+def _setting(own, values: dict):
     def init(self, *args, **kwargs):
         own(self, *args, **kwargs)
-        self.default_sample_size = 4
+        for name, value in values.items():
+            setattr(self, name, value)
 
     init.__signature__ = inspect.signature(own)
-    monkeypatch.setattr(HiDreamImagePipeline, "__init__", init)
+    return init
 
 
 @pytest.fixture(scope="session")

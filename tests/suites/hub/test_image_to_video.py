@@ -146,15 +146,6 @@ def test_wan_s_image_is_no_part_of_what_guidance_compares(suite_of, pipe_of):
     assert run.nfe == 3 + 2, "two guided steps of three"
 
 
-def test_a_sampler_that_evaluates_beside_the_loop_is_refused(suite_of, pipe_of):
-    suite, pipe, made = suite_of("ltx_i2v"), pipe_of("ltx_i2v"), Recipe(method("sampler", "ode"))
-    with (
-        accelerate(pipe, made) as run,
-        pytest.raises(IncompatibleError, match="makes videos of images, which are a part"),
-    ):
-        run(**suite.conditions(0, 1), generator=generators(0, 0, 1), output_type="pt")
-
-
 def test_experiment(suite_of, tmp_path):
     suite = suite_of("ltx_i2v", converged_steps=4, converged_sampler="flow_euler")
     suite.check(60)

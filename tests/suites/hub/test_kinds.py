@@ -45,7 +45,7 @@ REFUSED = {
     "StableDiffusionUpscalePipeline": "an image to enlarge",
     "StableDiffusionLatentUpscalePipeline": "it enlarges images",
     "UniDiffuserPipeline": "images and texts jointly",
-    "HunyuanImagePipeline": "guides by objects of its own",
+    "HunyuanVideo15Pipeline": "guides by an object .guider. that it does not run without",
     "StableDiffusionPipelin": "Did you mean StableDiffusionPipeline",
     "UNet2DConditionModel": "unknown pipeline class",
 }

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers.guiders import ClassifierFreeGuidance
 from hub_modern import MODERN as WITHOUT
 from hub_modern import PACKAGED
 
 from accel.core.denoiser import denoiser_name
+from accel.core.guiders import guiders
 from accel.core.recipe import Recipe, accelerate
 from accel.core.seeds import generators
 from accel.errors import AccelError, ConfigError, IncompatibleError
@@ -83,10 +85,15 @@ def test_harness_changes_nothing_but_the_scheduler(kind, hub_suite, hub_pipe):
             continue
         assert kind not in UNGUIDED or guidance is None
         original, pipe.scheduler = pipe.scheduler, made.sampler.build(pipe.scheduler.config)
+        guider = ClassifierFreeGuidance(3.0) if guidance and guiders(pipe) else None
         try:
+            for name in guiders(pipe):
+                setattr(pipe, name, guider)
             expected = pipe(**call, generator=generators(0, 0, 2), num_inference_steps=2, output_type="pt").images
         finally:
             pipe.scheduler = original
+            for name in guiders(pipe):
+                setattr(pipe, name, None)
         assert torch.equal(found, expected)
         if MODERN[kind].side:
             assert found.shape == (2, 3, MODERN[kind].side, MODERN[kind].side)
@@ -104,7 +111,7 @@ def test_the_size_that_is_said_is_the_pipelines_own(kind, hub_suite, hub_pipe):
     elif suite.kind.side is None:
         assert suite.image_size == (cells * pipe.vae_scale_factor,) * 2
     else:
-        assert suite.image_size == (1024, 1024)
+        assert suite.image_size == ((2048, 2048) if kind == "hunyuan_image" else (1024, 1024))
 
 
 def test_scales_are_asked_for_as_each_pipeline_means_them(hub_suite, prompt_file):
@@ -116,6 +123,7 @@ def test_scales_are_asked_for_as_each_pipeline_means_them(hub_suite, prompt_file
     assert hub_suite("flux_kontext").guidance_arguments(guided) == {"true_cfg_scale": 4.0, "guidance_scale": 3.5}
     assert hub_suite("z_image").guidance_arguments(guided) == {"guidance_scale": 3.0}
     assert hub_suite("sana").guidance_arguments(guided) == {"guidance_scale": 4.0}
+    assert hub_suite("hunyuan_image").guidance_arguments(guided) == {}, "its guider is put there by the recipe"
     blurry = Prompts(str(prompt_file), negative="blurry")
     assert hub_suite("qwen_image", prompts=blurry).conditions(0, 2)["negative_prompt"] == ["blurry"] * 2
     assert hub_suite("qwen_image", prompts=blurry).guidance_arguments(Recipe())["negative_prompt"] is None
