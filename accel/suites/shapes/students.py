@@ -34,7 +34,7 @@ SCALE = 3.0  # of the guidance that is built in
 FOUR, TWO = (999, 749, 499, 249), (999, 499)
 # As for the teacher: Muon, and many updates of small batches, though its evaluations are cheaper in large ones.
 TRAINING = TrainConfig(
-    steps=500, batch=64, lr=2e-4, muon_lr=0.002, warmup=5, weight_decay=0.0, ema_decay=0.998, label_dropout=0.0,
+    steps=900, batch=64, lr=2e-4, muon_lr=0.002, warmup=5, weight_decay=0.0, ema_decay=0.998, label_dropout=0.0,
     checkpoint_every=10, decay="constant", dropout=False, seed=31,
 )  # fmt: skip
 PARTS = {
