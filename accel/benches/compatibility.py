@@ -24,7 +24,7 @@ from accel.suites.mixture import MixtureSuite
 Method = tuple[str, str]  # axis, choice
 # Nothing to try before a search, or a training, has run.
 UNTRAINED = ("ect2", "guided2", "reflow", "reflow1")
-OTHERS = ("pd4_cfg3", "pd2_cfg3")  # students of suites that this table is not of
+OTHERS = ("pd4_cfg3", "pd2_cfg3", "dmd4_cfg3", "guided3")  # students of suites that this table is not of
 # What no suite of this table has, of pixels all of them: a decoder.
 NOT_HERE = (("grid", "searched"), *(("student", name) for name in (*UNTRAINED, *OTHERS)), ("decoder", "tiny"))
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,9 @@ from accel.suites.base import (
     remedy,
     write_manifest,
 )
+
+# What diffusers writes into a config and then warns of when it is read: not an argument, and where it was loaded from.
+NOT_ASKED = ("block_out_channels", "_name_or_path")
 
 
 def folder_of(denoisers: Path) -> Path:
@@ -52,5 +56,8 @@ def save(net: nn.Module, origin: Distilled, folder: Path) -> None:
     """Write a decoder, in the dtype that it has, in the place of what is there."""
     shutil.rmtree(folder, ignore_errors=True)
     net.save_pretrained(folder)
+    path = folder / "config.json"
+    config = {key: own for key, own in json.loads(path.read_text()).items() if key not in NOT_ASKED}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     origin.save(folder)
     write_manifest(folder)

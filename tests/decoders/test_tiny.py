@@ -155,6 +155,7 @@ def test_a_saved_one_is_what_it_was_and_damage_is_found(tmp_path):
     net, folder = tiny(), folder_of(tmp_path / "shapes") / "tiny"
     assert folder == tmp_path / "shapes_decoders/tiny"
     save(net.half(), Distilled("abc", {"seconds": 3.0}), folder)
+    assert "block_out_channels" not in json.loads((folder / "config.json").read_text()), "which no class takes"
     again = load(folder, "shapes")
     assert weights_hex(again.half()) == weights_hex(net)
     assert json.loads((folder / FILE).read_text()) == {"autoencoder": "abc", "bill": {"seconds": 3.0}}

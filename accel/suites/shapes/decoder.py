@@ -32,9 +32,9 @@ from accel.suites.training.task import BACKWARD, IMAGES
 
 NAME = "tiny"
 PICTURES = 8192  # that it learns from
-WIDTH, BLOCKS = 32, (3, 2, 0, 0)  # channels, and blocks at 8, 16, 32 and 64 pixels
+WIDTH, BLOCKS = 32, (3, 3, 1, 0)  # channels, and blocks at 8, 16, 32 and 64 pixels
 TRAINING = TrainConfig(
-    steps=2500, batch=16, lr=2e-3, muon_lr=0.01, warmup=50, weight_decay=0.0, ema_decay=0.995, label_dropout=0.0,
+    steps=6000, batch=16, lr=2e-3, muon_lr=0.01, warmup=50, weight_decay=0.0, ema_decay=0.995, label_dropout=0.0,
     checkpoint_every=100, seed=41,
 )  # fmt: skip
 SQUARED, ABSOLUTE, EDGES = 4.0, 0.5, 0.25  # of the squared, the absolute and the edges' error, as for the autoencoder

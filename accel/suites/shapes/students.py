@@ -3,7 +3,9 @@
 
 `pd4_cfg3` learns four segments from four guided evaluations of DPM-Solver++(2M) each, where its own steps from pure
 noise lead, so that it sees captions and no picture; `pd2_cfg3` is halved from it. Times are 999, 749, 499 and 249
-(sigma / alpha = 14.6, 4.1, 1.6 and 0.7), nested.
+(sigma / alpha = 14.6, 4.1, 1.6 and 0.7), nested. `dmd4_cfg3` begins as `pd4_cfg3` and learns the distribution of the
+guided teacher's latents at the same times (DMD2, without its discriminator). `guided3` predicts in one evaluation, at
+any time, what two of `large` do under guidance (Meng et al., stage 1).
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from accel.suites.distil import Family, Stage, distil
 from accel.suites.shapes import data
 from accel.suites.shapes.encoded import Reader, encoded
 from accel.suites.shapes.models import CHANNELS, LATENT, MAX_TOKENS, SCHEDULER, WIDTH
+from accel.suites.training.distribution import Distribution
+from accel.suites.training.guided import Guided
 from accel.suites.training.loop import OnStep, TrainConfig, quiet
 from accel.suites.training.segments import Segments
 from accel.suites.training.task import CONDITIONS, IMAGES, Condition, Draw
@@ -30,7 +34,7 @@ SCALE = 3.0  # of the guidance that is built in
 FOUR, TWO = (999, 749, 499, 249), (999, 499)
 # As for the teacher: Muon, and many updates of small batches, though its evaluations are cheaper in large ones.
 TRAINING = TrainConfig(
-    steps=500, batch=64, lr=2e-4, muon_lr=0.002, warmup=5, weight_decay=0.0, ema_decay=0.998, label_dropout=0.0,
+    steps=900, batch=64, lr=2e-4, muon_lr=0.002, warmup=5, weight_decay=0.0, ema_decay=0.998, label_dropout=0.0,
     checkpoint_every=10, decay="constant", dropout=False, seed=31,
 )  # fmt: skip
 PARTS = {
@@ -40,6 +44,15 @@ PARTS = {
         replace(TRAINING, steps=250, seed=32),
         "pd4_cfg3",
     ),
+    "dmd4_cfg3": Stage(
+        Distribution(FOUR, ratio=2, warm=30, critic_lr=1e-4, critic_ema=0.9, guidance=SCALE),
+        replace(
+            TRAINING, steps=400, batch=32, lr=4e-5, muon_lr=0.0, beta1=0.0, ema_decay=0.98, decay="linear", seed=33
+        ),
+        "pd4_cfg3",
+        ORIGINAL,
+    ),
+    "guided3": Stage(Guided(SCALE), replace(TRAINING, steps=3000, batch=16, decay="linear", seed=34), ORIGINAL),
 }
 
 

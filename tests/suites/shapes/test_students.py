@@ -29,7 +29,8 @@ def assets(monkeypatch, tmp_path):
     """A copy of what ships; trainings have two steps."""
     for name, stage in students.PARTS.items():
         training = replace(stage.training, steps=2, batch=4, warmup=1, checkpoint_every=1)
-        monkeypatch.setitem(students.PARTS, name, replace(stage, training=training))
+        task = replace(stage.task, warm=1) if hasattr(stage.task, "warm") else stage.task
+        monkeypatch.setitem(students.PARTS, name, replace(stage, training=training, task=task))
     return shutil.copytree(ASSETS / "shapes", tmp_path / "assets/shapes")
 
 
@@ -72,6 +73,40 @@ def test_training_writes_students_that_are_guided_by_themselves(assets, tmp_path
     assert run("pd2_cfg3").nfe == 2
     with pytest.raises(IncompatibleError, match=r"guidance of scale 3 is built into it.*guidance=none"):
         run("pd4_cfg3", guidance=method("guidance", "cfg"))
+
+
+def test_a_distribution_student_has_its_guidance_from_the_critics_rival(assets, tmp_path):
+    for name in ("pd4_cfg3", "dmd4_cfg3"):
+        students.train_part(name, tmp_path / "w", assets)
+    suite = ShapesSuite(weights=str(assets))
+    before, own = (suite.students()[name].contract for name in ("pd4_cfg3", "dmd4_cfg3"))
+    assert (own.kind, own.times, own.guidance) == ("distribution", students.FOUR, students.SCALE)
+    spent = own.bill["teacher_evaluations"] - before.bill["teacher_evaluations"]
+    assert spent == 4 * 2, "two a guided evaluation, in the one step of the student"
+    assert own.bill["data"] == "captions"
+    pipe, recipe = suite.pipeline(), Recipe(method("sampler", "lcm", steps=4), student=method("student", "dmd4_cfg3"))
+    with accelerate(pipe, recipe, models=suite.networks()) as ran:
+        assert pipe(**suite.conditions(0, 2), output_type="pt", guidance_scale=1.0).images.isfinite().all()
+    assert ran.nfe == 4
+    with pytest.raises(IncompatibleError, match="cannot be driven by DPMSolver"):
+        Recipe(method("sampler", "dpmpp_2m", steps=4), student=recipe.student).check(pipe, suite.networks())
+
+
+def test_a_guided_student_is_its_teacher_under_guidance_at_any_times(monkeypatch, assets, tmp_path):
+    monkeypatch.setattr(data, "TRAIN", 3)
+    students.train_part("guided3", tmp_path / "w", assets)
+    suite = ShapesSuite(weights=str(assets))
+    own = suite.students()["guided3"].contract
+    assert (own.kind, own.times, own.guidance) == ("guided", (), 3.0)
+    assert own.bill["data"] == "training images, captions"
+    pipe, recipe = (
+        suite.pipeline(),
+        Recipe(method("sampler", "dpmpp_2m", steps=3), student=method("student", "guided3")),
+    )
+    assert recipe.unaccelerated.guidance.scale == 3.0, "what it is held against is guided"
+    with accelerate(pipe, recipe, models=suite.networks()) as ran:
+        pipe(**suite.conditions(0, 1), output_type="pt", guidance_scale=1.0)
+    assert {each.rows for each in ran.trace} == {1}
 
 
 def test_built_in_guidance_is_not_multiplied(assets, tmp_path):
