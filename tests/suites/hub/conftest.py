@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import hub_modern
+import hub_tiny
 import numpy as np
 import pytest
 import torch
@@ -33,6 +34,25 @@ def _setting(own, values: dict):
 
     init.__signature__ = inspect.signature(own)
     return init
+
+
+@pytest.fixture(scope="session")
+def pipe_of():
+    """pipe_of(kind) -> that tiny pipeline; tests must not change it. Wan's is loaded with accelerate alone."""
+    made = {}
+
+    def pipe(kind: str):
+        if kind not in made:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                made[kind] = hub_tiny.builder(kind)()
+            made[kind].set_progress_bar_config(disable=True)
+            for part in made[kind].components.values():
+                if isinstance(part, torch.nn.Module):
+                    part.eval().requires_grad_(False)
+        return made[kind]
+
+    return pipe
 
 
 @pytest.fixture(scope="session")

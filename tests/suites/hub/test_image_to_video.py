@@ -44,25 +44,6 @@ def suite_of(hub_suite, pictures):
     return lambda kind, **own: hub_suite(kind, **{"inputs": Inputs(str(pictures))} | own)
 
 
-@pytest.fixture(scope="session")
-def pipe_of():
-    """pipe_of(kind) -> that tiny pipeline, in memory: Wan's is loaded with accelerate alone."""
-    made = {}
-
-    def pipe(kind: str):
-        if kind not in made:
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                made[kind] = hub_tiny.builder(kind)()
-            made[kind].set_progress_bar_config(disable=True)
-            for part in made[kind].components.values():
-                if isinstance(part, torch.nn.Module):
-                    part.eval().requires_grad_(False)
-        return made[kind]
-
-    return pipe
-
-
 def recipe(kind: str, guidance=None, steps: int = 3, **own) -> Recipe:
     return Recipe(method("sampler", "flow_euler", steps=steps) if kind in DRIVEN else None, guidance=guidance, **own)
 

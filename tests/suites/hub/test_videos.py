@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import hub_tiny
 import pytest
 import torch
 from hub_modern import VIDEOS
@@ -32,25 +31,6 @@ from accel.suites.hub.kinds import kind_of
 pytestmark = pytest.mark.usefixtures("plain_kernels")
 QUICK = Evaluation(n=60, distance_n=60, shard=60, batch=60, timing=False, controls=False, device="cpu")
 DRIVEN = [kind for kind in VIDEOS if kind != "cogvideox"]  # by samplers of the command line
-
-
-@pytest.fixture(scope="session")
-def pipe_of():
-    """pipe_of(kind) -> that tiny pipeline, in memory: Wan's is loaded with accelerate alone."""
-    made = {}
-
-    def pipe(kind: str):
-        if kind not in made:
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                made[kind] = hub_tiny.builder(kind)()
-            made[kind].set_progress_bar_config(disable=True)
-            for part in made[kind].components.values():
-                if isinstance(part, torch.nn.Module):
-                    part.eval().requires_grad_(False)
-        return made[kind]
-
-    return pipe
 
 
 def sampler(kind: str, steps: int = 3):
