@@ -6,23 +6,26 @@ A write that fails (the disk is full, the folder became read-only) leaves nothin
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
-from accel.errors import unwritable
+from accel.errors import IntegrityError, unwritable
 
 if TYPE_CHECKING:  # tables are written without torch
     import torch
 
 Tensors = dict[str, "torch.Tensor"]
+T = TypeVar("T")
 
 
 def file_name(text: str) -> str:
@@ -108,3 +111,17 @@ def file_hash(path: Path) -> str:
     """sha256 of a file, remembered while its size and time stay the same."""
     stat = path.stat()
     return _file_hash(path, stat.st_size, stat.st_mtime_ns)
+
+
+def save_fields(path: Path, own: Any) -> None:
+    """Write the fields of a dataclass as JSON."""
+    path.write_text(json.dumps(asdict(own), indent=1, sort_keys=True) + "\n")
+
+
+def load_fields(cls: type[T], path: Path, wrong: str) -> T:
+    """The dataclass of what `save_fields` wrote; IntegrityError, that it is `wrong`, if it is not there or damaged."""
+    try:
+        content = json.loads(path.read_text())
+        return cls(**{f.name: content[f.name] for f in fields(cls)})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path} is {wrong}: {error!r}. Restore the file.") from error

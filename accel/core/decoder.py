@@ -8,10 +8,9 @@ from which (`distilled_from`), and stands for no other.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from torch import nn
 
 from accel.core.denoiser import replaced
 from accel.digests import weights_hex
-from accel.errors import IncompatibleError, IntegrityError, unknown
+from accel.errors import IncompatibleError, unknown
+from accel.files import load_fields, save_fields
 
 FILE = "decoder.json"
 _NAME = "accel_decoder"
@@ -36,16 +36,12 @@ class Distilled:
 
     def save(self, folder: Path) -> None:
         """Write it beside the weights in `folder`."""
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
+        save_fields(folder / FILE, self)
 
     @classmethod
     def load(cls, folder: Path) -> Distilled:
         """Of the decoder in `folder`; IntegrityError if there is none, or it is damaged."""
-        try:
-            content = json.loads((folder / FILE).read_text())
-            return cls(**{f.name: content[f.name] for f in fields(cls)})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{folder / FILE} is not of a decoder: {error!r}. Restore the file.") from error
+        return load_fields(cls, folder / FILE, "not of a decoder")
 
 
 def distilled(net: nn.Module, origin: Distilled) -> nn.Module:

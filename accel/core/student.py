@@ -8,9 +8,8 @@ asks it for derivatives, a teacher that is not the pipeline's network.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +17,8 @@ from torch import nn
 
 from accel.core.method import Method
 from accel.digests import weights_hex
-from accel.errors import ConfigError, IncompatibleError, IntegrityError, unknown
+from accel.errors import ConfigError, IncompatibleError, unknown
+from accel.files import load_fields, save_fields
 
 TEACHER = "teacher"  # what a stitch calls the pipeline's own denoiser, where a student stands in its place
 FILE = "student.json"
@@ -56,19 +56,12 @@ class Contract:
 
     def save(self, folder: Path) -> None:
         """Write it beside the weights in `folder`."""
-        text = json.dumps(asdict(self) | {"times": list(self.times)}, indent=1, sort_keys=True)
-        (folder / FILE).write_text(text + "\n")
+        save_fields(folder / FILE, self)
 
     @classmethod
     def load(cls, folder: Path) -> Contract:
         """Of the student in `folder`; IntegrityError if there is none, or it is damaged."""
-        try:
-            content = json.loads((folder / FILE).read_text())
-            return cls(**{f.name: content[f.name] for f in fields(cls)})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(
-                f"{folder / FILE} is no contract of a student: {error!r}. Restore the file."
-            ) from error
+        return load_fields(cls, folder / FILE, "no contract of a student")
 
 
 def contracted(net: nn.Module, contract: Contract) -> nn.Module:

@@ -27,13 +27,12 @@ def trained(study: Comparison) -> list[Row]:
 
 def bill_of(row: Row) -> dict[str, Any]:
     """What the student and the decoder of a row cost together; `kind` says which they are. Empty without either."""
-    bills = {key: own for key in ("student", "decoder") if (own := row.quality.get(key))}
+    if not (bills := {key: own for key in ("student", "decoder") if (own := row.quality.get(key))}):
+        return {}
     kinds = [own.get("kind", key) for key, own in bills.items()]
     seen = [part for own in bills.values() for part in str(own.get("data", "")).split(", ") if part]
-    added = ("seconds", "steps", "samples", "macs")
-    return {key: sum(own.get(key) or 0 for own in bills.values()) for key in added if bills} | (
-        {"kind": " + ".join(kinds), "data": ", ".join(dict.fromkeys(seen))} if bills else {}
-    )
+    added = {key: sum(own.get(key) or 0 for own in bills.values()) for key in ("seconds", "steps", "samples", "macs")}
+    return added | {"kind": " + ".join(kinds), "data": ", ".join(dict.fromkeys(seen))}
 
 
 def rival(study: Comparison, row: Row) -> Row | None:

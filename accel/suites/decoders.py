@@ -7,22 +7,14 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
 from accel.core.decoder import FILE, Distilled, distilled
-from accel.suites.base import (
-    TinyAutoencoder,
-    check_manifest,
-    load_network,
-    manifest,
-    remedy,
-    write_manifest,
-)
+from accel.suites import shipped
+from accel.suites.base import TinyAutoencoder, check_manifest, load_network, remedy
 
 # What diffusers writes into a config and then warns of when it is read: not an argument, and where it was loaded from.
 NOT_ASKED = ("block_out_channels", "_name_or_path")
@@ -39,9 +31,7 @@ def decoders(folder: Path, suite: str) -> dict[str, TinyAutoencoder]:
 
 
 def _decoder(folder: Path, suite: str) -> TinyAutoencoder:
-    listed = manifest(folder, remedy(suite))
-    decides = {name: value for name, value in listed.items() if name.endswith((".safetensors", "config.json"))}
-    return TinyAutoencoder(partial(load, folder, suite), decides, Distilled.load(folder).bill)
+    return TinyAutoencoder(partial(load, folder, suite), shipped.deciding(folder, suite), Distilled.load(folder).bill)
 
 
 def load(folder: Path, suite: str) -> nn.Module:
@@ -54,10 +44,4 @@ def load(folder: Path, suite: str) -> nn.Module:
 
 def save(net: nn.Module, origin: Distilled, folder: Path) -> None:
     """Write a decoder, in the dtype that it has, in the place of what is there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    net.save_pretrained(folder)
-    path = folder / "config.json"
-    config = {key: own for key, own in json.loads(path.read_text()).items() if key not in NOT_ASKED}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    origin.save(folder)
-    write_manifest(folder)
+    shipped.save(net, origin, folder, NOT_ASKED)

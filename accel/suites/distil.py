@@ -17,7 +17,8 @@ from accel.digests import weights_hex
 from accel.errors import ConfigError
 from accel.files import write_atomic
 from accel.samplers.noise_schedule import noise_schedule
-from accel.suites.students import folder_of, load, save
+from accel.suites.shipped import save
+from accel.suites.students import folder_of, load
 from accel.suites.training.loop import OnStep, TrainConfig, run
 from accel.suites.training.task import STUDENT, Draw, Lesson, Task, settings
 

@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,8 @@ from torch import nn
 
 from accel.core.denoiser import denoiser_name
 from accel.core.student import FILE, Contract, contracted
-from accel.suites.base import Student, check_manifest, load_network, load_pipeline, manifest, remedy, write_manifest
+from accel.suites.base import Student, check_manifest, load_network, load_pipeline, remedy
+from accel.suites.shipped import deciding
 
 
 def folder_of(denoisers: Path) -> Path:
@@ -33,9 +32,7 @@ def students(folder: Path, cls: type, suite: str) -> dict[str, Student]:
 
 
 def _student(folder: Path, cls: type, suite: str) -> Student:
-    listed = manifest(folder, remedy(suite))
-    decides = {name: value for name, value in listed.items() if name.endswith((".safetensors", "config.json"))}
-    return Student(partial(load, folder, cls, suite), decides, Contract.load(folder))
+    return Student(partial(load, folder, cls, suite), deciding(folder, suite), Contract.load(folder))
 
 
 def load(folder: Path, cls: type, suite: str) -> nn.Module:
@@ -45,19 +42,6 @@ def load(folder: Path, cls: type, suite: str) -> nn.Module:
         return contracted(load_network(cls, folder), Contract.load(folder))
     pipe = load_pipeline(cls, folder)
     return contracted(getattr(pipe, denoiser_name(pipe)), Contract.load(folder))
-
-
-def save(own: Any, contract: Contract, folder: Path) -> None:
-    """Write a student, a pipeline or a network, in the dtype that it has, in the place of what is there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    own.save_pretrained(folder)
-    named = ("model_index.json", "config.json", "*/config.json")
-    for path in [path for name in named for path in folder.glob(name)]:
-        # diffusers notes the place that a network was loaded from
-        config = {key: own for key, own in json.loads(path.read_text()).items() if key != "_name_or_path"}
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    contract.save(folder)
-    write_manifest(folder)
 
 
 def bill_of(contract: Contract) -> dict[str, Any]:
