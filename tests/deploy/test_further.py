@@ -25,7 +25,7 @@ from accel.guidance import AutoGuidance, ClassifierGuidance
 from accel.precision import Cast
 from accel.registry import method
 from accel.stitching import TStitch
-from accel.suites import students
+from accel.suites import shipped
 from accel.suites.base import write_manifest
 from accel.suites.pipeline import PixelPipeline
 
@@ -184,7 +184,7 @@ def test_a_folder_brings_a_student_with_its_contract(light_digits, tmp_path):
     weights = Path(shutil.copytree(light_digits, tmp_path / "digits"))
     teacher, student = pipeline(weights / "large"), pipeline(weights / "small")
     contract = Contract("endpoint", (999, 350), weights_hex(teacher.unet), 1.0, {"seconds": 1.0})
-    students.save(student, contract, tmp_path / "digits_students/pd2")
+    shipped.save(student, contract, tmp_path / "digits_students/pd2")
     recipe = Recipe(method("sampler", "ddim_accel", steps=2), student=method("student", "pd2"))
     path = saved(tmp_path / "recipe", ["suite=digits", f"+suite.weights={weights}"], recipe, samples=None).parent
     with open_recipe(path).apply() as applied:
